@@ -1,0 +1,89 @@
+"""The clean run and what it is compared with.
+
+In come a model, tokenized pairs and the sites of interest; out come the clean activations (still attached to their
+autograd graph, so that gradients need no second forward pass) and the baseline's. This module knows no gradients and
+encodes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from circuitgraph.dictionary import Dictionary
+from circuitgraph.errors import CircuitGraphError, did_you_mean
+from circuitgraph.metrics import Metric
+from circuitgraph.model import Model, TokenizedPairs
+from circuitgraph.nodes import Site
+
+BaselineKind = Literal["corrupted", "zero", "mean"]
+BASELINES: tuple[BaselineKind, ...] = ("corrupted", "zero", "mean")
+
+
+@dataclass(frozen=True, eq=False)
+class CleanRun:
+    """The clean run: `attached` are the recorded tensors and `attached_metric` [batch] the metric in the autograd graph;
+    `values` and `metric` are the same detached."""
+
+    logits: Tensor
+    attached_metric: Tensor
+    attached: Mapping[Site, Tensor]
+
+    @property
+    def metric(self) -> Tensor:
+        return self.attached_metric.detach()
+
+    @property
+    def values(self) -> dict[Site, Tensor]:
+        return {site: value.detach() for site, value in self.attached.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """What clean is compared with, per site [batch, pos, d].
+
+    corrupted: the activations of the corrupted run. mean: their mean over the examples, per position.
+    zero: no values; features, errors, embeddings and biases are all compared with nothing.
+    `metric` is the metric of the corrupted run for all three kinds, [batch].
+    """
+
+    kind: BaselineKind
+    values: Mapping[Site, Tensor] | None
+    logits: Tensor
+    metric: Tensor
+
+
+def sites_of(model: Model, dictionaries: Iterable[Dictionary]) -> list[Site]:
+    """Every site whose activations the nodes and edges of these dictionaries need, in forward order."""
+    sites = {Site("embed")}
+    if model.has(Site("pos_embed")):
+        sites.add(Site("pos_embed"))
+    for dictionary in dictionaries:
+        sites |= {dictionary.reads, dictionary.writes}
+    for layer in range(model.n_layers):
+        sites |= {Site(kind, layer) for kind in ("ln1_scale", "q", "k", "v", "pattern", "z", "attn_out", "ln2_scale", "mlp_out", "resid_post")}
+    return sorted(sites, key=lambda site: site.depth)
+
+
+def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric) -> CleanRun:
+    """The clean run with its autograd graph."""
+    logits, recorded = model.run(pairs.clean, record=list(sites), differentiable=True)
+    return CleanRun(logits.detach(), metric(logits), recorded)
+
+
+def run_baseline(
+    model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric, kind: str = "corrupted"
+) -> Baseline:
+    """The corrupted run, turned into the baseline of that kind."""
+    if kind not in BASELINES:
+        raise CircuitGraphError(f"baseline {kind!r} is unknown; expected one of {', '.join(BASELINES)}.{did_you_mean(kind, BASELINES)}")
+    logits, recorded = model.run(pairs.corrupted, record=list(sites))
+    values: dict[Site, Tensor] | None = recorded
+    if kind == "zero":
+        values = None
+    elif kind == "mean":
+        values = {site: value.mean(0, keepdim=True).expand_as(value) for site, value in recorded.items()}
+    return Baseline(kind, values, logits, metric(logits))  # type: ignore[arg-type]

@@ -1,0 +1,213 @@
+"""The command line: parse, call one function, write, say where.
+
+Result paths and figures go to stdout, everything else to stderr; errors are one line and exit code 1. This module imports
+only click until a command runs, so that --help is quick, and it decides nothing: defaults are read from the functions.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from circuitgraph import __version__
+from circuitgraph.errors import CircuitGraphError
+
+
+def _defaults(module: str, function: str) -> dict[str, Any]:
+    """The keyword defaults of a function, read from its source: importing it would cost seconds."""
+    tree = ast.parse((Path(__file__).parent / module).read_text(encoding="utf-8"))
+    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    return {arg.arg: ast.literal_eval(value) for arg, value in pairs if isinstance(value, ast.Constant)}
+
+
+def _option(defaults: dict[str, Any], name: str, help: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option for the keyword `name` of a function, with the function's own default and its type."""
+    default = defaults[name]
+    if default is not None:
+        settings.setdefault("type", type(default))
+    return click.option(f"--{name.replace('_', '-')}", name, default=default, show_default=default is not None, help=help, **settings)
+
+
+_DISCOVER = _defaults("discover.py", "discover_circuit")
+_PRUNE = _defaults("prune.py", "prune")
+_DEMO = _defaults("demo/run.py", "run_demo")
+
+
+def _common(command: Any) -> Any:
+    """--quiet and --debug, which every command has."""
+    command = click.option("--quiet", is_flag=True, help="No progress on stderr.")(command)
+    return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(command)
+
+
+def _device(command: Any) -> Any:
+    return click.option("--device", default=None, help="Where the model runs, for instance cpu or cuda:0.  [default: the library's choice]")(command)
+
+
+class _Lines(click.Group):
+    """A group whose commands print an error of ours as one line and exit with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CircuitGraphError as error:
+            if "--debug" in sys.argv:
+                raise
+            click.echo(f"{type(error).__name__}: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Lines)
+@click.version_option(__version__)
+def main() -> None:
+    """Circuit graphs of language models that carry their evidence."""
+
+
+@main.command()
+@_option(_DEMO, "task", "What the embedded model is asked to do: ioi, greater-than, gendered-pronoun, ... ")
+@click.option("--out", default="circuitgraph-demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the three files.")
+@_option(_DEMO, "n_pairs", "Prompt pairs to average over.")
+@_option(_DEMO, "max_nodes", "Nodes that the circuit may have.")
+@_option(_DEMO, "seed", "Seed of the prompt pairs.")
+@_device
+@_common
+def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: Any) -> None:
+    """Find, measure and draw a circuit of the embedded trained model: circuit.json, circuit.svg, circuit.html."""
+    from circuitgraph.demo.run import run_demo
+
+    with _progress(quiet) as progress:
+        result = run_demo(out, device=device, progress=progress, **settings)
+    for line in result.lines():
+        click.echo(line)
+
+
+@main.command()
+@click.argument("prompts", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="Model name, local folder, or 'demo'.")
+@click.option("--dictionaries", required=True, multiple=True, help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
+@_option(_DISCOVER, "metric", "logit_difference, probability_difference, logit or log_probability.")
+@_option(_DISCOVER, "baseline", "What clean is compared with: corrupted, zero or mean.")
+@_option(_DISCOVER, "method", "gradient or integrated.")
+@_option(_DISCOVER, "steps", "Steps of integrated gradients.")
+@_option(_DISCOVER, "rule", "Quadrature rule of integrated gradients: gauss-legendre, midpoint, left or right.")
+@_option(_DISCOVER, "max_nodes", "Candidates: the nodes with the largest attribution.")
+@_option(_DISCOVER, "edge_threshold", "Smallest |weight| of an edge, as a fraction of the metric's difference.")
+@_option(_DISCOVER, "top_k", "At most this many inputs per node.", type=int)
+@_option(_DISCOVER, "backend", "Backend of the attribution kernel.")
+@click.option("--length", type=int, help="Use only pairs of this many tokens.")
+@click.option("--examples", type=int, help="Use only this many pairs, drawn at random.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
+@_device
+@_common
+def discover(
+    prompts: Path,
+    model: str,
+    dictionaries: tuple[str, ...],
+    output: Path,
+    length: int | None,
+    examples: int | None,
+    seed: int,
+    device: str | None,
+    quiet: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Build the circuit graph of the prompt pairs in PROMPTS (JSON lines, or auto-circuit's JSON)."""
+    import random
+
+    from circuitgraph import demo as embedded
+    from circuitgraph.dictionary_formats import load_dictionaries
+    from circuitgraph.discover import discover_circuit
+    from circuitgraph.formats import write_graph
+    from circuitgraph.model import load_model, pairs_of_length
+    from circuitgraph.prompts import read_pairs
+
+    pairs = read_pairs(prompts)
+    with _progress(quiet) as progress:
+        progress("loading the model", 0, 1)
+        loaded = load_model(embedded.MODEL if model == "demo" else model, device=device)
+        sources = [path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])]
+        found = load_dictionaries(sources, loaded)
+        if length is not None:
+            pairs = pairs_of_length(loaded, pairs, length)
+        if examples is not None and examples < len(pairs):
+            pairs = random.Random(seed).sample(pairs, max(1, examples))
+        graph = discover_circuit(loaded, found, pairs, progress=progress, **settings)
+        if examples is not None:
+            graph.graph["provenance"]["settings"]["seed"] = seed
+        write_graph(graph, output)
+    _report(graph, quiet)
+    click.echo(output)
+
+
+@main.command()
+@click.argument("graph", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
+@_option(_PRUNE, "node_threshold", "Smallest |attribution| of a node, as a fraction of the metric's difference.")
+@_option(_PRUNE, "edge_threshold", "Smallest |weight| of an edge, as a fraction of the metric's difference.")
+@_option(_PRUNE, "top_k", "At most this many inputs per node.", type=int)
+@_option(_PRUNE, "max_nodes", "At most this many nodes, the strongest.", type=int)
+@_common
+def prune(graph: Path, output: Path, quiet: bool, debug: bool, **settings: Any) -> None:
+    """Cut GRAPH down to what matters, always reachable from the metric."""
+    from circuitgraph.formats import read_graph, write_graph
+    from circuitgraph.prune import prune as prune_graph
+
+    smaller = prune_graph(read_graph(graph), **settings)
+    write_graph(smaller, output)
+    _report(smaller, quiet)
+    click.echo(output)
+
+
+@main.command()
+@click.argument("graph", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Picture to write: .html, .svg, .png, .pdf or .dot.")
+@_common
+def render(graph: Path, output: Path, quiet: bool, debug: bool) -> None:
+    """Draw GRAPH as a page or picture, by the suffix of the output."""
+    from circuitgraph.formats import read_graph
+    from circuitgraph.render import write_rendering
+
+    write_rendering(read_graph(graph), output)
+    click.echo(output)
+
+
+@main.command()
+@click.argument("graph", type=click.Path(path_type=Path))
+@click.option("--top", default=10, show_default=True, help="Strongest nodes and edges to list.")
+@_common
+def show(graph: Path, top: int, quiet: bool, debug: bool) -> None:
+    """Summarise GRAPH: counts per kind and layer, strongest nodes and edges, evidence."""
+    from circuitgraph.formats import read_graph
+    from circuitgraph.summary import summary_text
+
+    click.echo(summary_text(read_graph(graph), top=top), nl=False)
+
+
+def _report(graph: Any, quiet: bool) -> None:
+    if not quiet:
+        for line in graph.graph["reports"]:
+            click.echo(line, err=True)
+        click.echo(f"{graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges", err=True)
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A function (stage, done, total) that moves a progress bar on stderr."""
+    if quiet:
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total if total > 1 else None)

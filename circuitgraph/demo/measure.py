@@ -1,0 +1,88 @@
+"""How well a model solves the tasks, and how well a dictionary describes activations.
+
+In come a function from token ids to logits and the name of a task, or a model, a dictionary and text; out come shares.
+This module knows not whether the logits come from the plain model or from one with dictionaries spliced in.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from sae_lens import SAE
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedTokenizerFast
+
+from circuitgraph.demo.places import Place, encode, record
+from circuitgraph.prompts import PromptPair
+from circuitgraph.tasks import TASKS, make_pairs
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of pairs: P(right answers) above P(wrong ones), and the likeliest token among the right answers."""
+
+    right_above_wrong: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Active features per token, explained variance (1 - error / variance), and features that were active at all."""
+
+    l0: float
+    explained_variance: float
+    n_alive: int
+
+
+@torch.no_grad()
+def score_task(forward: Forward, tokenizer: PreTrainedTokenizerFast, task: str, n: int = 1024, seed: int = 1) -> Score:
+    """The score of the clean prompts of `n` held-out pairs; `forward` maps ids [batch, pos] to logits [batch, pos, vocab]."""
+    above = first = 0
+    for ids, pairs in _by_length(tokenizer, make_pairs(task, n, seed=seed)):
+        probabilities = forward(ids)[:, -1].softmax(-1)
+        for row, pair in zip(probabilities, pairs, strict=True):
+            right, wrong = (_single_tokens(tokenizer, words) for words in (pair.answers, pair.wrong_answers))
+            above += bool(row[right].sum() > row[wrong].sum())
+            first += int(row.argmax()) in right
+    return Score(above / n, first / n)
+
+
+@torch.no_grad()
+def measure_dictionary(model: TransformerBridge, place: Place, dictionary: SAE, batches: Iterable[torch.Tensor]) -> Quality:
+    """The quality of `dictionary` on the model's own activations, over all tokens but padding and <bos>.
+
+    <bos> is left out because its constant, large activation would flatter the explained variance.
+    """
+    activations = record(model, batches, {place.hook_in, place.hook_out}, bos=False)
+    x, y = activations[place.hook_in], activations[place.hook_out]
+    acts = encode(dictionary, x)
+    error = y - dictionary.decode(acts).reshape(y.shape)
+    explained = 1 - error.pow(2).sum() / (y - y.mean(0)).pow(2).sum()
+    active = acts > 0
+    return Quality(active.sum(1).float().mean().item(), explained.item(), int(active.any(0).sum()))
+
+
+def prompt_batches(tokenizer: PreTrainedTokenizerFast, n: int, seed: int = 1) -> list[torch.Tensor]:
+    """Ids [batch, pos] of clean and corrupted prompts of `n` held-out pairs of each task, one batch for each length."""
+    return [
+        torch.cat([ids, tokenizer([pair.corrupted for pair in pairs], return_tensors="pt")["input_ids"]])
+        for task in TASKS
+        for ids, pairs in _by_length(tokenizer, make_pairs(task, n, seed=seed))
+    ]
+
+
+def _by_length(tokenizer: PreTrainedTokenizerFast, pairs: list[PromptPair]) -> list[tuple[torch.Tensor, list[PromptPair]]]:
+    groups: dict[int, list[tuple[list[int], PromptPair]]] = defaultdict(list)
+    for pair in pairs:
+        ids = tokenizer(pair.clean)["input_ids"]
+        groups[len(ids)].append((ids, pair))
+    return [(torch.tensor([ids for ids, _ in group]), [pair for _, pair in group]) for group in groups.values()]
+
+
+def _single_tokens(tokenizer: PreTrainedTokenizerFast, words: tuple[str, ...]) -> list[int]:
+    return [ids[0] for ids in tokenizer(list(words), add_special_tokens=False)["input_ids"]]

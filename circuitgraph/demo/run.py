@@ -1,0 +1,88 @@
+"""The demo: a circuit of the embedded model, found, measured and drawn by the same code as any other.
+
+In come a task and a folder; out come three files and the figures that the command prints. Nothing in the rest of the
+package knows this module.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import networkx as nx
+
+from circuitgraph.demo import MODEL, circuit_dictionaries
+from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.discover import Progress, discover_circuit
+from circuitgraph.errors import CircuitGraphError
+from circuitgraph.evaluate import attach_evidence, evaluate
+from circuitgraph.formats import write_graph
+from circuitgraph.model import load_model
+from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
+from circuitgraph.prune import prune
+from circuitgraph.render import write_rendering
+from circuitgraph.tasks import TASKS, make_pairs
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The circuit that was found, and the files that were written."""
+
+    circuit: nx.MultiDiGraph
+    files: tuple[Path, ...]
+
+    def lines(self) -> list[str]:
+        """What the command prints: counts, metric, evidence, files."""
+        circuit = self.circuit
+        evidence, metric = circuit.graph["evidence"], circuit.graph["metric"]
+        nodes = Counter(kind for _, kind in circuit.nodes(data="kind"))
+        edges = Counter(kind for *_, kind in circuit.edges(data="kind"))
+        by_node_kind = ", ".join(f"{nodes[kind]} {kind}" for kind in NODE_KINDS if nodes[kind])
+        by_edge_kind = ", ".join(f"{edges[kind]} {kind}" for kind in EDGE_KINDS if edges[kind])
+        return [
+            f"prompt {circuit.graph['provenance']['prompts'][0]['clean']!r} ({circuit.graph['n_examples']} pairs)",
+            f"nodes {len(circuit)} ({by_node_kind})",
+            f"edges {circuit.number_of_edges()} ({by_edge_kind})",
+            f"{metric['name']} clean {metric['clean']:.2f} corrupted {metric['corrupted']:.2f}",
+            f"faithfulness {_figure(evidence['faithfulness'])} (errors kept)",
+            f"faithfulness {_figure(evidence['faithfulness_errors_removed'])} (errors removed)",
+            f"pearson r {_figure(evidence['pearson_r'])} (attribution against measured effect, {evidence['n_patched']} nodes)",
+            *map(str, self.files),
+        ]
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    task: str = "ioi",
+    n_pairs: int = 8,
+    max_nodes: int = 200,
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> DemoResult:
+    """Find the circuit of a task in the embedded model, measure it, and write circuit.json, .svg and .html into `out`."""
+    pairs = make_pairs(task, n_pairs, seed=seed, template=0)
+    out = Path(out)
+    progress("loading the model", 0, 1)
+    model = load_model(MODEL, device=device)
+    dictionaries = load_dictionaries(circuit_dictionaries(), model)
+    graph = discover_circuit(model, dictionaries, pairs, metric=TASKS[task].metric, progress=progress)
+    circuit = prune(graph, max_nodes=max_nodes)
+    circuit = attach_evidence(circuit, evaluate(circuit, model, dictionaries, progress=progress))
+
+    progress("writing", 0, 1)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CircuitGraphError(f"cannot create folder {out}: {error.strerror}; choose another --out") from None
+    files = tuple(out / f"circuit.{suffix}" for suffix in ("json", "svg", "html"))
+    write_graph(circuit, files[0])
+    for path in files[1:]:
+        write_rendering(circuit, path)
+    return DemoResult(circuit, files)
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"

@@ -1,0 +1,147 @@
+"""Trains the demo's dictionaries: TopK autoencoders by sae-lens, and BatchTopK transcoders by a loop of our own.
+
+In come the demo model and a folder; in it comes, for each place of each layer, a folder that `sae_lens.SAE.load_from_disk`
+reads (weights float16). This module does not know the tasks: it sees activations only, those at <bos> included.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from sae_lens import (
+    SAE,
+    JumpReLUTranscoder,
+    JumpReLUTranscoderConfig,
+    SAETrainer,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from transformer_lens.model_bridge import TransformerBridge
+
+from circuitgraph.demo.corpus import text_batches
+from circuitgraph.demo.places import Place, places, record
+
+D_SAE, K = 1024, {"z": 12, "mlp_out": 16, "resid_post": 16}
+TEXT_BATCHES, TEXT_SEED = 600, 7  # 64 documents each, together half a million tokens
+BATCH, N_STEPS, RATE = 1024, 1500, 1e-3
+DEAD_AFTER, AUX_WEIGHT = 200, 1 / 32
+
+
+def train_dictionaries(model: TransformerBridge, folder: Path, *, n_steps: int = N_STEPS) -> float:
+    """Trains and saves the three dictionaries of every layer; returns CPU seconds."""
+    start = time.process_time()
+    for layer in range(model.cfg.n_layers):
+        hooks = {hook for place in places(layer) for hook in (place.hook_in, place.hook_out)}
+        activations = record(model, text_batches(model.tokenizer, TEXT_BATCHES, 64, TEXT_SEED), sorted(hooks))
+        for place in places(layer):
+            x, y = activations[place.hook_in], activations[place.hook_out]
+            torch.manual_seed(layer)
+            dictionary = _train_sae(x, place, n_steps) if place.hook_in == place.hook_out else _train_transcoder(x, y, place, n_steps)
+            _save(dictionary, place, folder / place.name)
+            print(f"{place.name}  {time.process_time() - start:.0f} s", flush=True)
+    return time.process_time() - start
+
+
+def _train_sae(x: Tensor, place: Place, n_steps: int) -> TopKTrainingSAE:
+    """A TopK autoencoder of `x` [token, d]; the input scale and the decoder's norms are folded into its weights."""
+    config = TopKTrainingSAEConfig(
+        d_in=x.shape[1], d_sae=D_SAE, k=K[place.kind], apply_b_dec_to_input=False, normalize_activations="expected_average_only_in"
+    )
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH, lr=RATE, lr_end=RATE / 10,
+            lr_warm_up_steps=50, lr_decay_steps=n_steps // 4, dead_feature_window=DEAD_AFTER, n_batches_for_norm_estimate=50,
+        ),
+        TopKTrainingSAE(config),
+        (x[rows] for rows in _shuffled(len(x))),
+    )  # fmt: skip
+    sae = trainer.fit()
+    sae.fold_W_dec_norm()
+    sae.cfg.rescale_acts_by_decoder_norm = False
+    return sae
+
+
+def _train_transcoder(x: Tensor, y: Tensor, place: Place, n_steps: int) -> JumpReLUTranscoder:
+    """A transcoder from `x` to `y` [token, d]: BatchTopK while training, then one threshold with the same mean L0.
+
+    Loss: mean squared error in units where `y` has mean square 1, plus the share of the remaining error that features
+    silent for `DEAD_AFTER` steps could explain.
+    """
+    transcoder = JumpReLUTranscoder(JumpReLUTranscoderConfig(d_in=x.shape[1], d_out=y.shape[1], d_sae=D_SAE, apply_b_dec_to_input=False))
+    scale = y.pow(2).mean().sqrt()
+    with torch.no_grad():
+        transcoder.W_dec /= transcoder.W_dec.norm(dim=1, keepdim=True)
+        transcoder.b_dec += y.mean(0) / scale
+    optimizer = torch.optim.Adam(transcoder.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50, 4 * (n_steps - step) / n_steps))
+    silent = torch.zeros(D_SAE)
+    for _, rows in zip(range(n_steps), _shuffled(len(x)), strict=False):
+        target = y[rows] / scale
+        strengths = _strengths(transcoder, x[rows])
+        kept = strengths * (strengths >= _least_kept(strengths, K[place.kind]))
+        unit = transcoder.W_dec / transcoder.W_dec.norm(dim=1, keepdim=True)
+        error = target - kept @ unit - transcoder.b_dec
+        silent = torch.where((kept > 0).any(0), 0, silent + 1)
+        loss = error.pow(2).mean() + AUX_WEIGHT * _silent_loss(strengths[:, silent > DEAD_AFTER], unit[silent > DEAD_AFTER], error.detach())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return _fold(transcoder, x[: 64 * BATCH], float(scale), K[place.kind])
+
+
+def _strengths(transcoder: JumpReLUTranscoder, x: Tensor) -> Tensor:
+    """What each feature would write, as a length: relu(x W_enc + b_enc) |W_dec|, shape [token, d_sae]."""
+    return (x @ transcoder.W_enc + transcoder.b_enc).relu() * transcoder.W_dec.norm(dim=1)
+
+
+def _least_kept(strengths: Tensor, k: int) -> Tensor:
+    """The smallest strength of the `k` largest per token on average, over the whole batch."""
+    return strengths.detach().flatten().topk(k * len(strengths), sorted=False).values.min()
+
+
+def _silent_loss(strengths: Tensor, unit: Tensor, error: Tensor) -> Tensor:
+    """How far the 32 strongest of the silent features of each token are from the error that the others leave."""
+    if strengths.shape[1] == 0:
+        return error.new_zeros(())
+    values, which = strengths.topk(min(32, strengths.shape[1]), dim=1)
+    return mse_loss(torch.zeros_like(strengths).scatter(1, which, values) @ unit, error)
+
+
+@torch.no_grad()
+def _fold(transcoder: JumpReLUTranscoder, x: Tensor, scale: float, k: int) -> JumpReLUTranscoder:
+    """The same map in the units of `y`: decoder rows of length 1, and the threshold that keeps `k` features on average."""
+    gain = transcoder.W_dec.norm(dim=1) * scale
+    transcoder.W_dec.data = transcoder.W_dec / transcoder.W_dec.norm(dim=1, keepdim=True)
+    transcoder.W_enc.data = transcoder.W_enc * gain
+    transcoder.b_enc.data = transcoder.b_enc * gain
+    transcoder.b_dec.data = transcoder.b_dec * scale
+    cuts = [_least_kept(_strengths(transcoder, rows), k) for rows in x.split(BATCH)]
+    transcoder.threshold.data = torch.stack(cuts).mean().expand(D_SAE).clone()
+    return transcoder
+
+
+def _shuffled(n: int) -> Iterator[Tensor]:
+    """Row numbers in batches, epoch after epoch without end; the order comes from torch's global seed."""
+    while True:
+        yield from (rows for rows in torch.randperm(n).split(BATCH) if len(rows) == BATCH)
+
+
+def _save(dictionary: SAE, place: Place, folder: Path) -> None:
+    """sae-lens's format with weights in half precision; its cfg.json says float32, so that loaders compute in it."""
+    dictionary.cfg.metadata = SAEMetadata(model_name="circuitgraph-demo", hook_name=place.hook_in, hook_name_out=place.hook_out)
+    dictionary.cfg.reshape_activations = "hook_z" if place.kind == "z" else "none"
+    inference = getattr(dictionary.cfg, "get_inference_sae_cfg_dict", dictionary.cfg.to_dict)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cfg.json").write_text(json.dumps(inference(), indent=2, sort_keys=True) + "\n")
+    weights = {name: value.detach().half().contiguous() for name, value in dictionary.state_dict().items()}
+    save_file(weights, folder / "sae_weights.safetensors")

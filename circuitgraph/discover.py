@@ -1,0 +1,163 @@
+"""The whole way from prompt pairs to a circuit graph. READ THIS FIRST.
+
+In come a model, dictionaries, prompt pairs and settings; out comes a graph. Each line below is one module.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor
+
+from circuitgraph.activations import Baseline, CleanRun, run_baseline, run_clean, sites_of
+from circuitgraph.attribution import NodeTable, attribute_nodes, component_sites, rank_nodes
+from circuitgraph.dictionary import Dictionary
+from circuitgraph.edges import attribute_edges
+from circuitgraph.errors import CircuitGraphError, did_you_mean
+from circuitgraph.gradients import integrated_gradients, metric_gradients
+from circuitgraph.graph import build_graph
+from circuitgraph.metrics import Metric, MetricFunction, build_metric
+from circuitgraph.model import Model, TokenizedPairs, tokenize_pairs
+from circuitgraph.nodes import Site
+from circuitgraph.prompts import PromptPair
+
+METHODS = ("gradient", "integrated")
+
+# told (stage, steps done, steps in all) as the work goes on
+Progress = Callable[[str, int, int], None]
+
+
+def discover_circuit(
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    pairs: Sequence[PromptPair],
+    *,
+    metric: str | MetricFunction = "logit_difference",
+    baseline: str = "corrupted",
+    method: str = "gradient",
+    steps: int = 10,
+    rule: str = "gauss-legendre",
+    max_nodes: int = 1000,
+    edge_threshold: float = 0.001,
+    top_k: int | None = None,
+    backend: str = "auto",
+    progress: Progress = lambda stage, done, total: None,
+) -> nx.MultiDiGraph:
+    """The circuit graph of the metric's difference between clean and baseline, averaged over the pairs.
+
+    The max_nodes nodes with the largest |attribution| are candidates; from the metric down, edges with
+    |weight| > edge_threshold (a fraction of |metric clean - corrupted|) connect them, at most top_k per target.
+    method "integrated" averages the gradient over `steps` points from baseline to clean. `progress` is told
+    (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
+    """
+    if method not in METHODS:
+        raise CircuitGraphError(f"method {method!r} is unknown; expected one of {', '.join(METHODS)}.{did_you_mean(method, METHODS)}")
+    if max_nodes < 1:
+        raise CircuitGraphError(f"max_nodes is {max_nodes}; expected at least 1")
+    tokens = tokenize_pairs(model, pairs)
+    score = build_metric(metric, tokens.answers, tokens.wrong_answers)
+    sites = sites_of(model, dictionaries.values())
+
+    progress("running clean and corrupted prompts", 0, 1)
+    clean = run_clean(model, tokens, sites, score)
+    base = run_baseline(model, tokens, sites, score, baseline)
+
+    progress("gradients of the metric", 0, 1)
+    gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method=method, steps=steps, rule=rule)
+    last = Site("resid_post", model.n_layers - 1)
+    metric_gradient = metric_gradients(clean, [last])[last]
+
+    progress("attributing every feature", 0, 1)
+    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients, backend=backend)
+    candidates, report = strongest_nodes(tables, max_nodes)
+
+    unit = abs(float((clean.metric - base.metric).mean()))
+    edges = attribute_edges(
+        model, candidates, clean.values, metric_gradient, threshold=edge_threshold * unit, top_k=top_k, progress=progress
+    )
+
+    settings = {"metric": score.name, "baseline": baseline, "method": method, "max_nodes": max_nodes}
+    settings |= {"edge_threshold": edge_threshold, "top_k": top_k} | ({"steps": steps, "rule": rule} if method == "integrated" else {})
+    facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, settings)
+    graph = build_graph(model, candidates, edges, facts)
+    unreached = sum(map(len, candidates)) + 1 - len(graph)
+    graph.graph["reports"] = [report, f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric"]
+    if len(graph) == 1:
+        graph.graph["reports"].append("the graph is empty: no node changes the metric between clean and baseline")
+    return graph
+
+
+def node_gradients(
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    tokens: TokenizedPairs,
+    clean: CleanRun,
+    base: Baseline,
+    metric: Metric,
+    *,
+    method: str,
+    steps: int,
+    rule: str,
+) -> dict[Site, Tensor]:
+    """The gradient at every site that nodes write to: plain, or integrated along each dictionary's site."""
+    written = {Site("embed")} | set(component_sites(model, dictionaries)) | set(dictionaries)
+    written |= {Site("attn_out", layer) for layer in range(model.n_layers)}
+    gradients = metric_gradients(clean, sorted(written, key=lambda site: site.depth))
+    if method == "integrated":
+        start = {site: path_start(dictionary, clean, base) for site, dictionary in dictionaries.items()}
+        gradients |= integrated_gradients(model, tokens, clean.values, start, metric, steps=steps, rule=rule)
+    return gradients
+
+
+def path_start(dictionary: Dictionary, clean: CleanRun, base: Baseline) -> Tensor:
+    """x at the baseline end of the path: with baseline zero no feature and no error, which leaves b_dec."""
+    if base.values is not None:
+        return base.values[dictionary.writes]
+    return dictionary.weights.b_dec.expand_as(clean.attached[dictionary.writes])
+
+
+def strongest_nodes(tables: Sequence[NodeTable], max_nodes: int) -> tuple[list[NodeTable], str]:
+    """The tables cut down to the max_nodes nodes with the largest |attribution|, and a line that says so."""
+    ranked = [(value, node) for value, node in rank_nodes(tables) if value != 0]
+    chosen = {node for _, node in ranked[:max_nodes]}
+    kept = [table.take(torch.tensor([table.node(i) in chosen for i in range(len(table))], dtype=torch.bool, device=table.pos.device)) for table in tables]
+    return kept, f"max_nodes {max_nodes}: {len(chosen)} of {len(ranked)} nodes with a non-zero attribution are candidates"
+
+
+def graph_facts(
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    pairs: Sequence[PromptPair],
+    tokens: TokenizedPairs,
+    clean: CleanRun,
+    base: Baseline,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """The graph attributes: what was run, on what, with which settings."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "transformer-lens")}
+    return {
+        "tokens": {"clean": model.token_strings(tokens.clean[0].tolist()), "corrupted": model.token_strings(tokens.corrupted[0].tolist())},
+        "logits": {"clean": _top_tokens(model, clean.logits), "corrupted": _top_tokens(model, base.logits)},
+        "metric": {"name": settings["metric"], "clean": float(clean.metric.mean()), "corrupted": float(base.metric.mean())},
+        "n_layers": model.n_layers,
+        "n_examples": len(pairs),
+        "provenance": {
+            "model": model.name,
+            "dictionaries": {str(site): dictionary.name for site, dictionary in dictionaries.items()},
+            "prompts": [asdict(pair) | {"answers": list(pair.answers), "wrong_answers": list(pair.wrong_answers)} for pair in pairs],
+            "settings": settings,
+            "versions": versions,
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+    }
+
+
+def _top_tokens(model: Model, logits: Tensor, n: int = 5) -> list[list[Any]]:
+    """[[token, probability], ...] of the most likely next tokens of the first example."""
+    top = logits[0, -1].detach().softmax(-1).topk(n)
+    return [[token, p] for token, p in zip(model.token_strings(top.indices.tolist()), top.values.tolist(), strict=True)]

@@ -1,0 +1,44 @@
+"""Writing a file so that a reader sees the old one or the new one, never half of it.
+
+In come a path and the whole content; out comes the file, or one line that says why not. This module knows
+the errors and nothing else of the package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from circuitgraph.errors import CircuitGraphError
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """The file at `path` holds `data` (text as UTF-8, newlines untouched), written beside it and renamed.
+
+    A link is followed; a device such as /dev/stdout is written to directly. CircuitGraphError when the path
+    cannot be written: the file that was there before is then unchanged.
+    """
+    content = data.encode("utf-8") if isinstance(data, str) else data
+    target = Path(os.path.realpath(path))
+    try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_bytes(content)
+        else:
+            _write_beside_and_rename(target, content)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CircuitGraphError(f"cannot write {os.fspath(path)}: {reason}; choose another -o") from error
+
+
+def _write_beside_and_rename(target: Path, content: bytes) -> None:
+    temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.part")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+        os.replace(temporary, target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

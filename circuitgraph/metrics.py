@@ -1,0 +1,102 @@
+"""Metrics: logits in, one number per example out; larger means the model does the task better.
+
+The named metrics read the last position; a callable may read what it likes. This module knows token ids,
+not text, and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circuitgraph.errors import MetricError, did_you_mean
+
+MetricFunction = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named function `logits [batch, pos, vocab] -> [batch]`."""
+
+    name: str
+    function: MetricFunction
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """One number per example, [batch]. MetricError if the function returns anything else, or NaN."""
+        values = self.function(logits)
+        if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise MetricError(f"metric {self.name!r} returned {shape}; expected one number per example, shape ({len(logits)},)")
+        if not bool(values.isfinite().all()):
+            row = int((~values.isfinite()).nonzero()[0])
+            raise MetricError(f"metric {self.name!r} is {float(values[row])} for example {row}; expected a finite number")
+        return values
+
+
+def _logit_difference(logits: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
+    return (logits * right).sum(-1) / right.sum(-1) - (logits * wrong).sum(-1) / wrong.sum(-1)
+
+
+def _probability_difference(logits: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
+    return (logits.softmax(-1) * (right - wrong)).sum(-1)
+
+
+def _logit(logits: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
+    return (logits * right).sum(-1) / right.sum(-1)
+
+
+def _log_probability(logits: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
+    return logits.log_softmax(-1).masked_fill(right == 0, -torch.inf).logsumexp(-1)
+
+
+# name -> (function of the last position's logits and the 0/1 masks of right and wrong tokens, needs wrong answers)
+_NAMED = {
+    "logit_difference": (_logit_difference, True),
+    "probability_difference": (_probability_difference, True),
+    "logit": (_logit, False),
+    "log_probability": (_log_probability, False),
+}
+METRIC_NAMES = tuple(_NAMED)
+
+
+def build_metric(
+    metric: str | MetricFunction, answers: Sequence[Sequence[int]], wrong_answers: Sequence[Sequence[int]]
+) -> Metric:
+    """The metric of that name for these answer token ids (one list per example), or the given callable.
+
+    logit_difference        mean logit of the answers - mean logit of the wrong answers
+    probability_difference  summed probability of the answers - that of the wrong answers
+    logit                   mean logit of the answers
+    log_probability         log of the summed probability of the answers
+    """
+    if callable(metric):
+        return Metric(getattr(metric, "__name__", type(metric).__name__), metric)
+    if metric not in _NAMED:
+        raise MetricError(
+            f"metric {metric!r} is unknown; expected one of {', '.join(METRIC_NAMES)}, or a function"
+            f" from logits [batch, pos, vocab] to [batch].{did_you_mean(metric, METRIC_NAMES)}"
+        )
+    function, needs_wrong = _NAMED[metric]
+    for i, (right, wrong) in enumerate(zip(answers, wrong_answers, strict=True)):
+        if not right or (needs_wrong and not wrong):
+            side = "wrong answer" if right else "answer"
+            raise MetricError(f"metric {metric!r} needs at least one {side} for every pair; pair {i + 1} has none")
+
+    def named(logits: Tensor) -> Tensor:
+        last = logits[:, -1]
+        return function(last, _mask(last, answers), _mask(last, wrong_answers))
+
+    return Metric(metric, named)
+
+
+def _mask(last: Tensor, ids: Sequence[Sequence[int]]) -> Tensor:
+    """[batch, vocab], 1 at each example's ids."""
+    if len(last) != len(ids):
+        raise MetricError(f"the metric was built for {len(ids)} examples and got logits of {len(last)}")
+    mask = torch.zeros(len(ids), last.shape[-1])
+    for row, tokens in enumerate(ids):
+        mask[row, list(tokens)] = 1.0
+    return mask.to(last)

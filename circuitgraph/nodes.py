@@ -1,0 +1,122 @@
+"""Sites of a transformer and the nodes of a circuit: names, order, text form.
+
+A site is a place where activations are read or written. A node is one writer into the residual stream (or
+the metric that reads it), at one position. The text form of a node is unique and parseable:
+
+    z.2/f17@5            feature 17 of the dictionary at site z.2, position 5
+    mlp_out.3/error@5    what that dictionary misses at position 5
+    embed@2  pos_embed@2 token and positional embedding
+    mlp_out.3/bias@5     the constant that site adds at position 5
+    metric@14            the metric, at the position whose logits it reads
+
+This module holds the only index arithmetic on nodes and knows neither models nor graphs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from circuitgraph.errors import GraphError, did_you_mean
+
+NodeKind = Literal["feature", "error", "embedding", "pos_embedding", "bias", "metric"]
+EdgeKind = Literal["ov", "q", "k", "mlp", "metric"]
+
+NODE_KINDS: tuple[NodeKind, ...] = ("embedding", "pos_embedding", "bias", "feature", "error", "metric")
+EDGE_KINDS: tuple[EdgeKind, ...] = ("ov", "q", "k", "mlp", "metric")
+
+# Order inside one layer of a serial block: what stands later may read what stands earlier.
+LAYER_SITES = (
+    "resid_pre",
+    "ln1_scale",
+    "q",
+    "k",
+    "v",
+    "pattern",
+    "z",
+    "attn_out",
+    "ln2_scale",
+    "ln2_normalized",
+    "mlp_in",
+    "mlp_post",
+    "mlp_out",
+    "resid_post",
+)
+GLOBAL_SITES = ("embed", "pos_embed", "metric")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the model: a kind from `LAYER_SITES` with its layer, or one of `GLOBAL_SITES` (layer None)."""
+
+    kind: str
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        known = GLOBAL_SITES if self.layer is None else LAYER_SITES
+        if self.kind not in known:
+            hint = did_you_mean(self.kind, LAYER_SITES + GLOBAL_SITES)
+            raise GraphError(f"site {str(self)!r} is unknown: expected KIND.LAYER or one of {', '.join(GLOBAL_SITES)}.{hint}")
+        if self.layer is not None and self.layer < 0:
+            raise GraphError(f"site {str(self)!r} has a negative layer: layers count from 0")
+
+    def __str__(self) -> str:
+        return self.kind if self.layer is None else f"{self.kind}.{self.layer}"
+
+    @property
+    def depth(self) -> int:
+        """Rank along the forward pass: embeddings first, then layer by layer, the metric last."""
+        if self.layer is None:
+            return {"embed": -2, "pos_embed": -1, "metric": 1 << 30}[self.kind]
+        return self.layer * len(LAYER_SITES) + LAYER_SITES.index(self.kind)
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """The site that `str(site)` wrote; GraphError otherwise."""
+        kind, dot, layer = text.partition(".")
+        if dot and not layer.isdecimal():
+            raise GraphError(f"site {text!r} has no layer number after the dot: expected for instance 'mlp_out.3'")
+        return cls(kind, int(layer) if dot else None)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a circuit; `feature` is set for kind "feature" only."""
+
+    kind: NodeKind
+    site: Site
+    pos: int
+    feature: int | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "feature":
+            return f"{self.site}/f{self.feature}@{self.pos}"
+        if self.kind in ("error", "bias"):
+            return f"{self.site}/{self.kind}@{self.pos}"
+        return f"{self.site}@{self.pos}"
+
+    @property
+    def order(self) -> tuple[int, int, int, int]:
+        """Sort key: forward pass, then position, then kind, then feature index."""
+        feature = -1 if self.feature is None else self.feature
+        return self.site.depth, self.pos, NODE_KINDS.index(self.kind), feature
+
+    @classmethod
+    def parse(cls, text: str) -> Node:
+        """The node that `str(node)` wrote; GraphError otherwise."""
+        match = _NODE.fullmatch(text)
+        if match is None:
+            raise GraphError(f"node {text!r} does not parse: expected for instance 'mlp_out.3/f1024@5', 'z.2/error@5' or 'embed@2'")
+        site, part, pos = Site.parse(match["site"]), match["part"], int(match["pos"])
+        if part is None:
+            if site.layer is not None:
+                raise GraphError(f"node {text!r} names no feature, error or bias of its site")
+            return cls(_GLOBAL_NODES[site.kind], site, pos)
+        if part in ("error", "bias"):
+            return cls(part, site, pos)  # type: ignore[arg-type]
+        return cls("feature", site, pos, int(part[1:]))
+
+
+_GLOBAL_NODES: dict[str, NodeKind] = {"embed": "embedding", "pos_embed": "pos_embedding", "metric": "metric"}
+_NODE = re.compile(r"(?P<site>[a-z_0-9]+(\.\d+)?)(/(?P<part>f\d+|error|bias))?@(?P<pos>\d+)")

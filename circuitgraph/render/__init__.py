@@ -1,0 +1,43 @@
+"""Pictures of circuit graphs: DOT, SVG, PNG, PDF and one offline HTML page.
+
+In comes a graph with the schema of `circuitgraph.graph`; out come text or a file. Nothing here changes a graph, loads
+a model or opens a connection.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import networkx as nx
+
+from circuitgraph.errors import CircuitGraphError, RenderError, did_you_mean
+from circuitgraph.files import write_atomically
+from circuitgraph.render.dot import draw, render_dot
+from circuitgraph.render.html import render_html
+from circuitgraph.render.svg import render_svg
+
+__all__ = ["RENDERERS", "draw", "render_dot", "render_html", "render_svg", "write_rendering"]
+
+RENDERERS = {".dot": render_dot, ".html": render_html, ".svg": render_svg}
+DRAWN = (".pdf", ".png")  # by Graphviz
+
+
+def write_rendering(graph: nx.MultiDiGraph, path: str | os.PathLike[str]) -> None:
+    """Write the graph to `path` in the format its suffix names: .html, .svg, .dot, or with Graphviz .png, .pdf.
+
+    The first three are byte-identical for equal graphs. RenderError when the suffix is unknown, when Graphviz is
+    needed and not installed, and when the file cannot be written; whatever was at `path` before is then unchanged.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in DRAWN:
+        return draw(graph, path)
+    if suffix not in RENDERERS:
+        known = sorted((*RENDERERS, *DRAWN))
+        named = repr(suffix) if suffix else "no suffix"
+        raise RenderError(f"cannot tell the format of {os.fspath(path)!r}: it has {named}, expected {', '.join(known)}.{did_you_mean(suffix, known)}")
+    text = RENDERERS[suffix](graph)
+    try:
+        write_atomically(path, text)
+    except CircuitGraphError as error:
+        raise RenderError(str(error)) from error

@@ -1,0 +1,179 @@
+"""A circuit graph as DOT text, and pictures that Graphviz draws from it.
+
+In comes a graph; out come DOT text with the positions of `layout` (always) and SVG, PNG or PDF (where Graphviz is
+at hand: its `neato`, else pygraphviz in a child process). This module needs neither to write DOT.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import networkx as nx
+
+from circuitgraph.errors import CircuitGraphError, RenderError
+from circuitgraph.files import write_atomically
+from circuitgraph.render import labels
+from circuitgraph.render.labels import LIGHT
+from circuitgraph.render.layout import Layout, Point, curve, lay_out, place_captions
+
+TIMEOUT = 120.0  # seconds; 20,000 pinned edges take 0.7 s of one core
+FORMATS = (".pdf", ".png", ".svg")
+SHAPES = {
+    "triangle": "triangle", "circle": "circle", "rounded": "box", "diamond": "diamond", "square": "box", "house": "house",
+    "hexagon": "hexagon", "pill": "box",
+}  # fmt: skip
+
+
+def render_dot(graph: nx.MultiDiGraph) -> str:
+    """The graph as DOT text whose nodes and edges carry the positions of `layout`, in points.
+
+    `neato -n2` (pygraphviz: prog="nop2") draws it as laid out; `dot` ignores the positions and makes its own. Nodes
+    are named n0, n1, ... since a colon in a name would be read as a port; our names stand in `id` and `tooltip`.
+    """
+    layout = lay_out(graph)
+    edges = labels.ranked_edges(graph)
+    names = {node: f"n{number}" for number, node in enumerate(sorted(graph))}
+    return "\n".join(
+        [
+            "digraph circuit {",
+            *_defaults(graph),
+            *_signs(layout),
+            *(_node(graph, layout, node, name) for node, name in names.items()),
+            *(_caption(layout, number, caption.text, caption.x, caption.y) for number, caption in enumerate(place_captions(graph, layout, 9))),
+            *_edges(layout, edges, names),
+            "}\n",
+        ]
+    )
+
+
+def draw(graph: nx.MultiDiGraph, path: str | os.PathLike[str]) -> None:
+    """Write the picture that Graphviz draws of the graph to a .svg, .png or .pdf file.
+
+    RenderError when the suffix is another one, when neither `neato` nor pygraphviz is installed, when drawing takes
+    longer than `TIMEOUT`, and when the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise RenderError(f"Graphviz does not draw {os.fspath(path)!r} here: expected a name that ends in {', '.join(FORMATS)}")
+    picture = _run(_command(suffix[1:]), render_dot(graph))
+    try:
+        write_atomically(path, picture)
+    except CircuitGraphError as error:
+        raise RenderError(str(error)) from error
+
+
+def quote(text: str) -> str:
+    """`text` as a quoted DOT string that shows exactly its visible characters, whatever they are.
+
+    Never an HTML-like label; backslashes, quotes and entities are taken literally.
+    """
+    shown = labels.visible(text, " ").replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{shown}"'
+
+
+def _at(layout: Layout, point: Point) -> str:
+    """A point of the layout in Graphviz coordinates, where y grows upwards."""
+    return f"{point[0]:g},{round(layout.height - point[1], 1):g}"
+
+
+def _defaults(graph: nx.MultiDiGraph) -> list[str]:
+    return [
+        f"  graph [bgcolor={quote(LIGHT['page'])}, outputorder=edgesfirst, splines=true, rankdir=BT, pad=0.3, dpi=144, label={quote(_title(graph))},"
+        ' labelloc=t, labeljust=l, fontname="Helvetica", fontsize=14];',
+        f'  node [label="", fixedsize=true, style=filled, fontname="Helvetica", fontsize=10, fontcolor={quote(LIGHT["ink"])}];',
+        "  edge [dir=none];",
+    ]
+
+
+def _title(graph: nx.MultiDiGraph) -> str:
+    numbers = "; ".join(f"{name} {value} ({basis})" for name, value, basis, _ in labels.facts(graph)[:2])
+    return " ".join(part for part in (numbers, labels.statement(graph)) if part)
+
+
+def _plain(name: str, layout: Layout, point: Point, text: str, size: float) -> str:
+    return f"  {name} [shape=plaintext, style=solid, fixedsize=false, fontsize={size:g}, label={quote(text)}, pos={_pinned(layout, point)}];"
+
+
+def _pinned(layout: Layout, point: Point) -> str:
+    return f'"{_at(layout, point)}!"'
+
+
+def _signs(layout: Layout) -> list[str]:
+    """Tokens under their columns and names of the rows at the left, as plaintext nodes."""
+    lines = []
+    for number, column in enumerate(layout.columns):
+        middle = column.x + column.width / 2
+        limit = max(3, int((column.width - 4) / 6.6))
+        lines.append(_plain(f"clean{number}", layout, (middle, layout.height + 16), labels.shorten(column.clean, limit), 11))
+        if column.clean != column.corrupted:
+            lines.append(_plain(f"corrupted{number}", layout, (middle, layout.height + 34), labels.shorten(column.corrupted, limit), 11))
+    for number, row in enumerate(layout.rows):
+        text = row.text if row.layer is None else f"L{row.layer} {row.text}".strip()
+        lines.append(_plain(f"row{number}", layout, (-36, row.y + row.height / 2), text, 11))
+    return lines
+
+
+def _caption(layout: Layout, number: int, text: str, x: float, y: float) -> str:
+    return _plain(f"caption{number}", layout, (x, y - 4), text, 9)
+
+
+def _node(graph: nx.MultiDiGraph, layout: Layout, node: str, name: str) -> str:
+    data = graph.nodes[node]
+    form, radius = labels.shape(data), layout.radii[node]
+    negative = (data.get("attribution") or 0.0) < 0
+    fill, pen = (LIGHT["page"], LIGHT["negative"]) if negative else (LIGHT["positive"], LIGHT["positive"])
+    wide = 2 * radius * (1.7 if form == "pill" else 1)
+    rounded = ', style="filled,rounded"' if form in ("pill", "rounded") else ""
+    return (
+        f"  {name} [id={quote(node)}, shape={SHAPES[form]}{rounded}, width={wide / 72:.3f}, height={2 * radius / 72:.3f},"
+        f" fillcolor={quote(fill)}, color={quote(pen)}, penwidth={1.5 if negative else 0.5}, pos={_pinned(layout, layout.centres[node])},"
+        f" tooltip={quote(labels.title(graph, node))}];"
+    )
+
+
+def _edges(layout: Layout, edges: list[labels.Edge], names: dict[str, str]) -> list[str]:
+    """All edges, weak ones first so that strong ones lie on top."""
+    reference = labels.reference_weight(edges)
+    lines = []
+    for source, target, kind, data in reversed(edges):
+        weight = data.get("weight", 0.0)
+        strength = labels.edge_strength(weight, reference)
+        colour = f"{labels.edge_colour(kind)}{round(255 * labels.edge_opacity(strength)):02X}"
+        spline = " ".join(_at(layout, point) for point in curve(layout, source, target, kind))
+        tooltip = f"{labels.edge_name(kind)} {labels.signed(weight)}: {source} → {target}"
+        lines.append(
+            f"  {names[source]} -> {names[target]} [penwidth={labels.edge_width(strength):.2f}, color={quote(colour)},"
+            f'{" style=dashed," if weight < 0 else ""} tooltip={quote(tooltip)}, pos="{spline}"];'
+        )
+    return lines
+
+
+def _command(form: str) -> list[str]:
+    """The command that turns DOT on its input into a picture on its output."""
+    neato = shutil.which("neato")
+    if neato:
+        return [neato, "-n2", f"-T{form}"]
+    if importlib.util.find_spec("pygraphviz"):
+        # In a child: a stuck layout holds the interpreter lock, and only a process can be ended.
+        program = "import sys, pygraphviz as p; sys.stdout.buffer.write(p.AGraph(string=sys.stdin.read()).draw(format=sys.argv[1], prog='nop2'))"
+        return [sys.executable, "-X", "utf8", "-c", program, form]
+    raise RenderError(
+        f"drawing .{form} needs Graphviz, which is not installed: `apt-get install graphviz` or `pip install 'circuitgraph-engine[render]'`;"
+        " .svg, .html and .dot need nothing"
+    )
+
+
+def _run(command: list[str], dot: str) -> bytes:
+    try:
+        done = subprocess.run(command, input=dot.encode("utf-8"), capture_output=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise RenderError(f"Graphviz did not finish within {TIMEOUT:g} s: prune the graph, or write .svg or .html instead") from error
+    if done.returncode or not done.stdout:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit status {done.returncode}"]
+        raise RenderError(f"Graphviz could not draw the graph: {labels.shorten(said[-1], 160)}; write .svg or .html instead")
+    return done.stdout

@@ -1,0 +1,286 @@
+"""Every decision on text, colour, width, order and shape of a drawn circuit graph.
+
+In come nodes, edges and attributes of a graph; out come strings and numbers that the DOT, SVG and HTML writers
+use alike. This module is pure and knows no file format and no coordinates on a page.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import networkx as nx
+
+MAX_DRAWN_EDGES = 2000
+MINUS = "\u2212"
+
+# All colours keep 3:1 (lines) or 4.5:1 (text) on their page and stay apart under the common colour deficiencies.
+LIGHT = {
+    "ov": "#B35900", "q": "#3C8DC5", "k": "#007F5F", "mlp": "#003E7E", "metric": "#B0428A", "other": "#767676",
+    "positive": "#333C4A", "negative": "#C2243C", "page": "#FFFFFF", "ink": "#1B1F24", "muted": "#57606A",
+    "band": "#F5F7F9", "line": "#D5DBE1", "raised": "#FFFFFF", "mark": "#FFE2A8", "accent": "#0B5CAD",
+}  # fmt: skip
+DARK = {
+    "ov": "#FFB000", "q": "#7CC8F5", "k": "#26C79A", "mlp": "#4F8EF7", "metric": "#F08CC4", "other": "#9A9A9A",
+    "positive": "#DDE3EA", "negative": "#FF7B87", "page": "#10141A", "ink": "#E8ECF1", "muted": "#9DA8B5",
+    "band": "#171C24", "line": "#303844", "raised": "#1B212A", "mark": "#6B4E00", "accent": "#7DB7FF",
+}  # fmt: skip
+
+EDGE_NAMES = {"ov": "OV", "q": "Q", "k": "K", "mlp": "MLP", "metric": "metric"}
+EDGE_MEANINGS = {
+    "ov": "what attention moves",
+    "q": "why this query",
+    "k": "why this key",
+    "mlp": "what the MLP reads",
+    "metric": "what the metric reads",
+}
+NODE_ORDER = ("embedding", "pos_embedding", "bias", "feature", "error", "metric")
+SITE_WORDS = {"z": "attention", "attn_out": "attention", "mlp_out": "MLP", "mlp_post": "MLP"}
+
+
+def visible(text: str, space: str = "·") -> str:
+    """`text` with white space, controls, bidi marks and lone surrogates made visible.
+
+    ` a\\n` becomes `·a⏎`, U+202E becomes `\\u202e` (pictures of controls are missing in too many fonts).
+
+    The result has no character that XML, DOT or a terminal could refuse, and prints in one line.
+    """
+    return "".join(_visible_character(character, space) for character in text)
+
+
+def _visible_character(character: str, space: str) -> str:
+    code = ord(character)
+    if character in " \n\t":
+        return {" ": space, "\n": "⏎", "\t": "⇥"}[character]
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs")
+    noncharacter = code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+    if not hidden and not noncharacter:
+        return character
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def shorten(text: str, limit: int) -> str:
+    """`text`, or its first characters and an ellipsis when it is longer than `limit`."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def text_width(text: str, size: float) -> float:
+    """Estimated width in px of `text` at font size `size` (0.6 em a character, 1 em for wide ones)."""
+    return size * sum(1.0 if unicodedata.east_asian_width(character) in "WF" else 0.6 for character in text)
+
+
+def signed(value: float) -> str:
+    """`value` with three significant digits and always a sign: `+0.125`, `−3.10`, `0`."""
+    if value == 0:
+        return "0"
+    size = f"{abs(value):#.3g}" if 1e-4 <= abs(value) < 1e4 else f"{abs(value):.2e}"
+    return (MINUS if value < 0 else "+") + size.rstrip(".")
+
+
+def plain(value: float) -> str:
+    """`value` as `signed`, without the plus."""
+    return signed(value).lstrip("+")
+
+
+def tokens_at(graph: nx.MultiDiGraph, pos: int) -> tuple[str, str]:
+    """Visible clean and corrupted token of a position; empty strings where the graph names none."""
+    tokens = graph.graph.get("tokens") or {}
+    clean, corrupted = (tokens.get(side) or [] for side in ("clean", "corrupted"))
+    return tuple(visible(row[pos]) if pos < len(row) else "" for row in (clean, corrupted))  # type: ignore[return-value]
+
+
+def metric_name(graph: nx.MultiDiGraph) -> str:
+    """Name of the metric in words: `logit difference`."""
+    return visible(str((graph.graph.get("metric") or {}).get("name", "metric")).replace("_", " "), " ")
+
+
+def model_name(graph: nx.MultiDiGraph) -> str:
+    """Name of the model from the provenance, or the empty string."""
+    model = (graph.graph.get("provenance") or {}).get("model", "")
+    if isinstance(model, Mapping):
+        model = next((model[key] for key in ("name", "id", "path") if isinstance(model.get(key), str)), "")
+    return visible(str(model), " ")
+
+
+def statement(graph: nx.MultiDiGraph) -> str:
+    """One sentence when there is little or nothing to draw, else the empty string."""
+    nodes, edges = graph.number_of_nodes(), graph.number_of_edges()
+    if nodes == 0:
+        return "This graph is empty: no node passed the selection. The reports say what each step removed."
+    if edges == 0:
+        return f"This graph has {nodes} node{'s' * (nodes > 1)} and no edges: nothing connects to anything."
+    return ""
+
+
+def facts(graph: nx.MultiDiGraph) -> list[tuple[str, str, str, str]]:
+    """(name, value, "measured" or "estimated", explanation) of every number in the header, in reading order."""
+    metric, evidence = graph.graph.get("metric") or {}, graph.graph.get("evidence") or {}
+    found = []
+    if "clean" in metric and "corrupted" in metric:
+        value = f"{plain(metric['clean'])} clean, {plain(metric['corrupted'])} corrupted"
+        examples = graph.graph.get("n_examples", 1)
+        found.append((metric_name(graph), value, "measured", f"mean over {examples} example{'s' * (examples != 1)}"))
+    for key, name, explanation in _EVIDENCE:
+        if isinstance(evidence.get(key), (int, float)):
+            found.append((name, f"{evidence[key]:.0%}".replace("-", MINUS), "measured", explanation))
+    if isinstance(evidence.get("pearson_r"), (int, float)):
+        count = evidence.get("n_patched")
+        over = f" over {count} patched nodes" if count is not None else ""
+        explanation = f"correlation of estimated attributions with effects measured by patching{over}"
+        found.append(("estimate against effect", f"r = {plain(evidence['pearson_r'])}", "measured", explanation))
+    total = sum(abs(weight) for *_, weight in graph.edges(data="weight", default=0.0))
+    if total:
+        from_errors = sum(abs(weight) for u, _, weight in graph.edges(data="weight", default=0.0) if is_error(graph.nodes[u]))
+        explanation = "share of the absolute edge weight that leaves error nodes: what the dictionaries miss"
+        found.append(("input from errors", f"{from_errors / total:.0%}", "estimated", explanation))
+    return found
+
+
+_EVIDENCE = (
+    ("faithfulness", "faithfulness", "the circuit alone, between the empty circuit (0%) and the whole model (100%)"),
+    ("faithfulness_errors_removed", "errors removed", "faithfulness when the error nodes are taken out as well"),
+    ("faithfulness_empty_errors_kept", "errors alone", "faithfulness of the error nodes without any feature"),
+)
+
+
+def is_error(attributes: Mapping[str, Any]) -> bool:
+    """Whether the node is an error node."""
+    return bool(attributes.get("kind") == "error")
+
+
+def kind_name(attributes: Mapping[str, Any]) -> str:
+    """What the node is, in words: `attention feature`, `MLP error`, `token embedding`, `metric`."""
+    kind = str(attributes.get("kind", "node"))
+    if kind in ("feature", "error", "bias"):
+        site = str(attributes.get("site", "")).partition(".")[0]
+        return f"{SITE_WORDS.get(site, 'residual')} {kind}"
+    return {"embedding": "token embedding", "pos_embedding": "position embedding"}.get(kind, kind)
+
+
+def short_name(attributes: Mapping[str, Any]) -> str:
+    """The node inside its cell: `f1024` for a feature, else its kind."""
+    return f"f{attributes['feature']}" if attributes.get("feature") is not None else kind_name(attributes)
+
+
+def caption(graph: nx.MultiDiGraph, node: str) -> str:
+    """Text beside a drawn node: the user's label, else the token it promotes (`→·Mary`), else `f1024`; or nothing."""
+    attributes = graph.nodes[node]
+    if attributes.get("label"):
+        return shorten(visible(str(attributes["label"]), " "), 20)
+    if attributes.get("kind") == "metric":
+        return shorten(metric_name(graph), 24)
+    if attributes.get("kind") != "feature":
+        return ""
+    promoted = attributes.get("top_tokens")
+    return "→" + shorten(visible(str(promoted[0])), 10) if promoted else short_name(attributes)
+
+
+def title(graph: nx.MultiDiGraph, node: str) -> str:
+    """The node in one line for tooltips and screen readers."""
+    attributes = graph.nodes[node]
+    parts = [visible(node), kind_name(attributes)]
+    if attributes.get("label"):
+        parts.append(f"“{visible(str(attributes['label']), ' ')}”")
+    if attributes.get("pos") is not None:
+        parts.append(f"at {tokens_at(graph, attributes['pos'])[0]}")
+    word = "clean minus corrupted" if attributes.get("kind") == "metric" else "attribution"
+    parts.append(f"{word} {signed(attributes.get('attribution') or 0.0)}")
+    if attributes.get("effect") is not None:
+        parts.append(f"measured effect {signed(attributes['effect'])}")
+    return ", ".join(parts)
+
+
+def shape(attributes: Mapping[str, Any]) -> str:
+    """Name of the node's shape; see `shape_path`."""
+    kind, site = attributes.get("kind"), str(attributes.get("site", "")).partition(".")[0]
+    if kind == "feature":
+        return {"attention": "triangle", "MLP": "circle"}.get(SITE_WORDS.get(site, ""), "rounded")
+    return {"error": "diamond", "embedding": "square", "pos_embedding": "house", "bias": "hexagon", "metric": "pill"}.get(str(kind), "circle")
+
+
+def shape_path(name: str, radius: float) -> str:
+    """SVG path data of a shape around (0, 0); all shapes of one radius look about equally large."""
+    if name in _POLYGONS:
+        points = [f"{radius * x:.1f} {radius * y:.1f}" for x, y in _POLYGONS[name]]
+        return "M" + "L".join(points) + "Z"
+    half = 1.7 * radius if name == "pill" else 0.85 * radius if name == "rounded" else radius
+    tall = 0.8 * radius if name == "pill" else half
+    corner = 0.35 * radius if name == "rounded" else tall
+    arc = f"a{corner:.1f} {corner:.1f} 0 0 1 "
+    across, down = 2 * (half - corner), 2 * (tall - corner)
+    return (
+        f"M{corner - half:.1f} {-tall:.1f}h{across:.1f}{arc}{corner:.1f} {corner:.1f}v{down:.1f}{arc}{-corner:.1f} {corner:.1f}"
+        f"h{-across:.1f}{arc}{-corner:.1f} {-corner:.1f}v{-down:.1f}{arc}{corner:.1f} {-corner:.1f}Z"
+    )
+
+
+_POLYGONS = {
+    "triangle": ((0, -1.1), (1.05, 0.8), (-1.05, 0.8)),
+    "diamond": ((0, -1.2), (1.05, 0), (0, 1.2), (-1.05, 0)),
+    "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
+    "house": ((0, -1.1), (0.9, -0.25), (0.9, 0.85), (-0.9, 0.85), (-0.9, -0.25)),
+    "hexagon": ((-0.5, -0.9), (0.5, -0.9), (1, 0), (0.5, 0.9), (-0.5, 0.9), (-1, 0)),
+}
+
+
+def radii(graph: nx.MultiDiGraph) -> dict[str, float]:
+    """Radius in px of each node: 4 + 6 sqrt(|attribution| / largest), the metric always 10."""
+    sizes = {node: abs(data.get("attribution") or 0.0) for node, data in graph.nodes(data=True) if data.get("kind") != "metric"}
+    largest = max(sizes.values(), default=0.0) or 1.0
+    return {node: 4 + 6 * math.sqrt(sizes[node] / largest) if node in sizes else 10.0 for node in graph}
+
+
+def legend(graph: nx.MultiDiGraph) -> list[tuple[str, str]]:
+    """(shape, kind in words) of every kind of node in the graph, in drawing order."""
+    rank = {kind: place for place, kind in enumerate(NODE_ORDER)}
+    present = {(rank.get(str(data.get("kind")), 9), kind_name(data), shape(data)) for _, data in graph.nodes(data=True)}
+    merged: dict[str, list[str]] = {}
+    for _, name, form in sorted(present):
+        merged.setdefault(form, []).append(name)
+    return [(form, merge_names(names)) for form, names in merged.items()]
+
+
+def merge_names(names: list[str]) -> str:
+    """`MLP error` and `attention error` share a shape: one entry, `error`."""
+    return names[0] if len(names) == 1 else names[0].rpartition(" ")[2]
+
+
+Edge = tuple[str, str, str, dict[str, Any]]
+
+
+def ranked_edges(graph: nx.MultiDiGraph) -> list[Edge]:
+    """(source, target, kind, attributes) of all edges, largest |weight| first, ties by name."""
+    edges: Iterable[Edge] = graph.edges(keys=True, data=True)
+    return sorted(edges, key=lambda edge: (-abs(edge[3].get("weight", 0.0)), str(edge[0]), str(edge[1]), str(edge[2])))
+
+
+def edge_name(kind: str) -> str:
+    """Short name of an edge kind: `OV`, `Q`, `K`, `MLP`, `metric`."""
+    return EDGE_NAMES.get(kind, visible(kind))
+
+
+def edge_colour(kind: str, palette: Mapping[str, str] = LIGHT) -> str:
+    """Colour of an edge kind; unknown kinds are grey."""
+    return palette[kind] if kind in EDGE_NAMES else palette["other"]
+
+
+def reference_weight(edges: list[Edge]) -> float:
+    """The 99th percentile of |weight| of ranked edges (1 when there are none): what is drawn at full width."""
+    return abs(edges[len(edges) // 100][3].get("weight", 0.0)) or 1.0 if edges else 1.0
+
+
+def edge_strength(weight: float, reference: float) -> float:
+    """sqrt(|weight| / reference), at most 1: the one number that sets width and opacity."""
+    return min(1.0, math.sqrt(abs(weight) / reference))
+
+
+def edge_width(strength: float) -> float:
+    """Stroke width in px for a strength between 0 and 1."""
+    return 0.4 + 3.4 * strength**1.5
+
+
+def edge_opacity(strength: float) -> float:
+    """Stroke opacity for a strength between 0 and 1: weak edges stay in the background."""
+    return 0.12 + 0.76 * strength**1.2

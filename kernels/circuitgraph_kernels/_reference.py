@@ -1,0 +1,70 @@
+"""The definition of feature attribution, dense and plain: what every other backend is tested against.
+
+In come two runs, gradients and weights; out come the attributions of all active features and of the error node.
+This module does not know of speed or memory: it holds several [tokens, d_sae] tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuitgraph_kernels.weights import SaeWeights, decode, encode
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Checked arguments of one call, all in the dtype computed in; no baseline means zero."""
+
+    clean: Tensor  # [T, d_in]
+    baseline: Tensor | None  # [T, d_in]
+    gradient: Tensor  # [K, T, d_out]
+    clean_out: Tensor  # [T, d_out]
+    baseline_out: Tensor | None  # [T, d_out]
+    weights: SaeWeights
+    want_sum: bool
+
+
+class Entries(NamedTuple):
+    """What a backend returns: every feature active in either run, tokens ascending, then features ascending."""
+
+    token: Tensor  # [n] int64
+    feature: Tensor  # [n] int64
+    clean_acts: Tensor  # [n]
+    baseline_acts: Tensor  # [n]
+    attribution: Tensor  # [K, n]
+    error: Tensor  # [K, T]
+    feature_sum: Tensor | None  # [K, d_sae]
+
+
+def attribute(inputs: Inputs) -> Entries:
+    """Every formula as it is written; nothing skipped, nothing rearranged.
+
+    attribution = (acts_clean - acts_baseline) * (gradient . W_dec)
+    error       = gradient . (error_clean - error_baseline)
+    """
+    weights, gradient = inputs.weights, inputs.gradient
+
+    clean_acts = encode(inputs.clean, weights)
+    error = inputs.clean_out - decode(clean_acts, weights)
+    baseline_acts = torch.zeros_like(clean_acts)
+    if inputs.baseline is not None and inputs.baseline_out is not None:
+        baseline_acts = encode(inputs.baseline, weights)
+        error = error - (inputs.baseline_out - decode(baseline_acts, weights))
+
+    write_gradient = torch.einsum("ktd,fd->ktf", gradient, weights.W_dec.to(gradient.dtype))
+    attribution = (clean_acts - baseline_acts) * write_gradient
+
+    token, feature = torch.nonzero((clean_acts != 0) | (baseline_acts != 0), as_tuple=True)
+    return Entries(
+        token,
+        feature,
+        clean_acts[token, feature],
+        baseline_acts[token, feature],
+        attribution[:, token, feature],
+        torch.einsum("ktd,td->kt", gradient, error),
+        attribution.sum(dim=1) if inputs.want_sum else None,
+    )

@@ -1,0 +1,38 @@
+"""What every kernel test shares: uninitialised memory full of NaN, one thread, one rule for tolerances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """`torch.empty` gives NaN, so that reading a buffer before writing it cannot pass by luck."""
+    empty = torch.empty
+    threads = torch.get_num_threads()
+
+    def poisoned(*shape: int, **options: object) -> torch.Tensor:
+        buffer = empty(*shape, **options)
+        return buffer.fill_(float("nan")) if buffer.is_floating_point() else buffer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", poisoned)
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tolerance() -> Callable[..., float]:
+    """tolerance(dtype, n_terms, scale): eps * sqrt(n_terms) * scale, with a factor 8 for the worst of many sums.
+
+    `scale` bounds the sum of the absolute terms; the rounding errors of n terms add up like a random walk.
+    """
+
+    def bound(dtype: torch.dtype, n_terms: int, scale: torch.Tensor | float) -> float:
+        return 8 * torch.finfo(dtype).eps * max(n_terms, 1) ** 0.5 * max(float(scale), torch.finfo(dtype).tiny)
+
+    return bound

@@ -1,0 +1,304 @@
+"""Promises of `sae_attribution`: every backend equals the definition, and the edges hold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from circuitgraph_kernels import ACTIVATIONS, SaeAttribution, SaeWeights, encode, sae_attribution
+from circuitgraph_kernels import _torch as torch_backend
+
+Tolerance = Callable[..., float]
+SIZES = {
+    "tokens": st.integers(1, 12),
+    "d_in": st.integers(1, 20),
+    "d_sae": st.integers(1, 70),
+    "d_out": st.integers(1, 20),
+}
+
+
+def draw(random: torch.Generator, *shape: int, grid: bool = False) -> Tensor:
+    """Normal numbers, or multiples of 1/4 in [-1, 1], whose short sums of products are exact even in float32."""
+    if grid:
+        return torch.randint(-4, 5, shape, generator=random).double() / 4
+    return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+
+def make_weights(
+    random: torch.Generator, activation: str, d_in: int, d_sae: int, d_out: int, *, grid: bool = False, **fields: object
+) -> SaeWeights:
+    """Random float64 weights of any kind."""
+    if activation == "jumprelu":
+        fields["threshold"] = draw(random, d_sae, grid=grid)
+    if activation == "batchtopk":
+        fields["threshold"] = torch.tensor(0.5).double()
+    if activation == "topk":
+        fields["k"] = 1 + d_sae // 4
+    if activation == "gated":
+        fields |= {name: draw(random, d_sae, grid=grid) for name in ("b_gate", "r_mag", "b_mag")}
+    b_enc = torch.zeros(d_sae).double() if activation == "gated" else draw(random, d_sae, grid=grid) - 0.5
+    W_enc, W_dec = draw(random, d_in, d_sae, grid=grid), draw(random, d_sae, d_out, grid=grid)
+    return SaeWeights(W_enc, b_enc, W_dec, draw(random, d_out, grid=grid), activation, **fields)
+
+
+def cast(weights: SaeWeights, dtype: torch.dtype) -> SaeWeights:
+    tensors = {name: value.to(dtype) for name, value in vars(weights).items() if isinstance(value, Tensor)}
+    return replace(weights, **{name: value for name, value in tensors.items() if name != "decoder_norm"})
+
+
+def make_case(seed: int = 0, *, tokens: int = 9, d: int = 8, d_sae: int = 40, grid: bool = False, **fields: object):
+    """clean, baseline, gradient and weights of an SAE in float64."""
+    random = torch.Generator().manual_seed(seed)
+    clean, baseline, gradient = draw(random, 3, tokens, d, grid=grid)
+    return (
+        clean,
+        baseline,
+        gradient,
+        make_weights(random, fields.pop("activation", "relu"), d, d_sae, d, grid=grid, **fields),
+    )
+
+
+def dense(result: SaeAttribution, tokens: int, d_sae: int) -> Tensor:
+    """Clean activation, baseline activation and attribution as [3, T, d_sae]."""
+    table = torch.zeros(3, tokens, d_sae, dtype=torch.float64)
+    columns = torch.stack((result.clean_acts, result.baseline_acts, result.attribution)).double()
+    table[:, result.token, result.feature] = columns
+    return table
+
+
+def same_bits(left: SaeAttribution, right: SaeAttribution) -> bool:
+    pairs = ((getattr(left, name), getattr(right, name)) for name in vars(left))
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@given(seed=st.integers(0, 10**6), zero=st.booleans(), small_blocks=st.booleans(), scaled=st.booleans(), **SIZES)
+@settings(max_examples=25, deadline=None)
+def test_torch_equals_the_reference(
+    tolerance: Tolerance, activation: str, seed: int, zero: bool, small_blocks: bool, scaled: bool, **sizes: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    tokens, d_in, d_sae, d_out = (sizes[name] for name in ("tokens", "d_in", "d_sae", "d_out"))
+    fields = {"rescale_acts_by_decoder_norm": scaled} if activation == "topk" else {}
+    if scaled and activation != "topk":
+        d_out, fields = d_in, {"apply_b_dec_to_input": True}
+    weights = make_weights(random, activation, d_in, d_sae, d_out, **fields)
+    clean, baseline = draw(random, 2, tokens, d_in)
+    gradient = draw(random, 2, tokens, d_out)
+    outs = {"clean_out": draw(random, tokens, d_out)} | ({} if zero else {"baseline_out": draw(random, tokens, d_out)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        if small_blocks:  # many blocks of tokens and of features, the last ones partial
+            patch.setattr(torch_backend, "COLUMNS", 16)
+            patch.setattr(torch_backend, "BUFFER_ELEMENTS", 100)
+        got, expected = (
+            sae_attribution(clean, None if zero else baseline, gradient, weights, **outs, want="both", backend=name)
+            for name in ("torch", "reference")
+        )
+
+    assert torch.equal(got.token, expected.token) and torch.equal(got.feature, expected.feature)
+    assume(len(got.token) > 0)
+    assert got.attribution.abs().max() > 0 and got.feature_sum.abs().max() > 0 and got.error.abs().max() > 0
+    acts_scale = (d_in + 2) * float(clean.abs().max() + baseline.abs().max() + 1) * float(weights.W_enc.abs().max() + 1)
+    acts_scale *= float(weights.r_mag.exp().max()) + 1 if activation == "gated" else 1
+    attribution_scale = acts_scale * d_out * float(gradient.abs().max() * weights.W_dec.abs().max() + 1)
+    bounds = {"clean_acts": (d_in, acts_scale), "baseline_acts": (d_in, acts_scale)}
+    bounds |= {"attribution": (d_in + d_out, attribution_scale), "feature_sum": (tokens, tokens * attribution_scale)}
+    bounds |= {"error": (d_sae + d_out, 4 * d_sae * attribution_scale)}
+    for name, (terms, scale) in bounds.items():
+        difference = (getattr(got, name) - getattr(expected, name)).abs().max()
+        assert difference <= tolerance(torch.float64, terms, scale), name
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "batchtopk", "identity"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_narrow_types_are_computed_in_float32(activation: str, dtype: torch.dtype, mixed: bool) -> None:
+    """On the grid every sum is exact, ties at thresholds and among the k largest included: equality, not closeness."""
+    *runs, weights = make_case(activation=activation, grid=True)
+    expected = sae_attribution(*runs, weights, want="both", backend="reference")
+    weights = cast(weights, torch.float32 if mixed else dtype)
+    got = sae_attribution(*(run.to(dtype) for run in runs), weights, want="both")
+    assert got.attribution.dtype == got.error.dtype == torch.float32 and got.precision == "float32"
+    assert expected.attribution.abs().max() > 0 and expected.error.abs().max() > 0
+    for name in ("token", "feature", "clean_acts", "baseline_acts", "attribution", "error", "feature_sum"):
+        assert torch.equal(getattr(got, name).double(), getattr(expected, name).double()), name
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_float32_stays_within_the_rounding_bound(tolerance: Tolerance, zero: bool) -> None:
+    clean, baseline, gradient, weights = make_case(tokens=33, d=48, d_sae=300)
+    arguments = clean, None if zero else baseline, gradient
+    expected = sae_attribution(*arguments, weights, want="both", backend="reference")
+    narrow = (None if x is None else x.float() for x in arguments)
+    got = sae_attribution(*narrow, cast(weights, torch.float32), want="both")
+    scale = float(weights.W_enc.norm(dim=0).max() * (clean.norm(dim=1).max() + baseline.norm(dim=1).max()) + 2)
+    writes = float(gradient.norm(dim=1).max() * weights.W_dec.norm(dim=1).max())
+    difference = (dense(got, 33, 300) - dense(expected, 33, 300)).abs().amax(dim=(1, 2))
+    assert dense(expected, 33, 300)[2].abs().max() > 1
+    assert difference[:2].max() <= tolerance(torch.float32, 48, scale)
+    assert difference[2] <= tolerance(torch.float32, 96, scale * writes)
+    assert (got.error - expected.error).abs().max() <= tolerance(torch.float32, 300, 300 * scale * writes)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_error_is_the_gradient_times_what_the_decoder_misses(tolerance: Tolerance, backend: str, zero: bool) -> None:
+    clean, baseline, gradient, weights = make_case()
+    result = sae_attribution(clean, None if zero else baseline, gradient, weights, want="both", backend=backend)
+    acts = [torch.relu(run @ weights.W_enc + weights.b_enc) for run in (clean, baseline)]
+    errors = [run - (act @ weights.W_dec + weights.b_dec) for run, act in zip((clean, baseline), acts, strict=True)]
+    if zero:
+        acts[1], errors[1] = torch.zeros_like(acts[1]), torch.zeros_like(errors[1])
+    by_hand = (acts[0] - acts[1]) * (gradient @ weights.W_dec.T)
+    assert by_hand.abs().max() > 0.1 and result.error.abs().max() > 0.1
+    bound = tolerance(torch.float64, 40, 1e3)
+    assert (dense(result, 9, 40)[2] - by_hand).abs().max() <= bound
+    assert (result.feature_sum - by_hand.sum(dim=0)).abs().max() <= bound
+    assert (result.error - (gradient * (errors[0] - errors[1])).sum(dim=1)).abs().max() <= bound
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_many_gradients_give_the_bits_of_single_calls(activation: str) -> None:
+    clean, baseline, gradient, weights = make_case(activation=activation)
+    gradients = torch.stack((gradient, 2 - gradient, gradient.flip(0)))
+    together = sae_attribution(clean, baseline, gradients, weights, want="both")
+    assert together.attribution.shape == (3, len(together.token)) and together.error.shape == (3, 9)
+    for index, each in enumerate(gradients):
+        alone = sae_attribution(clean, baseline, each, weights, want="both")
+        assert alone.attribution.abs().max() > 0
+        rows = {name: getattr(together, name)[index] for name in ("attribution", "error", "feature_sum")}
+        assert same_bits(alone, replace(together, **rows))
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
+@pytest.mark.parametrize("grid", [True, False])
+def test_tokens_do_not_see_each_other(tolerance: Tolerance, activation: str, grid: bool) -> None:
+    """Bit for bit where the product is exact; BLAS may order its sums by the number of rows, so else to rounding."""
+    *runs, weights = make_case(activation=activation, tokens=17, grid=grid)
+    whole = dense(sae_attribution(*runs, weights), 17, 40)
+    order = torch.randperm(17, generator=torch.Generator().manual_seed(1))
+    permuted = dense(sae_attribution(*(run[order] for run in runs), weights), 17, 40)
+    parts = [dense(sae_attribution(*(run[rows] for run in runs), weights), n, 40)
+             for n, rows in ((5, slice(0, 5)), (1, slice(5, 6)), (11, slice(6, 17)))]  # fmt: skip
+    assert whole[2].abs().max() > 0
+    bound = 0.0 if grid else tolerance(torch.float64, 8, 1e3)
+    assert (permuted - whole[:, order]).abs().max() <= bound
+    assert (torch.cat(parts, dim=1) - whole).abs().max() <= bound
+
+
+def test_threshold_drops_small_entries_and_nothing_else() -> None:
+    clean, baseline, gradient, weights = make_case()
+    gradients = torch.stack((gradient, gradient.flip(0)))
+    whole = sae_attribution(clean, baseline, gradients, weights, want="both")
+    limit = float(whole.attribution.abs().median())
+    short = sae_attribution(clean, baseline, gradients, weights, want="both", threshold=limit)
+    kept = (whole.attribution.abs() > limit).any(dim=0)
+    assert 0 < kept.sum() < len(kept)
+    lists = ("token", "feature", "clean_acts", "baseline_acts", "attribution")
+    assert same_bits(short, replace(whole, **{name: getattr(whole, name)[..., kept] for name in lists}))
+
+
+def test_want_chooses_the_list_or_the_sum() -> None:
+    case = make_case()
+    both, only_list, only_sum = (sae_attribution(*case, want=want) for want in ("both", "list", "sum"))
+    assert both.feature_sum.abs().max() > 0 and len(both.token) > 0
+    assert same_bits(only_list, replace(both, feature_sum=None))
+    assert torch.equal(only_sum.feature_sum, both.feature_sum) and torch.equal(only_sum.error, both.error)
+    assert [len(getattr(only_sum, name)) for name in ("token", "feature", "clean_acts", "attribution")] == [0] * 4
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_tokens_equal_in_both_runs_are_left_out(backend: str) -> None:
+    clean, baseline, gradient, weights = make_case()
+    whole = sae_attribution(clean, baseline, gradient, weights, want="both", backend=backend)
+    baseline = torch.cat((clean[:4], baseline[4:]))
+    result = sae_attribution(clean, baseline, gradient, weights, want="both", backend=backend)
+    assert result.token.min() == 4 and torch.equal(result.error[:4], torch.zeros(4).double())
+    assert torch.allclose(result.error[4:], whole.error[4:], rtol=1e-12) and result.error[4:].abs().min() > 0
+    other_out = clean + 1.0  # now only the output side differs: features keep equal activations, attribution 0
+    result = sae_attribution(clean, clean, gradient, weights, clean_out=clean, baseline_out=other_out, backend=backend)
+    assert len(result.token) > 0 and not result.attribution.any()
+    assert torch.equal(result.clean_acts, result.baseline_acts) and result.clean_acts.min() > 0
+    assert torch.allclose(result.error, -gradient.sum(dim=1), rtol=1e-12)
+    nothing = sae_attribution(clean, clean, gradient, weights, want="both", backend=backend)
+    assert len(nothing.token) == 0 and not nothing.error.any() and not nothing.feature_sum.any()
+    asked = sae_attribution(clean, clean, gradient, weights, want="both", backend=backend, skip_equal_rows=False)
+    assert torch.equal(asked.clean_acts, dense(asked, 9, 40)[0][encode(clean, weights) > 0]) and len(asked.token) > 0
+    assert not asked.attribution.any() and not asked.feature_sum.any() and not asked.error.any()
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("activation", ["relu", "topk"])
+def test_no_tokens_none_active_and_all_active(backend: str, activation: str) -> None:
+    clean, baseline, gradient, weights = make_case(activation=activation)
+    empty = sae_attribution(clean[:0], baseline[:0], gradient[:0], weights, want="both", backend=backend)
+    assert len(empty.token) == len(empty.error) == 0 and torch.equal(empty.feature_sum, torch.zeros(40).double())
+    silent = replace(weights, b_enc=torch.full((40,), -1e3).double())
+    none = sae_attribution(clean, baseline, gradient, silent, want="both", backend=backend)
+    total = (gradient * (clean - baseline)).sum(dim=1)
+    assert len(none.token) == 0 and total.abs().min() > 0 and torch.allclose(none.error, total, rtol=1e-9)
+    loud = replace(weights, b_enc=torch.full((40,), 1e3).double(), **({"k": 40} if activation == "topk" else {}))
+    everything = sae_attribution(clean, baseline, gradient, loud, backend=backend)
+    assert torch.equal(everything.token * 40 + everything.feature, torch.arange(9 * 40))
+
+
+def test_strided_inputs_change_nothing() -> None:
+    clean, baseline, gradient, weights = make_case(grid=True)
+    runs = clean, baseline, gradient
+    strided = [run.T.contiguous().T for run in runs]
+    strided[1] = torch.stack((baseline, baseline), dim=2)[..., 0]
+    expanded = [clean[:1].expand(9, 8), baseline, gradient[:1].expand(9, 8)]
+    turned = SaeWeights(weights.W_enc.T.contiguous().T, weights.b_enc, weights.W_dec.T.contiguous().T, weights.b_dec)
+    assert not strided[0].is_contiguous() and weights.d_sae == 40
+    assert same_bits(sae_attribution(*strided, turned), sae_attribution(*runs, weights))
+    copies = (run.contiguous() for run in expanded)
+    assert same_bits(sae_attribution(*expanded, weights), sae_attribution(*copies, weights))
+
+
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "topk"])
+def test_no_tensor_is_as_large_as_tokens_times_features(activation: str) -> None:
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            output = function(*args, **(kwargs or {}))
+            for tensor in output if isinstance(output, tuple | list) else [output]:
+                self.elements = max(self.elements, tensor.numel() if isinstance(tensor, Tensor) else 0)
+            return output
+
+    clean, baseline, gradient, weights = make_case(tokens=50, d_sae=500, activation=activation)
+    if activation != "identity":  # few active features, as in a real dictionary
+        bias = "b_gate" if activation == "gated" else "b_enc"
+        weights = replace(weights, **{bias: getattr(weights, bias) - 7})
+    with pytest.MonkeyPatch.context() as patch, Largest() as largest:
+        patch.setattr(torch_backend, "COLUMNS", 64)
+        result = sae_attribution(clean, baseline, gradient, weights, want="both")
+    assert len(result.token) > 0
+    assert activation == "identity" or largest.elements < 50 * 500
+
+
+def test_importing_the_package_brings_neither_triton_nor_circuitgraph() -> None:
+    code = (
+        "import sys, circuitgraph_kernels; print({'triton', 'circuitgraph'} & {m.split('.')[0] for m in sys.modules})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
+def test_auto_takes_torch_and_says_so() -> None:
+    case = make_case()
+    assert (
+        sae_attribution(*case).backend == "torch" and sae_attribution(*case, backend="reference").backend == "reference"
+    )
+    assert sae_attribution(*case).precision == "float64"
+    assert torch.equal(sae_attribution(*case).clean_acts.unique(), encode(case[0], case[3]).unique())
