@@ -3,8 +3,8 @@
     model = load_model("gpt2")
     dictionaries = load_dictionaries([...], model)
     graph = discover_circuit(model, dictionaries, read_pairs("pairs.jsonl"))     # READ discover.py FIRST
-    circuit = prune(graph, max_nodes=100)
-    circuit = attach_evidence(circuit, evaluate(circuit, model, dictionaries))
+    circuit = prune_graph(graph, max_nodes=100)
+    circuit = attach_evidence(circuit, evaluate_circuit(circuit, model, dictionaries))
     write_graph(circuit, "circuit.json")
 
 A graph is a networkx.MultiDiGraph; its attributes are described in circuitgraph.graph. Names are imported on first use,
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from circuitgraph.dictionary_formats import load_dictionaries
     from circuitgraph.discover import discover_circuit
     from circuitgraph.errors import CircuitGraphError
-    from circuitgraph.evaluate import Evaluation, attach_evidence, evaluate
+    from circuitgraph.evaluate import Evaluation, attach_evidence, evaluate_circuit
     from circuitgraph.formats import read_graph, write_graph
     from circuitgraph.model import load_model
     from circuitgraph.nodes import Node, Site
     from circuitgraph.prompts import PromptPair, read_pairs
-    from circuitgraph.prune import prune
+    from circuitgraph.prune import prune_graph
     from circuitgraph.render import render_dot, render_html, render_svg, write_rendering
     from circuitgraph.tasks import make_pairs
 
@@ -39,11 +39,11 @@ _HOME = {
     "Site": "nodes",
     "attach_evidence": "evaluate",
     "discover_circuit": "discover",
-    "evaluate": "evaluate",
+    "evaluate_circuit": "evaluate",
     "load_dictionaries": "dictionary_formats",
     "load_model": "model",
     "make_pairs": "tasks",
-    "prune": "prune",
+    "prune_graph": "prune",
     "read_graph": "formats",
     "read_pairs": "prompts",
     "render_dot": "render",

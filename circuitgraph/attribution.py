@@ -16,6 +16,7 @@ from torch.nn.functional import embedding_bag
 
 from circuitgraph.activations import Baseline
 from circuitgraph.dictionary import Dictionary
+from circuitgraph.errors import CircuitGraphError
 from circuitgraph.model import Model
 from circuitgraph.nodes import Node, NodeKind, Site
 
@@ -120,16 +121,19 @@ def _dictionary_tables(
     def rows(at: Site, values: Mapping[Site, Tensor] | None) -> Tensor | None:
         return None if values is None else values[at].flatten(0, 1)
 
-    found = sae_attribution(
-        rows(dictionary.reads, clean),
-        rows(dictionary.reads, base),
-        gradient.flatten(0, 1),
-        weights,
-        clean_out=rows(site, clean),
-        baseline_out=rows(site, base),
-        skip_equal_rows=False,
-        backend=backend,
-    )
+    try:
+        found = sae_attribution(
+            rows(dictionary.reads, clean),
+            rows(dictionary.reads, base),
+            gradient.flatten(0, 1),
+            weights,
+            clean_out=rows(site, clean),
+            baseline_out=rows(site, base),
+            skip_equal_rows=False,
+            backend=backend,
+        )
+    except ValueError as error:
+        raise CircuitGraphError(f"attribution at {site}: {error}") from None
     delta = found.clean_acts - found.baseline_acts
     x_base = weights.b_dec if base is None else rows(site, base)
     error = rows(site, clean) - x_base - _decode_rows(found.token, found.feature, delta, weights.W_dec, batch * n_pos)

@@ -36,7 +36,7 @@ def _option(defaults: dict[str, Any], name: str, help: str, **settings: Any) -> 
 
 
 _DISCOVER = _defaults("discover.py", "discover_circuit")
-_PRUNE = _defaults("prune.py", "prune")
+_PRUNE = _defaults("prune.py", "prune_graph")
 _DEMO = _defaults("demo/run.py", "run_demo")
 
 
@@ -158,7 +158,7 @@ def discover(
 def prune(graph: Path, output: Path, quiet: bool, debug: bool, **settings: Any) -> None:
     """Cut GRAPH down to what matters, always reachable from the metric."""
     from circuitgraph.formats import read_graph, write_graph
-    from circuitgraph.prune import prune as prune_graph
+    from circuitgraph.prune import prune_graph
 
     smaller = prune_graph(read_graph(graph), **settings)
     write_graph(smaller, output)

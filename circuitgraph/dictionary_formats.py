@@ -73,11 +73,12 @@ def read_sae_lens_folder(folder: Path, model: Model) -> Dictionary:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        if not (folder / name).is_file():
+            raise DictionaryError(f"dictionary {folder}: {name} is missing")
     try:
         cfg = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "sae_weights.safetensors")
-    except FileNotFoundError as error:
-        raise DictionaryError(f"dictionary {folder}: {Path(error.filename or '').name} is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise DictionaryError(f"dictionary {folder}: {error}") from None
     if cfg.get("normalize_activations") == "expected_average_only_in":

@@ -54,7 +54,7 @@ class Evaluation:
         return {key: value for key, value in asdict(self).items() if key != "effects"}
 
 
-def evaluate(
+def evaluate_circuit(
     graph: nx.MultiDiGraph,
     model: Model,
     dictionaries: Mapping[Site, Dictionary],

@@ -35,9 +35,9 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
 def _write_beside_and_rename(target: Path, content: bytes) -> None:
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.part")
     try:
-        with open(temporary, "xb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
-        os.replace(temporary, target)
+        temporary.replace(target)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -260,10 +260,26 @@ def _boot(bridge: Any, name: str, device: str | torch.device | None, dtype: torc
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"model folder {name} holds no config.json; give a folder written by save_pretrained")
     try:
-        return bridge.boot_transformers(str(folder) if folder.is_dir() else name, device=device, dtype=dtype)
+        with _without_progress_bars():
+            return bridge.boot_transformers(str(folder) if folder.is_dir() else name, device=device, dtype=dtype)
     except Exception as error:  # the library raises whatever its dependencies raise; the cause stays attached
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"model {name!r} does not load: {reason or type(error).__name__}") from error
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """transformers draws a bar on stderr even for weights that load in a millisecond."""
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def tokenize_pairs(model: Model, pairs: Sequence[PromptPair]) -> TokenizedPairs:

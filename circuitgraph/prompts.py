@@ -53,7 +53,7 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
         raise PromptError(f"prompt file {path} is empty; expected one JSON object per line")
     records = _whole_file(path, text)
     if records is None:
-        records = [(f"line {i}", _parse(path, i, line)) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        records = [(f"line {i}", _parse(path, i, line)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     pairs = []
     for where, record in records:
         try:

@@ -13,7 +13,7 @@ from circuitgraph.graph import metric_node
 from circuitgraph.nodes import Node
 
 
-def prune(
+def prune_graph(
     graph: nx.MultiDiGraph,
     *,
     node_threshold: float = 0.0,
@@ -21,8 +21,8 @@ def prune(
     top_k: int | None = None,
     max_nodes: int | None = None,
 ) -> nx.MultiDiGraph:
-    """The sub-graph of nodes with |attribution| >= node_threshold and edges with |weight| >= edge_threshold, at most
-    top_k strongest inputs per node and the max_nodes strongest nodes, from which the metric can be reached.
+    """The sub-graph of nodes with |attribution| >= node_threshold and edges with |weight| >= edge_threshold, of these the
+    max_nodes strongest nodes and the top_k strongest inputs of each, from which the metric can be reached.
 
     Thresholds are fractions of the metric's difference |clean - corrupted|; the metric node itself is not counted. A
     larger threshold gives a sub-graph, and pruning twice is pruning once. Ties keep forward order.
@@ -43,13 +43,13 @@ def prune(
     _remove_nodes(result, weak, f"node_threshold {node_threshold:g}")
     light = [(u, v, k) for u, v, k, w in result.edges(keys=True, data="weight") if abs(w) < edge_threshold * unit]
     _remove_edges(result, light, f"edge_threshold {edge_threshold:g}")
-    if top_k is not None:
-        _remove_edges(result, [edge for node in result for edge in _beyond(result, node, top_k)], f"top_k {top_k}")
     _remove_unreachable(result, metric)
     if max_nodes is not None:
         ranked = sorted((n for n in result if n != metric), key=lambda n: (-attribution[n], Node.parse(n).order))
         _remove_nodes(result, ranked[max_nodes:], f"max_nodes {max_nodes}")
-        _remove_unreachable(result, metric)
+    if top_k is not None:
+        _remove_edges(result, [edge for node in result for edge in _beyond(result, node, top_k)], f"top_k {top_k}")
+    _remove_unreachable(result, metric)
     if len(result) == 1 and len(graph) > 1:
         result.graph["reports"].append("nothing is left: every path to the metric was removed")
     return result

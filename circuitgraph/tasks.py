@@ -46,7 +46,9 @@ def make_pairs(
             f"task {task!r} has no template {template}: expected 0 to {chosen.n_templates - 1}. Did you mean {nearest}?"
         )
     if split not in get_args(Split):
-        raise PromptError(f"split {split!r} is unknown: expected 'train' or 'held_out'.{did_you_mean(split, get_args(Split))}")
+        raise PromptError(
+            f"split {split!r} is unknown: expected 'train' or 'held_out'.{did_you_mean(split, get_args(Split))}"
+        )
     if n < 0:
         raise PromptError(f"cannot make {n} pairs of task {task!r}: expected 0 or more")
     rng = random.Random(f"{task}/{seed}/{split}")
@@ -84,32 +86,38 @@ def _one_in(n: int, *words: object) -> bool:
     return zlib.crc32("/".join(map(str, words)).encode()) % n == 0
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 # Words: each is one token of the demo model's tokenizer, and where possible of GPT-2's
 
 _MEN = "John James David Michael Robert Paul Mark Tom Peter Daniel Kevin Brian George Henry Jack Simon Adam Eric Frank Andrew"
-_WOMEN = "Mary Anna Sarah Laura Emma Alice Jane Susan Lisa Karen Linda Helen Kate Julia Rachel Ruth Maria Grace Amy Claire"
-MALE_NAMES, FEMALE_NAMES = tuple(_MEN.split()), tuple(_WOMEN.split())
+_WOMEN = (
+    "Mary Anna Sarah Laura Emma Alice Jane Susan Lisa Karen Linda Helen Kate Julia Rachel Ruth Maria Grace Amy Claire"
+)
+MALE_NAMES, FEMALE_NAMES = _words(_MEN), _words(_WOMEN)
 _NAMES = MALE_NAMES + FEMALE_NAMES
 _ROLES = tuple(
     tuple(pair.split("/"))
-    for pair in (
+    for pair in _words(
         "actor/actress king/queen prince/princess waiter/waitress man/woman boy/girl father/mother son/daughter "
         "brother/sister uncle/aunt husband/wife policeman/policewoman businessman/businesswoman host/hostess "
         "hero/heroine duke/duchess gentleman/lady nephew/niece grandfather/grandmother monk/nun emperor/empress "
         "salesman/saleswoman wizard/witch lord/dame"
-    ).split()
+    )
 )
-_PLACES = "store park school beach office station garden market museum church hospital library".split()
-_GIFTS = "drink book ring letter pen ball key map coat flower hat gift".split()
-_NOUNS = (
+_PLACES = _words("store park school beach office station garden market museum church hospital library")
+_GIFTS = _words("drink book ring letter pen ball key map coat flower hat gift")
+_NOUNS = _words(
     "key cabinet table chair car truck bike dog cat horse teacher doctor lawyer farmer poet singer window desk picture "
     "letter book tree house boat bird guard painter river flower door"
-).split()
-_ADJECTIVES = "tall new small big red green quiet bright heavy strange".split()
-_EVENTS = (
+)
+_ADJECTIVES = _words("tall new small big red green quiet bright heavy strange")
+_EVENTS = _words(
     "war siege reign festival strike project famine treaty plague trial voyage journey campaign conflict revolt "
     "expedition alliance feud drought dispute study tour empire debate"
-).split()
+)
 _CENTURIES = range(11, 19)
 # country: capital, then other cities
 _ATLAS = {
@@ -153,7 +161,9 @@ def _ioi(rng: random.Random, template: int, held_out: bool) -> PromptPair:
     a, b = (receiver, giver) if template % 2 == 0 else (giver, receiver)
     words = {"a": a, "b": b, "place": rng.choice(_PLACES), "gift": rng.choice(_GIFTS)}
     text = _IOI[template // 2]
-    return PromptPair(text.format(s=giver, **words), text.format(s=receiver, **words), (f" {receiver}",), (f" {giver}",))
+    return PromptPair(
+        text.format(s=giver, **words), text.format(s=receiver, **words), (f" {receiver}",), (f" {giver}",)
+    )
 
 
 _GREATER_THAN = (
@@ -240,7 +250,9 @@ def _capital_country(rng: random.Random, template: int, held_out: bool) -> Promp
     known = [x for i, x in enumerate(_COUNTRIES) if (i % len(_CAPITAL) == template) == held_out]
     country, other = rng.sample(known, 2)
     text = _CAPITAL[template]
-    return PromptPair(text.format(x=country), text.format(x=other), (f" {_ATLAS[country][0]}",), (f" {_ATLAS[other][0]}",))
+    return PromptPair(
+        text.format(x=country), text.format(x=other), (f" {_ATLAS[country][0]}",), (f" {_ATLAS[other][0]}",)
+    )
 
 
 _CAPITAL_OF_CITY = (
@@ -256,10 +268,16 @@ def _capital_of_city_country(rng: random.Random, template: int, held_out: bool) 
     city, country = rng.choice(known)
     other, abroad = rng.choice([pair for pair in known if pair[1] != country])
     text = _CAPITAL_OF_CITY[template]
-    return PromptPair(text.format(x=city), text.format(x=other), (f" {_ATLAS[country][0]}",), (f" {_ATLAS[abroad][0]}",))
+    return PromptPair(
+        text.format(x=city), text.format(x=other), (f" {_ATLAS[country][0]}",), (f" {_ATLAS[abroad][0]}",)
+    )
 
 
-_QUOTE = ("The sign read {m}{adj} {noun}", "{name} wrote {m}the {adj} {noun}", "On the wall stood {m}a {adj} {noun} here")
+_QUOTE = (
+    "The sign read {m}{adj} {noun}",
+    "{name} wrote {m}the {adj} {noun}",
+    "On the wall stood {m}a {adj} {noun} here",
+)
 _MARKS = ('"', "(")
 
 

@@ -13,7 +13,23 @@ import networkx as nx
 
 from circuitgraph.nodes import Node, Site
 
-CLEAN = ["<bos>", "When", " Mary", " and", " John", " went", " to", " the", " store", ",", " John", " gave", " a", " drink", " to"]
+CLEAN = [
+    "<bos>",
+    "When",
+    " Mary",
+    " and",
+    " John",
+    " went",
+    " to",
+    " the",
+    " store",
+    ",",
+    " John",
+    " gave",
+    " a",
+    " drink",
+    " to",
+]
 HOSTILE = [
     "</script><img src=x onerror=window.PWNED=1>",
     "<!--<script>",
@@ -35,7 +51,12 @@ HEADS = 4
 
 
 def example_graph(
-    n_layers: int = 4, n_pos: int = 15, n_nodes: int = 120, seed: int = 0, n_edges: int | None = None, hostile: bool = False
+    n_layers: int = 4,
+    n_pos: int = 15,
+    n_nodes: int = 120,
+    seed: int = 0,
+    n_edges: int | None = None,
+    hostile: bool = False,
 ) -> nx.MultiDiGraph:
     """A graph of `n_nodes` nodes (the metric included) and about `n_edges` edges (default 3.4 per node)."""
     rng = random.Random(seed)
@@ -43,7 +64,11 @@ def example_graph(
     graph = nx.MultiDiGraph(**_graph_attributes(clean, corrupted, n_layers))
     if n_nodes == 0:
         return graph
-    _add_node(graph, Node("metric", Site("metric"), n_pos - 1), 6.37)
+    _add_node(
+        graph,
+        Node("metric", Site("metric"), n_pos - 1),
+        graph.graph["metric"]["clean"] - graph.graph["metric"]["corrupted"],
+    )
     for node in _choose_nodes(rng, n_layers, n_pos, n_nodes - 1):
         _add_node(graph, node, rng.gauss(0.15, 0.3) * rng.random() ** 2, rng, hostile)
     _add_edges(graph, rng, round(3.4 * n_nodes) if n_edges is None else n_edges)
@@ -66,7 +91,9 @@ def _graph_attributes(clean: list[str], corrupted: list[str], n_layers: int) -> 
         "metric": {"name": "logit_difference", "clean": 3.4213, "corrupted": -2.9508},
         "logits": {
             "clean": [[name, prob] for name, prob in zip(names, (0.71, 0.08, 0.05, 0.02, 0.01), strict=True)],
-            "corrupted": [[name, prob] for name, prob in zip(reversed(names), (0.4, 0.3, 0.1, 0.03, 0.02), strict=True)],
+            "corrupted": [
+                [name, prob] for name, prob in zip(reversed(names), (0.4, 0.3, 0.1, 0.03, 0.02), strict=True)
+            ],
         },
         "provenance": {"model": {"name": "example-4l"}, "settings": {"method": "integrated gradients", "steps": 10}},
         "evidence": {
@@ -93,7 +120,9 @@ def _choose_nodes(rng: random.Random, n_layers: int, n_pos: int, count: int) -> 
     return list(chosen)
 
 
-def _add_node(graph: nx.MultiDiGraph, node: Node, attribution: float, rng: random.Random | None = None, hostile: bool = False) -> None:
+def _add_node(
+    graph: nx.MultiDiGraph, node: Node, attribution: float, rng: random.Random | None = None, hostile: bool = False
+) -> None:
     feature = node.kind == "feature"
     graph.add_node(
         str(node),
@@ -113,7 +142,9 @@ def _add_node(graph: nx.MultiDiGraph, node: Node, attribution: float, rng: rando
         if rng.random() < 0.3:
             graph.nodes[str(node)]["effect"] = attribution * rng.uniform(0.7, 1.2)
         if rng.random() < 0.08:
-            graph.nodes[str(node)]["label"] = rng.choice(words) if hostile else rng.choice(("name mover", "duplicate token", "S-inhibition"))
+            graph.nodes[str(node)]["label"] = (
+                rng.choice(words) if hostile else rng.choice(("name mover", "duplicate token", "S-inhibition"))
+            )
 
 
 def _add_edges(graph: nx.MultiDiGraph, rng: random.Random, count: int) -> None:
@@ -127,8 +158,14 @@ def _add_edges(graph: nx.MultiDiGraph, rng: random.Random, count: int) -> None:
         kind = {"metric": "metric", "mlp_out": "mlp"}.get(target.site.kind) or rng.choice(_typed(source, target))
         weight = rng.gauss(0, 1) * rng.random() ** 4
         heads = [rng.gauss(0, abs(weight)) for _ in range(HEADS)] if kind in ("ov", "q", "k") else None
-        attributes = {"weight": weight, "local_weight": sum(heads) if heads else 1.7 * weight, "weight_abs": abs(weight) * 1.1}
-        graph.add_edge(str(source), str(target), key=kind, kind=kind, **attributes, **({"heads": heads} if heads else {}))
+        attributes = {
+            "weight": weight,
+            "local_weight": sum(heads) if heads else 1.7 * weight,
+            "weight_abs": abs(weight) * 1.1,
+        }
+        graph.add_edge(
+            str(source), str(target), key=kind, kind=kind, **attributes, **({"heads": heads} if heads else {})
+        )
 
 
 def _may_read(source: Node, target: Node) -> bool:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from circuitgraph.demo import DICTIONARIES, MODEL
 
 pytest.importorskip("sae_lens")
-from circuitgraph.demo.corpus import build_tokenizer, text_batches  # noqa: E402
-from circuitgraph.demo.measure import measure_dictionary, score_task  # noqa: E402
-from circuitgraph.demo.places import load_dictionaries, load_model, places, record, spliced  # noqa: E402
-from circuitgraph.demo.train import README, write_tables  # noqa: E402
-from circuitgraph.tasks import TASKS  # noqa: E402
+from circuitgraph.demo.corpus import build_tokenizer, text_batches
+from circuitgraph.demo.measure import measure_dictionary, score_task
+from circuitgraph.demo.places import load_dictionaries, load_model, places, record, spliced
+from circuitgraph.demo.train import README, write_tables
+from circuitgraph.tasks import TASKS
 
 N_LAYERS = 4
 PLACES = [place for layer in range(N_LAYERS) for place in places(layer)]
@@ -64,7 +64,11 @@ def test_each_dictionary_says_where_it_belongs_and_stays_float16_on_disk(place):
     config = json.loads((DICTIONARIES / place.name / "cfg.json").read_text())
     weights = load_file(DICTIONARIES / place.name / "sae_weights.safetensors")
     assert (config["metadata"]["hook_name"], config["metadata"]["hook_name_out"]) == (place.hook_in, place.hook_out)
-    assert (config["normalize_activations"], config["apply_b_dec_to_input"], config["dtype"]) == ("none", False, "float32")
+    assert (config["normalize_activations"], config["apply_b_dec_to_input"], config["dtype"]) == (
+        "none",
+        False,
+        "float32",
+    )
     assert config["reshape_activations"] == ("hook_z" if place.kind == "z" else "none")
     assert all(value.dtype == torch.float16 and value.isfinite().all() for value in weights.values())
     assert torch.allclose(weights["W_dec"].float().norm(dim=1), torch.ones(1024), atol=2e-3)

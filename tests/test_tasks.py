@@ -1,4 +1,4 @@
-"""Promises of circuitgraph.tasks: aligned pairs, combinations of words kept out of the text, the same output every time."""
+"""Promises of circuitgraph.tasks: aligned pairs, combinations kept out of the text, the same output every time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from circuitgraph.errors import PromptError
 from circuitgraph.tasks import FEMALE_NAMES, MALE_NAMES, TASKS, make_pairs, make_text
 
+WORD = re.compile(r"\d\d|[^\W\d]+|[^\w\s]")
 NAMES = set(MALE_NAMES + FEMALE_NAMES)
 EACH_TASK = pytest.mark.parametrize("task", TASKS)
 EACH_TEMPLATE = pytest.mark.parametrize(
@@ -18,14 +19,18 @@ EACH_TEMPLATE = pytest.mark.parametrize(
 FIRST_DOCUMENT = "Henry told the teacher that he had a plan."
 # What each task's clean prompts combine, read off their surface; the generators' own bookkeeping is not trusted.
 COMBINATIONS = {
-    "greater-than": re.compile(r"\b[Tt]he (\w+) (?:lasted from the year|began in|ran from) (\d\d)(\d\d)|In (\d\d)(\d\d) the (\w+)"),
-    "gendered-pronoun": re.compile(r"(\w+) (smiled|went home|was tired|opened the door|told the teacher|left the \w+ before)"),
+    "greater-than": re.compile(
+        r"\b[Tt]he (\w+) (?:lasted from the year|began in|ran from) (\d\d)(\d\d)|In (\d\d)(\d\d) the (\w+)"
+    ),
+    "gendered-pronoun": re.compile(
+        r"(\w+) (smiled|went home|was tired|opened the door|told the teacher|left the \w+ before)"
+    ),
     "subject-verb-agreement": re.compile(
         r"[Tt]he (\w+?)s? (?:near|behind|next to|in front of|that we saw near|beside) the (\w+?)s?(?= is| are|$)"
     ),
     "capital-country": re.compile(
-        r"(capital) of (\w+) is|(capital city) of (\w+)|(government) of (\w+)|(\w+) (has its capital)|(president) of (\w+)|"
-        r"(people) in (\w+) know|(go) to (\w+), visit|(embassy) in (\w+)"
+        r"(capital) of (\w+) is|(capital city) of (\w+)|(government) of (\w+)|(\w+) (has its capital)|"
+        r"(president) of (\w+)|(people) in (\w+) know|(go) to (\w+), visit|(embassy) in (\w+)"
     ),
     "capital-of-city-country": re.compile(r"country (?:of|around) (\w+)|(\w+) lies in a country"),
     "closing-quote": re.compile(r'["(](?:the |a )?(\w+) (\w+)'),
@@ -52,7 +57,7 @@ def text() -> list[str]:
 @EACH_TEMPLATE
 def test_all_pairs_of_a_template_have_one_length_and_clean_and_corrupted_differ(task: str, template: int) -> None:
     pairs = make_pairs(task, 50, template=template)
-    lengths = {len(re.findall(r"\d\d|[^\W\d]+|[^\w\s]", prompt)) for pair in pairs for prompt in (pair.clean, pair.corrupted)}
+    lengths = {len(WORD.findall(prompt)) for pair in pairs for prompt in (pair.clean, pair.corrupted)}
     assert len(lengths) == 1
     assert all(pair.clean != pair.corrupted for pair in pairs)
 
@@ -113,10 +118,10 @@ def test_the_text_speaks_of_held_out_cities_but_not_of_their_capitals(text: list
 
 @EACH_TASK
 def test_every_word_of_a_held_out_prompt_and_its_answer_occurs_in_the_text(task: str, text: list[str]) -> None:
-    known = {word for document in text for word in re.findall(r"\d\d|[^\W\d]+|[^\w\s]", document)}
+    known = {word for document in text for word in WORD.findall(document)}
     for pair in make_pairs(task, 500):
         for part in (pair.clean, pair.corrupted, *pair.answers):
-            assert set(re.findall(r"\d\d|[^\W\d]+|[^\w\s]", part)) <= known
+            assert set(WORD.findall(part)) <= known
 
 
 @EACH_TASK
@@ -134,7 +139,8 @@ def test_the_same_seed_gives_the_same_text_in_every_process() -> None:
 def test_the_corrupted_prompt_of_a_pair_belongs_to_its_wrong_answer() -> None:
     for task in ("gendered-pronoun", "subject-verb-agreement", "capital-country", "closing-quote"):
         answer_of = {pair.clean: pair.answers for pair in make_pairs(task, 3_000)}
-        checked = [answer_of[p.corrupted] == p.wrong_answers for p in make_pairs(task, 300, seed=1) if p.corrupted in answer_of]
+        pairs = [pair for pair in make_pairs(task, 300, seed=1) if pair.corrupted in answer_of]
+        checked = [answer_of[pair.corrupted] == pair.wrong_answers for pair in pairs]
         assert len(checked) > 10 and all(checked)
 
 

@@ -53,7 +53,9 @@ def score_task(forward: Forward, tokenizer: PreTrainedTokenizerFast, task: str, 
 
 
 @torch.no_grad()
-def measure_dictionary(model: TransformerBridge, place: Place, dictionary: SAE, batches: Iterable[torch.Tensor]) -> Quality:
+def measure_dictionary(
+    model: TransformerBridge, place: Place, dictionary: SAE, batches: Iterable[torch.Tensor]
+) -> Quality:
     """The quality of `dictionary` on the model's own activations, over all tokens but padding and <bos>.
 
     <bos> is left out because its constant, large activation would flatter the explained variance.
@@ -76,7 +78,9 @@ def prompt_batches(tokenizer: PreTrainedTokenizerFast, n: int, seed: int = 1) ->
     ]
 
 
-def _by_length(tokenizer: PreTrainedTokenizerFast, pairs: list[PromptPair]) -> list[tuple[torch.Tensor, list[PromptPair]]]:
+def _by_length(
+    tokenizer: PreTrainedTokenizerFast, pairs: list[PromptPair]
+) -> list[tuple[torch.Tensor, list[PromptPair]]]:
     groups: dict[int, list[tuple[list[int], PromptPair]]] = defaultdict(list)
     for pair in pairs:
         ids = tokenizer(pair.clean)["input_ids"]

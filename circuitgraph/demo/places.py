@@ -6,7 +6,7 @@ reconstructions. This module does not know how dictionaries are trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from sae_lens import SAE
 from transformer_lens.model_bridge import TransformerBridge
+
+Hook = Callable[[torch.nn.Module, object, torch.Tensor], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,7 @@ def record(
         keep = mask if bos else mask & (ids != model.tokenizer.bos_token_id)
         with ExitStack() as stack:
             for name, rows in seen.items():
-
-                def note(_module: object, _inputs: object, value: torch.Tensor, rows: list[torch.Tensor] = rows) -> None:
-                    rows.append(value.flatten(2)[keep])
-
-                stack.callback(model.hook_dict[name].register_forward_hook(note).remove)
+                stack.callback(model.hook_dict[name].register_forward_hook(_appending(rows, keep)).remove)
             model(ids, attention_mask=mask.long())
     return {name: torch.cat(rows) for name, rows in seen.items()}
 
@@ -81,30 +79,38 @@ def spliced(model: TransformerBridge, dictionaries: Mapping[Place, SAE]) -> Iter
     """While open, the model computes with the dictionaries' outputs in place of its own activations: no error terms."""
     with ExitStack() as stack:
         for place, dictionary in dictionaries.items():
-            read: dict[str, torch.Tensor] = {}
-
-            def note(_module: object, _inputs: object, value: torch.Tensor, read: dict[str, torch.Tensor] = read) -> None:
-                read["x"] = value
-
-            def replace(
-                _module: object,
-                _inputs: object,
-                value: torch.Tensor,
-                dictionary: SAE = dictionary,
-                read: dict[str, torch.Tensor] = read,
-            ) -> torch.Tensor:
-                return reconstruct(dictionary, read.pop("x").flatten(2)).view_as(value)
-
-            stack.callback(model.hook_dict[place.hook_in].register_forward_hook(note).remove)
-            stack.callback(model.hook_dict[place.hook_out].register_forward_hook(replace).remove)
+            inputs: list[torch.Tensor] = []
+            stack.callback(model.hook_dict[place.hook_in].register_forward_hook(_appending(inputs)).remove)
+            hook = _replacing(dictionary, inputs)
+            stack.callback(model.hook_dict[place.hook_out].register_forward_hook(hook).remove)
         yield
+
+
+def _appending(rows: list[torch.Tensor], keep: torch.Tensor | None = None) -> Hook:
+    """Appends the activation [batch, pos, d], or only its tokens [token, d] where `keep` [batch, pos] holds."""
+
+    def hook(_module: torch.nn.Module, _inputs: object, value: torch.Tensor) -> None:
+        rows.append(value.flatten(2) if keep is None else value.flatten(2)[keep])
+
+    return hook
+
+
+def _replacing(dictionary: SAE, inputs: list[torch.Tensor]) -> Hook:
+    """Returns the reconstruction of what `_appending` put last into `inputs`; torch calls hooks in order of entry."""
+
+    def hook(_module: torch.nn.Module, _inputs: object, value: torch.Tensor) -> torch.Tensor:
+        return reconstruct(dictionary, inputs.pop()).view_as(value)
+
+    return hook
 
 
 def encode(dictionary: SAE, x: torch.Tensor) -> torch.Tensor:
     """Feature activations [..., d_sae] of `x` [..., d_in]; sae-lens wants the heads of z apart, whatever their number."""
-    return dictionary.encode(x.unsqueeze(-2) if dictionary.cfg.reshape_activations == "hook_z" else x)
+    acts: torch.Tensor = dictionary.encode(x.unsqueeze(-2) if dictionary.cfg.reshape_activations == "hook_z" else x)
+    return acts
 
 
 def reconstruct(dictionary: SAE, x: torch.Tensor) -> torch.Tensor:
     """What the dictionary makes of `x` [..., d_in]: [..., d_out]."""
-    return dictionary.decode(encode(dictionary, x)).reshape(*x.shape[:-1], -1)
+    output: torch.Tensor = dictionary.decode(encode(dictionary, x))
+    return output.reshape(*x.shape[:-1], -1)

@@ -16,11 +16,11 @@ from circuitgraph.demo import MODEL, circuit_dictionaries
 from circuitgraph.dictionary_formats import load_dictionaries
 from circuitgraph.discover import Progress, discover_circuit
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.evaluate import attach_evidence, evaluate
+from circuitgraph.evaluate import attach_evidence, evaluate_circuit
 from circuitgraph.formats import write_graph
 from circuitgraph.model import load_model
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
-from circuitgraph.prune import prune
+from circuitgraph.prune import prune_graph
 from circuitgraph.render import write_rendering
 from circuitgraph.tasks import TASKS, make_pairs
 
@@ -69,8 +69,8 @@ def run_demo(
     model = load_model(MODEL, device=device)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
     graph = discover_circuit(model, dictionaries, pairs, metric=TASKS[task].metric, progress=progress)
-    circuit = prune(graph, max_nodes=max_nodes)
-    circuit = attach_evidence(circuit, evaluate(circuit, model, dictionaries, progress=progress))
+    circuit = prune_graph(graph, max_nodes=max_nodes)
+    circuit = attach_evidence(circuit, evaluate_circuit(circuit, model, dictionaries, progress=progress))
 
     progress("writing", 0, 1)
     try:

@@ -33,7 +33,7 @@ def main() -> None:
     shutil.rmtree(DICTIONARIES, ignore_errors=True)
     model_seconds = train_model(MODEL)
     model = load_model(MODEL)
-    dictionary_seconds = train_dictionaries(model, DICTIONARIES)
+    dictionary_seconds = train_dictionaries(model, DICTIONARIES, range(model.cfg.n_layers))
     report = "\n\n".join((task_table(model), dictionary_table(model), _cost(model_seconds, dictionary_seconds)))
     print(report)
     write_tables(report)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -31,35 +32,43 @@ from circuitgraph.demo.corpus import text_batches
 from circuitgraph.demo.places import Place, places, record
 
 D_SAE, K = 1024, {"z": 12, "mlp_out": 16, "resid_post": 16}
-TEXT_BATCHES, TEXT_SEED = 600, 7  # 64 documents each, together half a million tokens
-BATCH, N_STEPS, RATE = 1024, 1500, 1e-3
+TEXT_BATCHES, TEXT_SEED = 400, 7  # Of 64 documents each, together 360,000 tokens: 3 GB at all hooks.
+BATCH, N_STEPS, RATE = 1024, 800, 1e-3
 DEAD_AFTER, AUX_WEIGHT = 200, 1 / 32
 
 
-def train_dictionaries(model: TransformerBridge, folder: Path, *, n_steps: int = N_STEPS) -> float:
-    """Trains and saves the three dictionaries of every layer; returns CPU seconds."""
+def train_dictionaries(
+    model: TransformerBridge, folder: Path, layers: Iterable[int], *, n_steps: int = N_STEPS
+) -> float:
+    """Trains and saves the three dictionaries of each of `layers`; returns CPU seconds.
+
+    Every dictionary starts from a seed of its own: it comes out the same whichever others are trained before it.
+    """
     start = time.process_time()
-    for layer in range(model.cfg.n_layers):
-        hooks = {hook for place in places(layer) for hook in (place.hook_in, place.hook_out)}
-        activations = record(model, text_batches(model.tokenizer, TEXT_BATCHES, 64, TEXT_SEED), sorted(hooks))
-        for place in places(layer):
-            x, y = activations[place.hook_in], activations[place.hook_out]
-            torch.manual_seed(layer)
-            dictionary = _train_sae(x, place, n_steps) if place.hook_in == place.hook_out else _train_transcoder(x, y, place, n_steps)
-            _save(dictionary, place, folder / place.name)
-            print(f"{place.name}  {time.process_time() - start:.0f} s", flush=True)
+    wanted = [place for layer in layers for place in places(layer)]
+    hooks = sorted({hook for place in wanted for hook in (place.hook_in, place.hook_out)})
+    activations = record(model, text_batches(model.tokenizer, TEXT_BATCHES, 64, TEXT_SEED), hooks)
+    for place in wanted:
+        x, y = activations[place.hook_in], activations[place.hook_out]
+        torch.manual_seed(zlib.crc32(place.name.encode()))
+        k = K[place.kind]
+        dictionary = _train_sae(x, k, n_steps) if x is y else _train_transcoder(x, y, k, n_steps)
+        _save(dictionary, place, folder / place.name)
+        print(f"{place.name}  {time.process_time() - start:.0f} s", flush=True)
     return time.process_time() - start
 
 
-def _train_sae(x: Tensor, place: Place, n_steps: int) -> TopKTrainingSAE:
-    """A TopK autoencoder of `x` [token, d]; the input scale and the decoder's norms are folded into its weights."""
+def _train_sae(x: Tensor, k: int, n_steps: int) -> TopKTrainingSAE:
+    """A TopK autoencoder of `x` [token, d]; decoder rows of length 1."""
     config = TopKTrainingSAEConfig(
-        d_in=x.shape[1], d_sae=D_SAE, k=K[place.kind], apply_b_dec_to_input=False, normalize_activations="expected_average_only_in"
-    )
+        d_in=x.shape[1], d_sae=D_SAE, k=k, apply_b_dec_to_input=False,
+        normalize_activations="expected_average_only_in",  # The scale is folded into the weights at the end.
+    )  # fmt: skip
     trainer = SAETrainer(
         SAETrainerConfig(
-            total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH, lr=RATE, lr_end=RATE / 10,
-            lr_warm_up_steps=50, lr_decay_steps=n_steps // 4, dead_feature_window=DEAD_AFTER, n_batches_for_norm_estimate=50,
+            total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH, lr=RATE, lr_end=RATE,
+            lr_warm_up_steps=50, lr_decay_steps=n_steps // 4,  # linear to 0; sae-lens insists on an `lr_end`, unused here
+            dead_feature_window=DEAD_AFTER, n_batches_for_norm_estimate=50,
         ),
         TopKTrainingSAE(config),
         (x[rows] for rows in _shuffled(len(x))),
@@ -70,38 +79,43 @@ def _train_sae(x: Tensor, place: Place, n_steps: int) -> TopKTrainingSAE:
     return sae
 
 
-def _train_transcoder(x: Tensor, y: Tensor, place: Place, n_steps: int) -> JumpReLUTranscoder:
+def _train_transcoder(x: Tensor, y: Tensor, k: int, n_steps: int) -> JumpReLUTranscoder:
     """A transcoder from `x` to `y` [token, d]: BatchTopK while training, then one threshold with the same mean L0.
 
     Loss: mean squared error in units where `y` has mean square 1, plus the share of the remaining error that features
     silent for `DEAD_AFTER` steps could explain.
     """
-    transcoder = JumpReLUTranscoder(JumpReLUTranscoderConfig(d_in=x.shape[1], d_out=y.shape[1], d_sae=D_SAE, apply_b_dec_to_input=False))
+    config = JumpReLUTranscoderConfig(d_in=x.shape[1], d_out=y.shape[1], d_sae=D_SAE, apply_b_dec_to_input=False)
+    transcoder = JumpReLUTranscoder(config)
     scale = y.pow(2).mean().sqrt()
     with torch.no_grad():
         transcoder.W_dec /= transcoder.W_dec.norm(dim=1, keepdim=True)
         transcoder.b_dec += y.mean(0) / scale
     optimizer = torch.optim.Adam(transcoder.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50, 4 * (n_steps - step) / n_steps))
-    silent = torch.zeros(D_SAE)
+    factor = lambda step: min(1.0, (step + 1) / 50, 4 * (n_steps - step) / n_steps)  # noqa: E731
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    silent_for = torch.zeros(D_SAE)
     for _, rows in zip(range(n_steps), _shuffled(len(x)), strict=False):
         target = y[rows] / scale
         strengths = _strengths(transcoder, x[rows])
-        kept = strengths * (strengths >= _least_kept(strengths, K[place.kind]))
+        kept = strengths * (strengths >= _least_kept(strengths, k))
         unit = transcoder.W_dec / transcoder.W_dec.norm(dim=1, keepdim=True)
         error = target - kept @ unit - transcoder.b_dec
-        silent = torch.where((kept > 0).any(0), 0, silent + 1)
-        loss = error.pow(2).mean() + AUX_WEIGHT * _silent_loss(strengths[:, silent > DEAD_AFTER], unit[silent > DEAD_AFTER], error.detach())
+        silent_for = torch.where((kept > 0).any(0), 0, silent_for + 1)
+        silent = silent_for > DEAD_AFTER
+        loss = error.pow(2).mean() + AUX_WEIGHT * _silent_loss(strengths[:, silent], unit[silent], error.detach())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return _fold(transcoder, x[: 64 * BATCH], float(scale), K[place.kind])
+    return _fold(transcoder, x[: 64 * BATCH], float(scale), k)
 
 
 def _strengths(transcoder: JumpReLUTranscoder, x: Tensor) -> Tensor:
     """What each feature would write, as a length: relu(x W_enc + b_enc) |W_dec|, shape [token, d_sae]."""
-    return (x @ transcoder.W_enc + transcoder.b_enc).relu() * transcoder.W_dec.norm(dim=1)
+    pre_acts: Tensor = x @ transcoder.W_enc + transcoder.b_enc
+    strengths: Tensor = pre_acts.relu() * transcoder.W_dec.norm(dim=1)
+    return strengths
 
 
 def _least_kept(strengths: Tensor, k: int) -> Tensor:
@@ -125,7 +139,7 @@ def _fold(transcoder: JumpReLUTranscoder, x: Tensor, scale: float, k: int) -> Ju
     transcoder.W_enc.data = transcoder.W_enc * gain
     transcoder.b_enc.data = transcoder.b_enc * gain
     transcoder.b_dec.data = transcoder.b_dec * scale
-    cuts = [_least_kept(_strengths(transcoder, rows), k) for rows in x.split(BATCH)]
+    cuts = [_least_kept(_strengths(transcoder, rows), k) for rows in torch.split(x, BATCH)]
     transcoder.threshold.data = torch.stack(cuts).mean().expand(D_SAE).clone()
     return transcoder
 
@@ -133,12 +147,14 @@ def _fold(transcoder: JumpReLUTranscoder, x: Tensor, scale: float, k: int) -> Ju
 def _shuffled(n: int) -> Iterator[Tensor]:
     """Row numbers in batches, epoch after epoch without end; the order comes from torch's global seed."""
     while True:
-        yield from (rows for rows in torch.randperm(n).split(BATCH) if len(rows) == BATCH)
+        yield from (rows for rows in torch.split(torch.randperm(n), BATCH) if len(rows) == BATCH)
 
 
 def _save(dictionary: SAE, place: Place, folder: Path) -> None:
     """sae-lens's format with weights in half precision; its cfg.json says float32, so that loaders compute in it."""
-    dictionary.cfg.metadata = SAEMetadata(model_name="circuitgraph-demo", hook_name=place.hook_in, hook_name_out=place.hook_out)
+    dictionary.cfg.metadata = SAEMetadata(
+        model_name="circuitgraph-demo", hook_name=place.hook_in, hook_name_out=place.hook_out
+    )
     dictionary.cfg.reshape_activations = "hook_z" if place.kind == "z" else "none"
     inference = getattr(dictionary.cfg, "get_inference_sae_cfg_dict", dictionary.cfg.to_dict)
     folder.mkdir(parents=True, exist_ok=True)

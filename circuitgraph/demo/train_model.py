@@ -33,13 +33,14 @@ def train_model(folder: Path, *, n_steps: int = N_STEPS, seed: int = 0) -> float
     for step, ids in enumerate(text_batches(tokenizer, n_steps, BATCH, seed=seed + 1), start=1):
         logits = model(ids[:, :-1], attention_mask=(ids[:, :-1] != tokenizer.pad_token_id).long()).logits
         loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         if step % 500 == 0 or step == n_steps:
-            print(f"step {step}  loss {loss.item():.3f}  {_progress(model, tokenizer)}  {time.process_time() - start:.0f} s", flush=True)
+            seconds = time.process_time() - start
+            print(f"step {step}  loss {loss.item():.3f}  {_progress(model, tokenizer)}  {seconds:.0f} s", flush=True)
     _save(model, tokenizer, folder)
     return time.process_time() - start
 
@@ -69,6 +70,7 @@ def _progress(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> str
 def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner only.
     # Half the bytes on disk, but every loader that follows config.json computes in float32.
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")

@@ -34,8 +34,10 @@ def write_rendering(graph: nx.MultiDiGraph, path: str | os.PathLike[str]) -> Non
         return draw(graph, path)
     if suffix not in RENDERERS:
         known = sorted((*RENDERERS, *DRAWN))
-        named = repr(suffix) if suffix else "no suffix"
-        raise RenderError(f"cannot tell the format of {os.fspath(path)!r}: it has {named}, expected {', '.join(known)}.{did_you_mean(suffix, known)}")
+        found, hint = repr(suffix) if suffix else "no suffix", did_you_mean(suffix, known)
+        raise RenderError(
+            f"cannot tell the format of {os.fspath(path)!r}: it has {found}, expected {', '.join(known)}.{hint}"
+        )
     text = RENDERERS[suffix](graph)
     try:
         write_atomically(path, text)

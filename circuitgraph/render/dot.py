@@ -23,9 +23,13 @@ from circuitgraph.render.layout import Layout, Point, curve, lay_out, place_capt
 
 TIMEOUT = 120.0  # seconds; 20,000 pinned edges take 0.7 s of one core
 FORMATS = (".pdf", ".png", ".svg")
+CHILD = """
+import sys, pygraphviz
+sys.stdout.buffer.write(pygraphviz.AGraph(string=sys.stdin.read()).draw(format=sys.argv[1], prog="nop2"))
+"""
 SHAPES = {
-    "triangle": "triangle", "circle": "circle", "rounded": "box", "diamond": "diamond", "square": "box", "house": "house",
-    "hexagon": "hexagon", "pill": "box",
+    "triangle": "triangle", "circle": "circle", "rounded": "box", "diamond": "diamond", "square": "box",
+    "house": "house", "hexagon": "hexagon", "pill": "box",
 }  # fmt: skip
 
 
@@ -44,7 +48,7 @@ def render_dot(graph: nx.MultiDiGraph) -> str:
             *_defaults(graph),
             *_signs(layout),
             *(_node(graph, layout, node, name) for node, name in names.items()),
-            *(_caption(layout, number, caption.text, caption.x, caption.y) for number, caption in enumerate(place_captions(graph, layout, 9))),
+            *_captions(graph, layout),
             *_edges(layout, edges, names),
             "}\n",
         ]
@@ -59,7 +63,9 @@ def draw(graph: nx.MultiDiGraph, path: str | os.PathLike[str]) -> None:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
-        raise RenderError(f"Graphviz does not draw {os.fspath(path)!r} here: expected a name that ends in {', '.join(FORMATS)}")
+        raise RenderError(
+            f"Graphviz does not draw {os.fspath(path)!r} here: expected a name that ends in {', '.join(FORMATS)}"
+        )
     picture = _run(_command(suffix[1:]), render_dot(graph))
     try:
         write_atomically(path, picture)
@@ -82,10 +88,12 @@ def _at(layout: Layout, point: Point) -> str:
 
 
 def _defaults(graph: nx.MultiDiGraph) -> list[str]:
+    title = f'label={quote(_title(graph))}, labelloc=t, labeljust=l, fontname="Helvetica", fontsize=14'
+    text = f'fontname="Helvetica", fontsize=10, fontcolor={quote(LIGHT["ink"])}'
     return [
-        f"  graph [bgcolor={quote(LIGHT['page'])}, outputorder=edgesfirst, splines=true, rankdir=BT, pad=0.3, dpi=144, label={quote(_title(graph))},"
-        ' labelloc=t, labeljust=l, fontname="Helvetica", fontsize=14];',
-        f'  node [label="", fixedsize=true, style=filled, fontname="Helvetica", fontsize=10, fontcolor={quote(LIGHT["ink"])}];',
+        f"  graph [bgcolor={quote(LIGHT['page'])}, outputorder=edgesfirst, splines=true, rankdir=BT, pad=0.3];",
+        f"  graph [{title}];",
+        f'  node [label="", fixedsize=true, style=filled, {text}];',
         "  edge [dir=none];",
     ]
 
@@ -96,7 +104,8 @@ def _title(graph: nx.MultiDiGraph) -> str:
 
 
 def _plain(name: str, layout: Layout, point: Point, text: str, size: float) -> str:
-    return f"  {name} [shape=plaintext, style=solid, fixedsize=false, fontsize={size:g}, label={quote(text)}, pos={_pinned(layout, point)}];"
+    look = f"shape=plaintext, style=solid, fixedsize=false, fontsize={size:g}"
+    return f"  {name} [{look}, label={quote(text)}, pos={_pinned(layout, point)}];"
 
 
 def _pinned(layout: Layout, point: Point) -> str:
@@ -109,17 +118,28 @@ def _signs(layout: Layout) -> list[str]:
     for number, column in enumerate(layout.columns):
         middle = column.x + column.width / 2
         limit = max(3, int((column.width - 4) / 6.6))
-        lines.append(_plain(f"clean{number}", layout, (middle, layout.height + 16), labels.shorten(column.clean, limit), 11))
+        lines.append(
+            _plain(f"clean{number}", layout, (middle, layout.height + 16), labels.shorten(column.clean, limit), 11)
+        )
         if column.clean != column.corrupted:
-            lines.append(_plain(f"corrupted{number}", layout, (middle, layout.height + 34), labels.shorten(column.corrupted, limit), 11))
+            lines.append(
+                _plain(
+                    f"corrupted{number}",
+                    layout,
+                    (middle, layout.height + 34),
+                    labels.shorten(column.corrupted, limit),
+                    11,
+                )
+            )
     for number, row in enumerate(layout.rows):
         text = row.text if row.layer is None else f"L{row.layer} {row.text}".strip()
         lines.append(_plain(f"row{number}", layout, (-36, row.y + row.height / 2), text, 11))
     return lines
 
 
-def _caption(layout: Layout, number: int, text: str, x: float, y: float) -> str:
-    return _plain(f"caption{number}", layout, (x, y - 4), text, 9)
+def _captions(graph: nx.MultiDiGraph, layout: Layout) -> list[str]:
+    placed = enumerate(place_captions(graph, layout, 9))
+    return [_plain(f"caption{number}", layout, (each.x, each.y - 4), each.text, 9) for number, each in placed]
 
 
 def _node(graph: nx.MultiDiGraph, layout: Layout, node: str, name: str) -> str:
@@ -128,12 +148,11 @@ def _node(graph: nx.MultiDiGraph, layout: Layout, node: str, name: str) -> str:
     negative = (data.get("attribution") or 0.0) < 0
     fill, pen = (LIGHT["page"], LIGHT["negative"]) if negative else (LIGHT["positive"], LIGHT["positive"])
     wide = 2 * radius * (1.7 if form == "pill" else 1)
-    rounded = ', style="filled,rounded"' if form in ("pill", "rounded") else ""
-    return (
-        f"  {name} [id={quote(node)}, shape={SHAPES[form]}{rounded}, width={wide / 72:.3f}, height={2 * radius / 72:.3f},"
-        f" fillcolor={quote(fill)}, color={quote(pen)}, penwidth={1.5 if negative else 0.5}, pos={_pinned(layout, layout.centres[node])},"
-        f" tooltip={quote(labels.title(graph, node))}];"
-    )
+    style = '"filled,rounded"' if form in ("pill", "rounded") else "filled"
+    body = f"shape={SHAPES[form]}, style={style}, width={wide / 72:.3f}, height={2 * radius / 72:.3f}"
+    look = f"fillcolor={quote(fill)}, color={quote(pen)}, penwidth={1.5 if negative else 0.5}"
+    text = f"id={quote(node)}, tooltip={quote(labels.title(graph, node))}"
+    return f"  {name} [{body}, {look}, pos={_pinned(layout, layout.centres[node])}, {text}];"
 
 
 def _edges(layout: Layout, edges: list[labels.Edge], names: dict[str, str]) -> list[str]:
@@ -157,14 +176,13 @@ def _command(form: str) -> list[str]:
     """The command that turns DOT on its input into a picture on its output."""
     neato = shutil.which("neato")
     if neato:
-        return [neato, "-n2", f"-T{form}"]
+        return [neato, "-n2", "-Gdpi=144", f"-T{form}"]
     if importlib.util.find_spec("pygraphviz"):
         # In a child: a stuck layout holds the interpreter lock, and only a process can be ended.
-        program = "import sys, pygraphviz as p; sys.stdout.buffer.write(p.AGraph(string=sys.stdin.read()).draw(format=sys.argv[1], prog='nop2'))"
-        return [sys.executable, "-X", "utf8", "-c", program, form]
+        return [sys.executable, "-X", "utf8", "-c", CHILD, form]
     raise RenderError(
-        f"drawing .{form} needs Graphviz, which is not installed: `apt-get install graphviz` or `pip install 'circuitgraph-engine[render]'`;"
-        " .svg, .html and .dot need nothing"
+        f"drawing .{form} needs Graphviz, which is not installed: `apt-get install graphviz` or"
+        " `pip install 'circuitgraph-engine[render]'`; .svg, .html and .dot need nothing"
     )
 
 
@@ -172,8 +190,12 @@ def _run(command: list[str], dot: str) -> bytes:
     try:
         done = subprocess.run(command, input=dot.encode("utf-8"), capture_output=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
-        raise RenderError(f"Graphviz did not finish within {TIMEOUT:g} s: prune the graph, or write .svg or .html instead") from error
+        raise RenderError(
+            f"Graphviz did not finish within {TIMEOUT:g} s: prune the graph, or write .svg or .html instead"
+        ) from error
     if done.returncode or not done.stdout:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit status {done.returncode}"]
-        raise RenderError(f"Graphviz could not draw the graph: {labels.shorten(said[-1], 160)}; write .svg or .html instead")
+        raise RenderError(
+            f"Graphviz could not draw the graph: {labels.shorten(said[-1], 160)}; write .svg or .html instead"
+        )
     return done.stdout

@@ -22,6 +22,7 @@ from circuitgraph.render.labels import DARK, LIGHT
 from circuitgraph.render.layout import Layout, lay_out, place_captions
 from circuitgraph.render.svg import path_data
 
+STAGE = (930, 620)  # width and height left for the grid in a 1440 x 900 window
 SCRIPTS = ("dom.js", "graph.js", "grid.js", "panel.js", "viewer.js")
 
 
@@ -32,7 +33,8 @@ def render_html(graph: nx.MultiDiGraph) -> str:
     allows exactly the page's own script and style. RenderError when a number of the graph is not finite.
     """
     script = "(() => {\n" + '"use strict";\n' + "\n".join(_asset(name) for name in SCRIPTS) + "})();"
-    style = f":root {{{_variables(LIGHT)}}}\n@media (prefers-color-scheme: dark) {{ :root {{{_variables(DARK)}}} }}\n{_asset('viewer.css')}"
+    dark = f"@media (prefers-color-scheme: dark) {{ :root {{{_variables(DARK)}}} }}"
+    style = f":root {{{_variables(LIGHT)}}}\n{dark}\n{_asset('viewer.css')}"
     parts = {
         "policy": f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data: blob:;"
         " base-uri 'none'; form-action 'none'",
@@ -68,12 +70,14 @@ def _dump(value: Any, **how: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, sort_keys=True, **how)
     except (ValueError, TypeError) as error:
-        raise RenderError(f"the graph cannot be written as JSON: {error}; expected text, finite numbers, lists and dicts") from error
+        raise RenderError(
+            f"the graph cannot be written as JSON: {error}; expected text, finite numbers, lists and dicts"
+        ) from error
 
 
 def payload(graph: nx.MultiDiGraph) -> dict[str, Any]:
     """Everything the page shows, as plain JSON values; nodes and edges as columns, edges strongest first."""
-    layout = lay_out(graph)
+    layout = lay_out(graph, *STAGE)
     order = sorted(graph, key=lambda node: (layout.centres[node][0], -layout.centres[node][1], node))
     edges = labels.ranked_edges(graph)
     kind_numbers, kinds = _kinds(edges)
@@ -104,7 +108,10 @@ def _grid(layout: Layout) -> dict[str, Any]:
         "width": round(layout.width, 1),
         "height": round(layout.height, 1),
         "upright": layout.vertical_tokens,
-        "columns": [[column.pos, round(column.x, 1), round(column.width, 1), column.clean, column.corrupted] for column in layout.columns],
+        "columns": [
+            [column.pos, round(column.x, 1), round(column.width, 1), column.clean, column.corrupted]
+            for column in layout.columns
+        ],
         "rows": [[row.layer, row.text, round(row.y, 1), round(row.height, 1)] for row in layout.rows],
     }
 
@@ -122,7 +129,9 @@ def _nodes(graph: nx.MultiDiGraph, layout: Layout, order: list[str]) -> dict[str
         "x": [layout.centres[node][0] for node in order],
         "y": [layout.centres[node][1] for node in order],
         "radius": [round(layout.radii[node], 1) for node in order],
-        "path": [labels.shape_path(labels.shape(each), layout.radii[node]) for node, each in zip(order, data, strict=True)],
+        "path": [
+            labels.shape_path(labels.shape(each), layout.radii[node]) for node, each in zip(order, data, strict=True)
+        ],
         "caption": [captions.get(node) for node in order],
         "label": [labels.visible(str(each["label"]), " ") if each.get("label") else None for each in data],
         "top_tokens": [[labels.visible(str(token)) for token in each.get("top_tokens") or []] for each in data],
@@ -134,7 +143,9 @@ def _nodes(graph: nx.MultiDiGraph, layout: Layout, order: list[str]) -> dict[str
     return columns
 
 
-def _edges(layout: Layout, edges: list[labels.Edge], numbers: dict[str, int], kinds: dict[str, int]) -> dict[str, list[Any]]:
+def _edges(
+    layout: Layout, edges: list[labels.Edge], numbers: dict[str, int], kinds: dict[str, int]
+) -> dict[str, list[Any]]:
     reference = labels.reference_weight(edges)
     strengths = [labels.edge_strength(data.get("weight", 0.0), reference) for *_, data in edges]
     return {
@@ -160,13 +171,19 @@ def _kinds(edges: list[labels.Edge]) -> tuple[dict[str, int], list[list[Any]]]:
     counts = Counter(kind for _, _, kind, _ in edges)
     known = [kind for kind in labels.EDGE_NAMES if kind in counts]
     kinds = known + sorted(kind for kind in counts if kind not in labels.EDGE_NAMES)
-    rows = [[labels.edge_name(kind), labels.EDGE_MEANINGS.get(kind, ""), counts[kind], kind if kind in known else "other"] for kind in kinds]
+    rows = [
+        [labels.edge_name(kind), labels.EDGE_MEANINGS.get(kind, ""), counts[kind], kind if kind in known else "other"]
+        for kind in kinds
+    ]
     return {kind: number for number, kind in enumerate(kinds)}, rows
 
 
 def _logits(graph: nx.MultiDiGraph) -> dict[str, list[list[Any]]]:
     logits = graph.graph.get("logits") or {}
-    return {side: [[labels.visible(str(token)), _rounded(prob)] for token, prob in logits.get(side) or []] for side in ("clean", "corrupted")}
+    return {
+        side: [[labels.visible(str(token)), _rounded(prob)] for token, prob in logits.get(side) or []]
+        for side in ("clean", "corrupted")
+    }
 
 
 def _provenance(graph: nx.MultiDiGraph) -> str:

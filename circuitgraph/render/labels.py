@@ -87,8 +87,8 @@ def plain(value: float) -> str:
 def tokens_at(graph: nx.MultiDiGraph, pos: int) -> tuple[str, str]:
     """Visible clean and corrupted token of a position; empty strings where the graph names none."""
     tokens = graph.graph.get("tokens") or {}
-    clean, corrupted = (tokens.get(side) or [] for side in ("clean", "corrupted"))
-    return tuple(visible(row[pos]) if pos < len(row) else "" for row in (clean, corrupted))  # type: ignore[return-value]
+    clean, corrupted = ((tokens.get(side) or [])[pos : pos + 1] for side in ("clean", "corrupted"))
+    return visible("".join(clean)), visible("".join(corrupted))
 
 
 def metric_name(graph: nx.MultiDiGraph) -> str:
@@ -132,7 +132,9 @@ def facts(graph: nx.MultiDiGraph) -> list[tuple[str, str, str, str]]:
         found.append(("estimate against effect", f"r = {plain(evidence['pearson_r'])}", "measured", explanation))
     total = sum(abs(weight) for *_, weight in graph.edges(data="weight", default=0.0))
     if total:
-        from_errors = sum(abs(weight) for u, _, weight in graph.edges(data="weight", default=0.0) if is_error(graph.nodes[u]))
+        from_errors = sum(
+            abs(weight) for u, _, weight in graph.edges(data="weight", default=0.0) if is_error(graph.nodes[u])
+        )
         explanation = "share of the absolute edge weight that leaves error nodes: what the dictionaries miss"
         found.append(("input from errors", f"{from_errors / total:.0%}", "estimated", explanation))
     return found
@@ -165,7 +167,7 @@ def short_name(attributes: Mapping[str, Any]) -> str:
 
 
 def caption(graph: nx.MultiDiGraph, node: str) -> str:
-    """Text beside a drawn node: the user's label, else the token it promotes (`→·Mary`), else `f1024`; or nothing."""
+    """Text beside a drawn node: the user's label, else a token it promotes (`→·Mary`), else `f1024`, or nothing."""
     attributes = graph.nodes[node]
     if attributes.get("label"):
         return shorten(visible(str(attributes["label"]), " "), 20)
@@ -197,7 +199,13 @@ def shape(attributes: Mapping[str, Any]) -> str:
     kind, site = attributes.get("kind"), str(attributes.get("site", "")).partition(".")[0]
     if kind == "feature":
         return {"attention": "triangle", "MLP": "circle"}.get(SITE_WORDS.get(site, ""), "rounded")
-    return {"error": "diamond", "embedding": "square", "pos_embedding": "house", "bias": "hexagon", "metric": "pill"}.get(str(kind), "circle")
+    return {
+        "error": "diamond",
+        "embedding": "square",
+        "pos_embedding": "house",
+        "bias": "hexagon",
+        "metric": "pill",
+    }.get(str(kind), "circle")
 
 
 def shape_path(name: str, radius: float) -> str:
@@ -211,8 +219,9 @@ def shape_path(name: str, radius: float) -> str:
     arc = f"a{corner:.1f} {corner:.1f} 0 0 1 "
     across, down = 2 * (half - corner), 2 * (tall - corner)
     return (
-        f"M{corner - half:.1f} {-tall:.1f}h{across:.1f}{arc}{corner:.1f} {corner:.1f}v{down:.1f}{arc}{-corner:.1f} {corner:.1f}"
-        f"h{-across:.1f}{arc}{-corner:.1f} {-corner:.1f}v{-down:.1f}{arc}{corner:.1f} {-corner:.1f}Z"
+        f"M{corner - half:.1f} {-tall:.1f}h{across:.1f}{arc}{corner:.1f} {corner:.1f}v{down:.1f}"
+        f"{arc}{-corner:.1f} {corner:.1f}h{-across:.1f}{arc}{-corner:.1f} {-corner:.1f}v{-down:.1f}"
+        f"{arc}{corner:.1f} {-corner:.1f}Z"
     )
 
 
@@ -227,7 +236,11 @@ _POLYGONS = {
 
 def radii(graph: nx.MultiDiGraph) -> dict[str, float]:
     """Radius in px of each node: 4 + 6 sqrt(|attribution| / largest), the metric always 10."""
-    sizes = {node: abs(data.get("attribution") or 0.0) for node, data in graph.nodes(data=True) if data.get("kind") != "metric"}
+    sizes = {
+        node: abs(data.get("attribution") or 0.0)
+        for node, data in graph.nodes(data=True)
+        if data.get("kind") != "metric"
+    }
     largest = max(sizes.values(), default=0.0) or 1.0
     return {node: 4 + 6 * math.sqrt(sizes[node] / largest) if node in sizes else 10.0 for node in graph}
 
@@ -278,9 +291,9 @@ def edge_strength(weight: float, reference: float) -> float:
 
 def edge_width(strength: float) -> float:
     """Stroke width in px for a strength between 0 and 1."""
-    return 0.4 + 3.4 * strength**1.5
+    return 0.4 + 3.4 * strength * math.sqrt(strength)
 
 
 def edge_opacity(strength: float) -> float:
     """Stroke opacity for a strength between 0 and 1: weak edges stay in the background."""
-    return 0.12 + 0.76 * strength**1.2
+    return 0.12 + 0.76 * strength

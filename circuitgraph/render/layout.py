@@ -18,8 +18,9 @@ from circuitgraph.render import labels
 
 WIDTH = 1100  # of the grid: with its margins it fills a README column and fits beside the viewer's panel
 STEP_MIN, STEP_MAX = 21.0, 58.0  # between neighbours in a cell; the largest node is 20 px wide
-LINE = 38.0  # one line of nodes in a cell: the node and its caption
+LINE, LINE_MAX = 38.0, 64.0  # height of one line of nodes in a cell: the node and its caption
 EMPTY_LINE = 20.0
+ROW_GAP = 8.0
 LEAST_WRAP = 5  # nodes in a line of a cell that are tried before the picture grows wider
 TOKEN_LIMITS = (110.0, 84.0, 64.0, 48.0)  # widths at which tokens are cut, tried in this order
 UPRIGHT = 22.0  # width of a column whose tokens stand upright
@@ -75,8 +76,10 @@ class Layout:
     vertical_tokens: bool
 
 
-def lay_out(graph: nx.MultiDiGraph, width: float = WIDTH) -> Layout:
+def lay_out(graph: nx.MultiDiGraph, width: float = WIDTH, height: float = 0.0) -> Layout:
     """The layout of `graph`, about `width` px wide where the number of positions allows it.
+
+    Rows grow up to `LINE_MAX` a line to make the grid `height` px high.
 
     A column is as wide as its fullest cell (and its tokens) needs; a row as high as its fullest cell. RenderError
     when a node's attribution or an edge's weight is not finite.
@@ -89,43 +92,60 @@ def lay_out(graph: nx.MultiDiGraph, width: float = WIDTH) -> Layout:
         clean, corrupted = ("bias", "bias") if pos == BIAS else labels.tokens_at(graph, pos)
         columns.append(Column(None if pos == BIAS else pos, x, fit.widths[pos], clean, corrupted))
         x += fit.widths[pos]
-    rows, tops, y = [], {}, 0.0
-    for key, layer, text in _row_keys(graph, cells):
-        lines = max((math.ceil(len(nodes) / fit.wrap) for (row, _), nodes in cells.items() if row == key), default=0)
-        height = lines * LINE + 8 if lines else EMPTY_LINE
-        rows.append(Row(layer, text, y, height))
-        tops[key] = (y, height)
-        y += height
+    rows, line = _rows(graph, cells, fit.wrap, height)
+    at = {BIAS if column.pos is None else column.pos: column for column in columns}
     centres = {}
-    lefts = {BIAS if column.pos is None else column.pos: column for column in columns}
-    for (row, pos), nodes in cells.items():
-        centres.update(_place_cell(nodes, lefts[pos], tops[row], fit))
-    return Layout(x, y, tuple(columns), tuple(rows), centres, labels.radii(graph), fit.vertical)
+    for (key, pos), nodes in cells.items():
+        centres.update(_place_cell(nodes, at[pos], rows[key], fit, line))
+    total = sum(row.height for row in rows.values())
+    return Layout(x, total, tuple(columns), tuple(rows.values()), centres, labels.radii(graph), fit.vertical)
 
 
 def _check_finite(graph: nx.MultiDiGraph) -> None:
     for node, value in graph.nodes(data="attribution", default=0.0):
         if value is not None and not math.isfinite(value):
-            raise RenderError(f"node {node} has attribution {value}: expected a finite number; rebuild the graph or remove the node")
+            raise RenderError(
+                f"node {node} has attribution {value}: expected a finite number; rebuild the graph or remove the node"
+            )
     for source, target, kind, value in graph.edges(keys=True, data="weight", default=0.0):
         if not math.isfinite(value):
             raise RenderError(
-                f"edge {source} -> {target} ({kind}) has weight {value}: expected a finite number; rebuild the graph or remove the edge"
+                f"edge {source} -> {target} ({kind}) has weight {value}: expected a finite number;"
+                " rebuild the graph or remove the edge"
             )
 
 
-RowKey = tuple[int, int]
+RowKey = tuple[int, int]  # (layer, rank of the site in it): sorts bottom to top
+Cell = tuple[RowKey, int]  # row and position
 
 
 def _row_of(site: Site) -> RowKey:
-    """Rows sort bottom to top; both embeddings share the lowest one."""
+    """The row of a site; both embeddings share the lowest one."""
     if site.layer is None:
         return (1 << 30, 0) if site.kind == "metric" else (-1, 0)
     return site.layer, LAYER_SITES.index(site.kind)
 
 
-def _cells(graph: nx.MultiDiGraph) -> dict[tuple[RowKey, int], list[str]]:
-    cells: dict[tuple[RowKey, int], list[str]] = {}
+def _rows(
+    graph: nx.MultiDiGraph, cells: dict[Cell, list[str]], wrap: int, height: float
+) -> tuple[dict[RowKey, Row], float]:
+    """(the rows from the top, height of one line of nodes)."""
+    keys = _row_keys(graph, cells)
+    lines = {
+        key: max((math.ceil(len(nodes) / wrap) for (row, _), nodes in cells.items() if row == key), default=0)
+        for key, *_ in keys
+    }
+    fixed = sum(ROW_GAP if count else EMPTY_LINE for count in lines.values())
+    line = min(LINE_MAX, max(LINE, (height - fixed) / max(1, sum(lines.values()))))
+    rows, y = {}, 0.0
+    for key, layer, text in keys:
+        rows[key] = Row(layer, text, round(y, 1), round(lines[key] * line + ROW_GAP if lines[key] else EMPTY_LINE, 1))
+        y += rows[key].height
+    return rows, line
+
+
+def _cells(graph: nx.MultiDiGraph) -> dict[Cell, list[str]]:
+    cells: dict[Cell, list[str]] = {}
     rank = {kind: place for place, kind in enumerate(labels.NODE_ORDER)}
 
     def order(node: str) -> tuple[int, int, str]:
@@ -139,16 +159,16 @@ def _cells(graph: nx.MultiDiGraph) -> dict[tuple[RowKey, int], list[str]]:
     return cells
 
 
-def _row_keys(graph: nx.MultiDiGraph, cells: dict[tuple[RowKey, int], list[str]]) -> list[tuple[RowKey | None, int | None, str]]:
-    """(key, layer, text) of each row from the top; a layer without nodes keeps one thin row with key None."""
+def _row_keys(graph: nx.MultiDiGraph, cells: dict[Cell, list[str]]) -> list[tuple[RowKey, int | None, str]]:
+    """(key, layer, text) of each row from the top; a layer without nodes keeps one thin row."""
     present = {row for row, _ in cells}
     layers = max([int(graph.graph.get("n_layers") or 0), *(row[0] + 1 for row in present if row[0] < 1 << 30)])
-    rows: list[tuple[RowKey | None, int | None, str]] = []
+    rows: list[tuple[RowKey, int | None, str]] = []
     if (1 << 30, 0) in present:
         rows.append(((1 << 30, 0), None, "metric"))
     for layer in reversed(range(layers)):
         own = sorted((row for row in present if row[0] == layer), reverse=True)
-        rows += [(row, layer, _site_text(LAYER_SITES[row[1]])) for row in own] or [(None, layer, "")]
+        rows += [(row, layer, _site_text(LAYER_SITES[row[1]])) for row in own] or [((layer, 0), layer, "")]
     if (-1, 0) in present:
         rows.append(((-1, 0), None, "embed"))
     return rows
@@ -168,7 +188,7 @@ class _Fit:
     vertical: bool
 
 
-def _fit(graph: nx.MultiDiGraph, cells: dict[tuple[RowKey, int], list[str]], width: float) -> _Fit:
+def _fit(graph: nx.MultiDiGraph, cells: dict[Cell, list[str]], width: float) -> _Fit:
     """The roomiest filling that stays within `width`: first long tokens give way, then cells break into lines.
 
     Cells keep at least `LEAST_WRAP` nodes in a line, so many positions make the picture wider than asked.
@@ -183,9 +203,13 @@ def _fit(graph: nx.MultiDiGraph, cells: dict[tuple[RowKey, int], list[str]], wid
 
     def widths(limit: float, step: float, wrap: int) -> dict[int, float]:
         room = 4 if limit < TOKEN_LIMITS[-1] else 10
-        return {pos: max(_token_width(graph, pos, limit), min(count, wrap) * step + room) for pos, count in fullest.items()}
+        return {
+            pos: max(_token_width(graph, pos, limit), min(count, wrap) * step + room) for pos, count in fullest.items()
+        }
 
-    choices = [(limit, wrap) for limit in TOKEN_LIMITS for wrap in (most, *range(most - 1, least - 1, -1)) if wrap >= least]
+    choices = [
+        (limit, wrap) for limit in TOKEN_LIMITS for wrap in (most, *range(most - 1, least - 1, -1)) if wrap >= least
+    ]
     fitting = ((limit, wrap) for limit, wrap in choices if sum(widths(limit, STEP_MIN, wrap).values()) <= width)
     limit, wrap = next(fitting, (UPRIGHT, least))
     steps = [STEP_MIN + half / 2 for half in range(int(2 * (STEP_MAX - STEP_MIN)) + 1)]
@@ -198,18 +222,18 @@ def _token_width(graph: nx.MultiDiGraph, pos: int, limit: float) -> float:
     return min(limit, max(36.0, *(labels.text_width(text, 12) + 12 for text in texts)))
 
 
-def _place_cell(nodes: list[str], column: Column, row: tuple[float, float], fit: _Fit) -> dict[str, Point]:
+def _place_cell(nodes: list[str], column: Column, row: Row, fit: _Fit, line_height: float) -> dict[str, Point]:
     """Centres of the nodes of one cell: lines of equal length, centred, every second one shifted like bricks."""
     count = math.ceil(len(nodes) / fit.wrap)
     per_line = math.ceil(len(nodes) / count)
-    top = row[0] + (row[1] - LINE * count) / 2
+    top = row.y + (row.height - line_height * count) / 2
     centres = {}
     for place, node in enumerate(nodes):
         line, slot = divmod(place, per_line)
         in_line = min(per_line, len(nodes) - line * per_line)
         brick = (0.25 if line % 2 else -0.25) if count > 1 and in_line == per_line else 0.0
         x = column.x + column.width / 2 + (slot - (in_line - 1) / 2 + brick) * fit.step
-        centres[node] = (round(x, 1), round(top + LINE * (line + 0.5) - 4, 1))
+        centres[node] = (round(x, 1), round(top + line_height * (line + 0.5) - 4, 1))
     return centres
 
 
@@ -242,14 +266,20 @@ def place_captions(graph: nx.MultiDiGraph, layout: Layout, size: float = 10) -> 
         data = graph.nodes[node]
         return data.get("kind") != "metric", not data.get("label"), -abs(data.get("attribution") or 0.0), node
 
-    taken = [(x - r, y - r, x + r, y + r) for (x, y), r in ((layout.centres[node], layout.radii[node]) for node in graph)]
+    taken = [
+        (x - r, y - r, x + r, y + r) for (x, y), r in ((layout.centres[node], layout.radii[node]) for node in graph)
+    ]
     captions = []
     for node in sorted(graph, key=importance):
         text = labels.caption(graph, node)
         (x, y), radius = layout.centres[node], layout.radii[node]
         half = labels.text_width(text, size) / 2
         x = min(max(x, half + 1), layout.width - half - 1)
-        for baseline in (y - radius - 3, y + radius + size) if graph.nodes[node].get("kind") == "metric" else (y + radius + size, y - radius - 3):
+        for baseline in (
+            (y - radius - 3, y + radius + size)
+            if graph.nodes[node].get("kind") == "metric"
+            else (y + radius + size, y - radius - 3)
+        ):
             box = (x - half - 2, baseline - size + 1, x + half + 2, baseline + 2)
             if text and box[1] >= 0 and box[3] <= layout.height and not any(_overlap(box, other) for other in taken):
                 taken.append(box)

@@ -27,6 +27,7 @@ def test_gather_dot_is_the_dot_product_of_rows(
     rows, columns = torch.randint(6, (50,), generator=random), torch.randint(20, (50,), generator=random)
     expected = (vectors.double()[:, rows] * W.double()[columns]).sum(dim=-1)
     got = gather_dot(vectors, rows, W, columns)
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert got.shape == (3, 50) and expected.abs().min() > 0
     assert (got - expected).abs().max() <= tolerance(got.dtype, 13, expected.abs().max() + 10)
     assert all(torch.equal(gather_dot(each, rows, W, columns), row) for each, row in zip(vectors, got, strict=True))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import circuitgraph_kernels
 from circuitgraph_kernels import ACTIVATIONS, SaeAttribution, SaeWeights, encode, sae_attribution
 from circuitgraph_kernels import _torch as torch_backend
 
@@ -291,7 +293,8 @@ def test_importing_the_package_brings_neither_triton_nor_circuitgraph() -> None:
     code = (
         "import sys, circuitgraph_kernels; print({'triton', 'circuitgraph'} & {m.split('.')[0] for m in sys.modules})"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    root = Path(circuitgraph_kernels.__file__).parents[1]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert result.stdout == "set()\n"
 
 

@@ -1,7 +1,17 @@
 // What is selected and what is shown, and the keys, clicks and filters that change it.
 
 const mostDrawn = Math.min(edgeCount, data.most_drawn);
-const state = { limit: Math.min(mostDrawn, 400), kinds: new Set(data.kinds.keys()), hideErrors: false, query: "", matches: [], selected: -1, column: null, drawn: [] };
+const DRAWN_AT_FIRST = 500; // a graph with more edges starts with its 300 strongest: the picture stays readable
+const state = {
+  limit: mostDrawn > DRAWN_AT_FIRST ? 300 : mostDrawn,
+  kinds: new Set(data.kinds.keys()),
+  hideErrors: false,
+  query: "",
+  matches: [],
+  selected: -1,
+  column: null,
+  drawn: [],
+};
 
 const isHidden = (node) => state.hideErrors && nodes.error[node];
 
@@ -15,20 +25,31 @@ function refilter() {
     else passing.push(edge);
   }
   state.drawn = passing.slice(0, state.limit);
+  state.hidden = { weaker: passing.length - state.drawn.length, "of hidden kinds": byKind, "at hidden errors": byError };
   drawEdges(state.drawn);
   refocus();
-  byId("status").textContent = statusText(passing.length - state.drawn.length, byKind, byError);
 }
 
-function statusText(weaker, byKind, byError) {
+function statusText() {
   if (data.statement && !nodeCount) return data.statement;
   const shown = nodeCount - nodes.error.filter((_, node) => isHidden(node)).length;
   const weight = state.drawn.reduce((sum, edge) => sum + Math.abs(edges.weight[edge]), 0);
-  const parts = [`${shown} of ${plural(nodeCount, "node")}`, `${state.drawn.length} of ${plural(edgeCount, "edge")} drawn`];
+  const parts = [
+    `${shown} of ${plural(nodeCount, "node")}`,
+    `${state.drawn.length} of ${plural(edgeCount, "edge")} drawn`,
+  ];
   if (weightTotal) parts.push(`${percent(weight / weightTotal)} of the edge weight`);
-  const hidden = [[weaker, "weaker"], [byKind, "of hidden kinds"], [byError, "at hidden errors"]].filter(([count]) => count);
-  if (hidden.length) parts.push(`hidden: ${hidden.map(([count, why]) => `${count.toLocaleString("en")} ${why}`).join(", ")}`);
-  if (state.query) parts.push(`${plural(state.matches.length, "match").replace("matchs", "matches")} for “${state.query}”`);
+  const hidden = Object.entries(state.hidden).filter(([, count]) => count);
+  if (hidden.length)
+    parts.push(`hidden: ${hidden.map(([why, count]) => `${count.toLocaleString("en")} ${why}`).join(", ")}`);
+  if (state.selected >= 0) {
+    const own = (sides) => state.drawn.filter((edge) => sides[edge] === state.selected).length;
+    const all = [inputs[state.selected].length, outputs[state.selected].length];
+    const which = `${own(edges.target)} of ${plural(all[0], "input")}, ${own(edges.source)} of ${plural(all[1], "output")}`;
+    parts.push(`${nodes.name[state.selected]}: ${which} drawn`);
+  }
+  if (state.query)
+    parts.push(`${plural(state.matches.length, "match").replace("matchs", "matches")} for “${state.query}”`);
   return parts.join(" · ");
 }
 
@@ -40,16 +61,23 @@ function refocus() {
   };
   const among = (list) => {
     const kept = new Set(list);
-    emphasise(kept, new Set(state.drawn.filter((edge) => kept.has(edges.source[edge]) && kept.has(edges.target[edge]))));
+    emphasise(
+      kept,
+      new Set(state.drawn.filter((edge) => kept.has(edges.source[edge]) && kept.has(edges.target[edge]))),
+    );
   };
   if (state.selected >= 0) around(state.selected);
   else if (state.query) among(state.matches);
   else if (state.column !== null) among([...nodes.name.keys()].filter((node) => nodes.pos[node] === state.column));
   else emphasise(null, null);
   markNodes(state.selected, isHidden);
+  byId("status").textContent = statusText();
   for (const cell of byId("tokens").children) {
     const at = state.selected >= 0 ? nodes.pos[state.selected] : state.column;
-    cell.classList.toggle("current", (state.selected >= 0 || state.column !== null) && cell.dataset.pos === String(at ?? ""));
+    cell.classList.toggle(
+      "current",
+      (state.selected >= 0 || state.column !== null) && cell.dataset.pos === String(at ?? ""),
+    );
     cell.setAttribute("aria-pressed", state.selected < 0 && state.column !== null && cell.dataset.pos === String(at));
   }
 }
@@ -62,7 +90,7 @@ function select(node, from) {
   showPanel(node, select);
   refocus();
   if (node < 0) return;
-  nodeElements[node].scrollIntoView({ block: "nearest", inline: "nearest" });
+  reveal(node);
   if (from === "panel") byId("node-name").focus({ preventScroll: true });
   else if (from !== "search") nodeElements[node].focus({ preventScroll: true });
 }
@@ -114,10 +142,18 @@ function follow(lists, side) {
 }
 
 const KEYS = {
-  ArrowLeft: () => walk(-1, 0), ArrowRight: () => walk(1, 0), ArrowUp: () => walk(0, 1), ArrowDown: () => walk(0, -1),
-  "[": () => follow(inputs, edges.source), "]": () => follow(outputs, edges.target),
-  "/": () => byId("search").focus(), Escape: clear, "?": () => byId("help").showModal(),
-  "+": () => zoomAround(1.2), "-": () => zoomAround(1 / 1.2), 0: fitZoom,
+  ArrowLeft: () => walk(-1, 0),
+  ArrowRight: () => walk(1, 0),
+  ArrowUp: () => walk(0, 1),
+  ArrowDown: () => walk(0, -1),
+  "[": () => follow(inputs, edges.source),
+  "]": () => follow(outputs, edges.target),
+  "/": () => byId("search").focus(),
+  Escape: clear,
+  "?": () => byId("help").showModal(),
+  "+": () => zoomAround(1.2),
+  "-": () => zoomAround(1 / 1.2),
+  0: fitZoom,
 };
 
 function onKey(event) {
@@ -140,17 +176,30 @@ function tooltipLines(target) {
   if (target.dataset.node !== undefined) {
     const node = Number(target.dataset.node);
     const lines = nodeFacts(node).map(([name, value, basis]) => [name, value, basis]);
-    return [element("b", { class: "mono" }, nodes.name[node]), nodes.label[node] && element("p", {}, nodes.label[node]), ...factLines(lines)];
+    return [
+      element("b", { class: "mono" }, nodes.name[node]),
+      nodes.label[node] && element("p", {}, nodes.label[node]),
+      ...factLines(lines),
+    ];
   }
   const edge = Number(target.dataset.edge);
-  const lines = [["weight", signed(edges.weight[edge]), "estimated"], ["share of input", percent(shareOf(edge))]];
+  const lines = [
+    ["weight", signed(edges.weight[edge]), "estimated"],
+    ["share of input", percent(shareOf(edge))],
+  ];
   if (edges.local_weight[edge] !== null) lines.push(["to pre-activation", signed(edges.local_weight[edge])]);
   if (edges.heads[edge].length) lines.push(["mostly", mainHead(edges.heads[edge])]);
-  return [element("p", {}, kindBadge(edge), " ", data.kinds[edges.kind[edge]][1]),
-    element("p", { class: "mono" }, `${nodes.name[edges.source[edge]]} → ${nodes.name[edges.target[edge]]}`), ...factLines(lines)];
+  return [
+    element("p", {}, kindBadge(edge), " ", data.kinds[edges.kind[edge]][1]),
+    element("p", { class: "mono" }, `${nodes.name[edges.source[edge]]} → ${nodes.name[edges.target[edge]]}`),
+    ...factLines(lines),
+  ];
 }
 
-const factLines = (lines) => lines.map(([name, value, basis]) => element("div", {}, element("span", {}, name), element("span", {}, value, basis && basisTag(basis))));
+const factLines = (lines) =>
+  lines.map(([name, value, basis]) =>
+    element("div", {}, element("span", {}, name), element("span", {}, value, basis && basisTag(basis))),
+  );
 
 function onHover(event) {
   const target = event.target.closest("[data-node], [data-edge]");
@@ -161,7 +210,10 @@ function onHover(event) {
     tooltip.target = target;
     tooltip.replaceChildren(...tooltipLines(target).filter(Boolean));
   }
-  const left = event.clientX + 16 + tooltip.offsetWidth > window.innerWidth ? event.clientX - tooltip.offsetWidth - 12 : event.clientX + 16;
+  const left =
+    event.clientX + 16 + tooltip.offsetWidth > window.innerWidth
+      ? event.clientX - tooltip.offsetWidth - 12
+      : event.clientX + 16;
   const top = Math.min(event.clientY + 16, window.innerHeight - tooltip.offsetHeight - 8);
   tooltip.style.left = `${Math.max(4, left)}px`;
   tooltip.style.top = `${Math.max(4, top)}px`;
@@ -191,13 +243,20 @@ function showHeader() {
   byId("model").textContent = data.model;
   document.title = `${byId("title").textContent}${data.model ? ` · ${data.model}` : ""}`;
   const { clean, corrupted } = data.prompts;
-  for (const [side, tokens, other] of [["clean", clean, corrupted], ["corrupted", corrupted, clean]]) {
+  for (const [side, tokens, other] of [
+    ["clean", clean, corrupted],
+    ["corrupted", corrupted, clean],
+  ]) {
     if (!tokens.length) continue;
     const pieces = tokens.map((token, pos) => element(token === other[pos] ? "span" : "mark", {}, token));
-    byId("prompts").append(element("div", {}, element("dt", {}, side), element("dd", {}, pieces)));
+    const line = element("dd", {}, pieces);
+    byId("prompts").append(element("div", {}, element("dt", {}, side), line));
+    line.scrollTop = (line.querySelector("mark")?.offsetTop ?? 0) - 20; // a long prompt shows what differs
   }
   for (const [name, value, basis, explanation] of data.facts) {
-    byId("facts").append(element("div", { title: explanation }, element("dt", {}, name), element("dd", {}, value, basisTag(basis))));
+    byId("facts").append(
+      element("div", { title: explanation }, element("dt", {}, name), element("dd", {}, value, basisTag(basis))),
+    );
   }
 }
 
@@ -209,18 +268,39 @@ function showFilters() {
       event.currentTarget.setAttribute("aria-pressed", state.kinds.has(kind));
       refilter();
     };
-    byId("kinds").append(element("button", { type: "button", class: `chip kind-${colour}`, "aria-pressed": "true", title: meaning, onclick: toggle },
-      element("i", { class: "swatch" }), name, element("small", {}, count.toLocaleString("en"))));
+    byId("kinds").append(
+      element(
+        "button",
+        { type: "button", class: `chip kind-${colour}`, "aria-pressed": "true", title: meaning, onclick: toggle },
+        element("i", { class: "swatch" }),
+        name,
+        element("small", {}, count.toLocaleString("en")),
+      ),
+    );
   }
   const errors = nodes.error.filter(Boolean).length;
   byId("errors").append(element("small", {}, String(errors)));
   byId("errors").disabled = !errors;
-  byId("legend").append(...data.legend.map(([path, name]) => element("span", {}, drawing("svg", { viewBox: "-11 -8 22 16", class: "symbol positive", "aria-hidden": "true" },
-    drawing("path", { d: path, class: "shape" })), name)));
+  byId("legend").append(
+    ...data.legend.map(([path, name]) =>
+      element(
+        "span",
+        {},
+        drawing(
+          "svg",
+          { viewBox: "-13 -8 26 16", class: "symbol positive", "aria-hidden": "true" },
+          drawing("path", { d: path, class: "shape" }),
+        ),
+        name,
+      ),
+    ),
+  );
 }
 
 function listen() {
-  byId("strongest").addEventListener("input", (event) => setLimit(Math.expm1((event.target.value / 1000) * Math.log1p(mostDrawn))));
+  byId("strongest").addEventListener("input", (event) =>
+    setLimit(Math.expm1((event.target.value / 1000) * Math.log1p(mostDrawn))),
+  );
   byId("count").addEventListener("change", (event) => setLimit(Number(event.target.value)));
   byId("errors").addEventListener("click", () => setErrorsHidden(!state.hideErrors));
   byId("search").addEventListener("input", (event) => search(event.target.value));
@@ -232,12 +312,18 @@ function listen() {
   byId("tokens").addEventListener("click", onTokenClick);
   canvas.addEventListener("click", onGridClick);
   canvas.addEventListener("pointermove", onHover);
-  canvas.addEventListener("pointerleave", () => { byId("tooltip").hidden = true; });
-  stage.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey && !event.metaKey) return;
-    event.preventDefault();
-    zoomAround(event.deltaY < 0 ? 1.15 : 1 / 1.15, event.clientX, event.clientY);
-  }, { passive: false });
+  canvas.addEventListener("pointerleave", () => {
+    byId("tooltip").hidden = true;
+  });
+  stage.addEventListener(
+    "wheel",
+    (event) => {
+      if (!event.ctrlKey && !event.metaKey) return;
+      event.preventDefault();
+      zoomAround(event.deltaY < 0 ? 1.15 : 1 / 1.15, event.clientX, event.clientY);
+    },
+    { passive: false },
+  );
   document.addEventListener("keydown", onKey);
 }
 
@@ -248,3 +334,4 @@ listen();
 showPanel(-1, select);
 setLimit(state.limit);
 fitZoom();
+if (nodeCount) reveal(startNode());

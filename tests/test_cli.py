@@ -1,0 +1,139 @@
+"""The command line: each command reads a file and writes a file; errors are one line, exit code 1, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from test_dictionary_formats import save
+
+from circuitgraph.cli import main
+from circuitgraph.formats import read_graph
+
+
+@pytest.fixture(scope="module")
+def workplace(tiny_folder, tmp_path_factory):
+    """A folder with dictionaries, prompts and a graph that `discover` wrote."""
+    folder = tmp_path_factory.mktemp("cli")
+    for layer in range(2):
+        save(folder / "dictionaries" / f"z.{layer}", hook=f"blocks.{layer}.attn.hook_z", seed=layer)
+        hooks = {"hook": f"blocks.{layer}.ln2.hook_normalized", "hook_out": f"blocks.{layer}.hook_mlp_out"}
+        save(folder / "dictionaries" / f"mlp_out.{layer}", architecture="transcoder", seed=9 + layer, **hooks)
+    lines = [
+        {"clean": "a b c d e", "corrupted": "a b f d e", "answers": [" g"], "wrong_answers": [" h"]},
+        {"clean": "c a h b d", "corrupted": "c e h b d", "answers": [" f"], "wrong_answers": [" b"]},
+        {"clean": "c a", "corrupted": "c e", "answers": [" f"], "wrong_answers": [" b"]},
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run("discover", folder / "pairs.jsonl", *model(tiny_folder, folder), "--length", 6, "-o", folder / "graph.json")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def model(tiny_folder, folder):
+    return "--model", tiny_folder, "--dictionaries", folder / "dictionaries"
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_discover_prints_the_path_on_stdout_and_the_rest_on_stderr(workplace, tiny_folder, tmp_path):
+    out = tmp_path / "graph.json"
+    result = run("discover", workplace / "pairs.jsonl", *model(tiny_folder, workplace), "--length", 6, "-o", out)
+    assert result.stdout == f"{out}\n" and "candidates" in result.stderr
+    assert out.read_bytes() == (workplace / "graph.json").read_bytes()
+    assert read_graph(out).number_of_edges() > 10
+
+
+def test_discover_passes_its_options_on(workplace, tiny_folder, tmp_path):
+    out = tmp_path / "graph.json"
+    options = ["--metric", "logit", "--baseline", "zero", "--method", "integrated", "--steps", 2, "--max-nodes", 7, "--examples", 1, "--seed", 3]
+    result = run("discover", workplace / "pairs.jsonl", *model(tiny_folder, workplace), "--length", 6, "-o", out, "--quiet", *options)
+    assert result.exit_code == 0 and result.stderr == ""
+    graph = read_graph(out)
+    expected = {"metric": "logit", "baseline": "zero", "method": "integrated", "steps": 2, "max_nodes": 7, "seed": 3}
+    assert expected.items() <= graph.graph["provenance"]["settings"].items()
+    assert graph.graph["n_examples"] == 1 and len(graph) <= 8
+
+
+def test_prune_render_and_show_go_on_from_the_file(workplace, tmp_path):
+    circuit = tmp_path / "circuit.json"
+    assert run("prune", workplace / "graph.json", "-o", circuit, "--max-nodes", 20).stdout == f"{circuit}\n"
+    assert 1 < len(read_graph(circuit)) <= 21
+    for suffix in ("svg", "html", "dot"):
+        picture = tmp_path / f"circuit.{suffix}"
+        assert run("render", circuit, "-o", picture).stdout == f"{picture}\n"
+        assert picture.stat().st_size > 1000
+    shown = run("show", circuit, "--top", 3).stdout
+    assert "strongest nodes" in shown and "logit_difference" in shown and shown.count("/f") >= 3
+
+
+def test_defaults_are_those_of_the_functions():
+    import inspect
+
+    from circuitgraph.prune import prune_graph
+    from circuitgraph.demo.run import run_demo
+    from circuitgraph.discover import discover_circuit
+
+    for name, function in (("discover", discover_circuit), ("prune", prune_graph), ("demo", run_demo)):
+        parameters = inspect.signature(function).parameters
+        checked = [o for o in main.commands[name].params if o.name in parameters and parameters[o.name].default is not inspect.Parameter.empty]
+        assert len(checked) >= 4
+        for option in checked:
+            assert option.default == parameters[option.name].default, option.name
+
+
+def errors(workplace, tiny_folder, out):
+    """Command lines that must fail, with what they say."""
+    good = model(tiny_folder, workplace)
+    pairs, graph = workplace / "pairs.jsonl", workplace / "graph.json"
+    empty, broken = workplace / "empty.jsonl", workplace / "broken.jsonl"
+    empty.write_text("")
+    broken.write_text('{"clean": "a", "corrupted": "b", "answers": [" c"]}\n{oops\n')
+    return {
+        "no prompts": (["discover", workplace / "none", *good], "PromptError: .*does not exist"),
+        "empty prompts": (["discover", empty, *good], "PromptError: .*is empty"),
+        "malformed line": (["discover", broken, *good], "PromptError: .*line 2 is not JSON"),
+        "different lengths": (["discover", pairs, *good], "PromptError: pair 1 has 6 tokens, pair 3 has 3"),
+        "no model": (["discover", pairs, "--model", workplace / "none", "--dictionaries", "demo"], "ModelError: .*does not exist"),
+        "no dictionaries": (["discover", pairs, "--model", tiny_folder, "--dictionaries", workplace / "none"], "DictionaryError: .*does not exist"),
+        "unknown metric": (["discover", pairs, *good, "--length", 6, "--metric", "logits"], "MetricError: metric 'logits' is unknown.*Did you mean"),
+        "unknown baseline": (["discover", pairs, *good, "--length", 6, "--baseline", "zeros"], "baseline 'zeros' is unknown.*Did you mean 'zero'"),
+        "unknown method": (["discover", pairs, *good, "--length", 6, "--method", "gradients"], "method 'gradients' is unknown.*Did you mean 'gradient'"),
+        "unknown rule": (["discover", pairs, *good, "--length", 6, "--method", "integrated", "--rule", "mid"], "rule 'mid' is unknown"),
+        "unknown backend": (["discover", pairs, *good, "--length", 6, "--backend", "tritn"], "backend"),
+        "unwritable": (["discover", pairs, *good, "--length", 6, "-o", "/proc/nowhere/x.json"], "cannot write"),
+        "negative threshold": (["prune", graph, "--edge-threshold", -1], "edge_threshold is -1.0; expected a number >= 0"),
+        "not a graph": (["prune", pairs], "GraphError: .*pairs.jsonl"),
+        "unknown suffix": (["render", graph, "-o", workplace / "x.jpeg"], "RenderError: .*jpeg"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [
+    "no prompts", "empty prompts", "malformed line", "different lengths", "no model", "no dictionaries", "unknown metric", "unknown baseline",
+    "unknown method", "unknown rule", "unknown backend", "unwritable", "negative threshold", "not a graph", "unknown suffix",
+])  # fmt: skip
+def test_an_error_is_one_line_and_leaves_nothing_behind(workplace, tiny_folder, tmp_path, name):
+    import re
+
+    arguments, message = errors(workplace, tiny_folder, tmp_path)[name]
+    if "-o" not in arguments:
+        arguments = [*arguments, "-o", tmp_path / "out.json"]
+    before = sorted(workplace.iterdir())
+    result = run(*arguments, "--quiet")
+    assert result.exit_code == 1, result.output
+    assert result.stdout == "" and re.search(message, result.stderr)
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [] and sorted(workplace.iterdir()) == before
+
+
+def test_debug_shows_the_traceback_and_usage_errors_exit_with_2(workplace, monkeypatch):
+    import sys
+
+    arguments = ["show", str(workplace / "none.json"), "--debug"]
+    monkeypatch.setattr(sys, "argv", ["circuitgraph", *arguments])
+    assert "does not exist" in str(run(*arguments).exception)
+    assert run("render").exit_code == 2
+    assert run("rendr").exit_code == 2

@@ -1,0 +1,490 @@
+"""The laws of attribution that hold for any weights, in float64 on a random model with biases and learned positions.
+
+Each test's name is the law. Compared numbers are asserted to be non-zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from circuitgraph.activations import run_baseline, run_clean, sites_of
+from circuitgraph.attribution import attribute_nodes, component_sites
+from circuitgraph.discover import discover_circuit, node_gradients
+from circuitgraph.edges import attribute_edges, encoder_columns
+from circuitgraph.evaluate import evaluate_circuit
+from circuitgraph.gradients import integrated_gradients, metric_gradients
+from circuitgraph.intervene import kept_nodes, patch_effects, run_with_nodes
+from circuitgraph.metrics import build_metric
+from circuitgraph.model import tokenize_pairs
+from circuitgraph.nodes import Node, Site
+from circuitgraph.prune import prune_graph
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, *, terms: int = 1000, quadrature: float = 0.0) -> None:
+    """Equal within dtype epsilon * sqrt(terms) * 8, relative to the largest expected value, which must not be zero, plus
+    the error of a quadrature rule where there is one."""
+    actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
+    assert actual.shape == expected.shape
+    scale = float(expected.abs().max())
+    assert scale > 1e-9, "the compared numbers are all zero"
+    error = float((actual - expected).abs().max())
+    bound = torch.finfo(expected.dtype).eps * terms**0.5 * 8 * max(scale, 1.0) + quadrature
+    assert error <= bound, f"error {error:.3g} exceeds {bound:.3g}"
+
+
+@dataclass
+class Case:
+    """One run of everything up to node tables."""
+
+    model: Any
+    dictionaries: Any
+    tokens: Any
+    metric: Any
+    clean: Any
+    base: Any
+    gradients: Any
+    tables: Any
+
+    @property
+    def last(self) -> Site:
+        return Site("resid_post", self.model.n_layers - 1)
+
+    def edges(self, **settings: Any) -> list:
+        gradient = metric_gradients(self.clean, [self.last])[self.last]
+        return attribute_edges(self.model, self.tables, self.clean.values, gradient, **settings)
+
+    def total(self, site: Site, kinds: tuple[str, ...] = ("feature", "error")) -> torch.Tensor:
+        """Summed attribution [batch, pos] of the tables at a site."""
+        total = torch.zeros(self.tokens.clean.shape, dtype=torch.float64)
+        for table in self.tables:
+            if table.site == site and table.kind in kinds:
+                total.index_add_(1, table.pos, table.attribution)
+        return total
+
+
+def build_case(model, dictionaries, pairs, *, baseline="corrupted", method="gradient", steps=10, rule="gauss-legendre", metric="logit_difference"):
+    tokens = tokenize_pairs(model, pairs)
+    score = build_metric(metric, tokens.answers, tokens.wrong_answers)
+    sites = sites_of(model, dictionaries.values())
+    clean = run_clean(model, tokens, sites, score)
+    base = run_baseline(model, tokens, sites, score, baseline)
+    gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method=method, steps=steps, rule=rule)
+    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients)
+    return Case(model, dictionaries, tokens, score, clean, base, gradients, tables)
+
+
+@pytest.fixture(scope="module")
+def case(tiny_model, tiny_dictionaries, tiny_pairs):
+    return build_case(tiny_model, tiny_dictionaries, tiny_pairs)
+
+
+@pytest.fixture(scope="module")
+def single_case(tiny_model, tiny_dictionaries, tiny_pairs):
+    """One pair alone, so that every number of an edge belongs to one example."""
+    return build_case(tiny_model, tiny_dictionaries, tiny_pairs[:1])
+
+
+@pytest.fixture(scope="module")
+def zero_case(tiny_model, tiny_dictionaries, tiny_pairs):
+    return build_case(tiny_model, tiny_dictionaries, tiny_pairs[:1], baseline="zero")
+
+
+# 1 -------------------------------------------------------------------------------------------------------------------
+
+
+def test_swapping_clean_and_corrupted_negates_the_total_effect(case, tiny_pairs):
+    swapped = [type(p)(p.corrupted, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
+    other = build_case(case.model, case.dictionaries, swapped)
+    total = case.clean.metric - case.base.metric
+    assert_close(-(other.clean.metric - other.base.metric), total, terms=1)
+    both = build_case(case.model, case.dictionaries, [p.swapped() for p in tiny_pairs])
+    assert_close(both.clean.metric - both.base.metric, total, terms=1)
+
+
+# 2 -------------------------------------------------------------------------------------------------------------------
+
+
+def test_gradient_attribution_is_integrated_attribution_with_one_left_step(case, tiny_pairs):
+    left = build_case(case.model, case.dictionaries, tiny_pairs, method="integrated", steps=1, rule="left")
+    for table, other in zip(case.tables, left.tables, strict=True):
+        assert_close(other.attribution, table.attribution)
+
+
+def test_all_sites_take_one_backward_pass(case, monkeypatch):
+    calls = []
+    original = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(a) or original(*a, **k))
+    metric_gradients(case.clean, list(case.dictionaries))
+    assert len(calls) == 1 and len(calls[0][1]) == len(case.dictionaries) == 4
+
+
+# 3 -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["gradient", "integrated"])
+@pytest.mark.parametrize("baseline", ["corrupted", "mean"])
+def test_features_and_error_sum_to_gradient_times_difference(case, tiny_pairs, baseline, method):
+    other = build_case(case.model, case.dictionaries, tiny_pairs, baseline=baseline, method=method, steps=3)
+    for site in case.dictionaries:
+        difference = other.clean.values[site] - other.base.values[site]
+        assert_close(other.total(site), (other.gradients[site] * difference).sum(-1))
+
+
+def test_with_baseline_zero_features_error_and_bias_sum_to_gradient_times_activation(zero_case):
+    for site in zero_case.dictionaries:
+        out = Site("attn_out", site.layer) if site.kind == "z" else site
+        expected = (zero_case.gradients[out] * zero_case.clean.values[out]).sum(-1)
+        assert_close(zero_case.total(site, ("feature", "error", "bias")), expected)
+
+
+# 4 -------------------------------------------------------------------------------------------------------------------
+
+
+def _integrated_sum(case, site, **settings):
+    gradient = integrated_gradients(
+        case.model, case.tokens, case.clean.values, {site: case.base.values[site]}, case.metric, **settings
+    )[site]
+    return (gradient * (case.clean.values[site] - case.base.values[site])).sum((1, 2))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_integrated_gradients_of_the_residual_stream_sum_to_the_metric_difference(case, layer):
+    total = _integrated_sum(case, Site("resid_post", layer), steps=40)
+    assert_close(total, case.clean.metric - case.base.metric, quadrature=1e-9)
+
+
+@pytest.mark.parametrize("site", ["attn_out.0", "z.1", "mlp_out.0", "mlp_out.1"])
+def test_integrated_gradients_of_a_component_sum_to_the_effect_of_patching_it(case, site):
+    site = Site.parse(site)
+    patched, _ = case.model.run(case.tokens.clean, replace={site: lambda x, recorded: case.base.values[site]})
+    assert_close(_integrated_sum(case, site, steps=40), case.clean.metric - case.metric(patched), quadrature=1e-9)
+
+
+def test_the_left_rule_converges_like_one_over_n_and_midpoint_like_its_square(case):
+    total = case.clean.metric - case.base.metric
+    for rule, factor in (("left", 2), ("midpoint", 4)):
+        errors = [(_integrated_sum(case, Site("resid_post", 0), steps=n, rule=rule) - total).abs().max() for n in (40, 80)]
+        assert errors[1] > 1e-9
+        assert float(errors[0] / errors[1]) == pytest.approx(factor, rel=0.15)
+
+
+# 5 -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rule", "steps"), [("midpoint", 4), ("gauss-legendre", 3)])
+def test_symmetric_rules_are_antisymmetric_under_clean_and_corrupted(case, tiny_pairs, rule, steps):
+    swapped = [type(p)(p.corrupted, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
+    other = build_case(case.model, case.dictionaries, swapped)
+    site = Site("resid_post", 0)
+    assert_close(-_integrated_sum(other, site, steps=steps, rule=rule), _integrated_sum(case, site, steps=steps, rule=rule))
+
+
+def test_the_left_rule_is_not_antisymmetric(case, tiny_pairs):
+    swapped = [type(p)(p.corrupted, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
+    other = build_case(case.model, case.dictionaries, swapped)
+    site = Site("resid_post", 0)
+    difference = _integrated_sum(other, site, steps=4, rule="left") + _integrated_sum(case, site, steps=4, rule="left")
+    assert float(difference.abs().max()) > 1e-3
+
+
+# 6 -------------------------------------------------------------------------------------------------------------------
+
+
+def test_support_is_the_union_of_the_two_active_sets(case):
+    for table in (t for t in case.tables if t.kind == "feature"):
+        dictionary = case.dictionaries[table.site]
+        active = [dictionary.encode(values[dictionary.reads]) != 0 for values in (case.clean.values, case.base.values)]
+        union = (active[0] | active[1]).any(0)
+        found = torch.zeros_like(union)
+        found[table.pos, table.feature] = True
+        assert torch.equal(found, union)
+        assert 0 < int(union.sum()) < union.numel()
+
+
+# 7 -------------------------------------------------------------------------------------------------------------------
+
+
+def _inflow(edges, kinds):
+    inflow: dict[Node, float] = {}
+    for edge in edges:
+        if edge.kind in kinds:
+            inflow[edge.target] = inflow.get(edge.target, 0.0) + edge.local_weight
+    return inflow
+
+
+def _pre_activation(case, node):
+    """The linear part x . e of the target's pre-activation, without b_enc."""
+    dictionary = case.dictionaries[node.site]
+    x = case.clean.values[dictionary.reads][0, node.pos]
+    return x @ encoder_columns(dictionary, torch.tensor([node.feature]))[0]
+
+
+def test_with_baseline_zero_the_inflow_is_the_pre_activation(zero_case):
+    case = zero_case
+    edges = case.edges()
+    for kinds, site_kind in ((("mlp",), "mlp_out"), (("ov",), "z")):
+        inflow = {node: value for node, value in _inflow(edges, kinds).items() if node.site.kind == site_kind}
+        assert len(inflow) > 20
+        expected = [float(_pre_activation(case, node) - _constant(case, node)) for node in inflow]
+        assert_close(torch.tensor(list(inflow.values()), dtype=torch.float64), torch.tensor(expected, dtype=torch.float64))
+
+
+def _constant(case, node):
+    """What reaches the reader from no source: the norm's own shift, and the value bias of attention."""
+    encoder = encoder_columns(case.dictionaries[node.site], torch.tensor([node.feature]))[0]
+    block = case.model.bridge.blocks[node.site.layer]
+    reads = case.dictionaries[node.site].reads
+    if reads.kind == "mlp_in":
+        return block.ln2.bias @ encoder
+    if reads.kind == "ln2_normalized":
+        return torch.zeros((), dtype=torch.float64)
+    values = torch.einsum("d,hdx->hx", block.ln1.bias, block.attn.W_V) + block.attn.b_V
+    return values.flatten() @ encoder
+
+
+def test_with_a_corrupted_baseline_the_inflow_is_the_linearised_change(single_case):
+    """Norm scales and attention frozen at the clean run: mlp inflow = change of (the centred stream / clean scale) . e."""
+    case = single_case
+    inflow = _inflow(case.edges(), ("mlp",))
+    expected = []
+    for node in inflow:
+        dictionary, layer = case.dictionaries[node.site], node.site.layer
+        change = torch.zeros(16, dtype=torch.float64)
+        for runs, sign in ((case.clean.values, 1), (case.base.values, -1)):
+            before = runs[Site("resid_post", layer - 1)] if layer else runs[Site("embed")] + runs[Site("pos_embed")]
+            change += sign * (before + runs[Site("attn_out", layer)])[0, node.pos]
+        change = change - change.mean(-1, keepdim=True)
+        if dictionary.reads.kind == "mlp_in":
+            change = change * case.model.bridge.blocks[layer].ln2.weight
+        change = change / case.clean.values[Site("ln2_scale", layer)][0, node.pos]
+        expected.append(float(change @ encoder_columns(dictionary, torch.tensor([node.feature]))[0]))
+    assert len(inflow) > 20
+    assert_close(torch.tensor(list(inflow.values()), dtype=torch.float64), torch.tensor(expected, dtype=torch.float64))
+
+
+# 8 -------------------------------------------------------------------------------------------------------------------
+
+
+def test_ov_q_and_k_are_the_whole_gradient_of_the_frozen_norm_attention(single_case):
+    """Autograd through an attention written out in full, from the residual stream to each reader's pre-activation."""
+    case, layer, one = single_case, 1, 0
+    attention, clean = case.model.attention(layer), case.clean.values
+    block = case.model.bridge.blocks[layer]
+    stream = clean[Site("resid_post", layer - 1)][one].clone().requires_grad_()
+    centred = stream - stream.mean(-1, keepdim=True)
+    x = centred / clean[Site("ln1_scale", layer)][one] * block.ln1.weight + block.ln1.bias
+    q, k, v = (
+        torch.einsum("pd,hdx->phx", x, W) + b
+        for W, b in ((attention.W_Q, block.attn.b_Q), (attention.W_K, block.attn.b_K), (attention.W_V, block.attn.b_V))
+    )
+    scores = torch.einsum("phx,khx->hpk", q, k) * attention.scale
+    causal = torch.ones(scores.shape[1:]).tril().bool()
+    pattern = scores.masked_fill(~causal, -torch.inf).softmax(-1)
+    z = torch.einsum("hpk,khx->phx", pattern, v).flatten(1)
+    assert_close(z.detach(), clean[Site("z", layer)][one])
+
+    edges = [e for e in case.edges() if e.target.site == Site("z", layer)]
+    sources = {table.node(i): _difference(table, i) for table in case.tables for i in range(len(table))}
+    dictionary = case.dictionaries[Site("z", layer)]
+    targets = sorted({e.target for e in edges}, key=lambda n: n.order)
+    assert len(targets) >= 5
+    for target in targets:
+        encoder = encoder_columns(dictionary, torch.tensor([target.feature]))[0]
+        (gradient,) = torch.autograd.grad(z[target.pos] @ encoder, stream, retain_graph=True)
+        measured: dict[Node, float] = {}
+        for edge in edges:
+            if edge.target == target:
+                measured[edge.source] = measured.get(edge.source, 0.0) + edge.local_weight
+                assert sum(edge.heads) == pytest.approx(edge.local_weight, abs=1e-12)
+        expected = {node: float(gradient[node.pos] @ sources[node]) for node in measured}
+        assert_close(torch.tensor(list(measured.values()), dtype=torch.float64), torch.tensor(list(expected.values()), dtype=torch.float64))
+
+
+def _difference(table, i):
+    """The clean-minus-baseline vector that a node of a one-example table adds to the residual stream, [d_model]."""
+    return table.vectors[0, i] if table.vectors is not None else table.delta[0, i] * table.write[i]
+
+
+# 9 -------------------------------------------------------------------------------------------------------------------
+
+
+def test_perturbing_a_source_changes_each_pre_activation_by_the_local_weight(single_case):
+    """Mlp and ov edges measured in the real model: patterns, norm scales and every other node frozen at the clean run."""
+    case, clean, edges = single_case, single_case.clean.values, single_case.edges()
+    frozen = {Site(kind, layer): clean[Site(kind, layer)] for layer in range(2) for kind in ("pattern", "ln1_scale", "ln2_scale")}
+    checked = 0
+    for table in case.tables:
+        for i in range(0, len(table), 7):
+            source = table.node(i)
+            here = [e for e in edges if e.source == source and e.kind in ("mlp", "ov")]
+            if not here:
+                continue
+            measured = _perturbed_pre_activations(case, source, _difference(table, i), frozen, [e.target for e in here])
+            assert_close(torch.tensor(measured, dtype=torch.float64), torch.tensor([e.local_weight for e in here], dtype=torch.float64))
+            checked += len(here)
+    assert checked > 100
+
+
+def _perturbed_pre_activations(case, source, vector, frozen, targets):
+    """Clean minus perturbed linear pre-activation of each target when the source's vector is taken out at its place."""
+    out = {"z": Site("attn_out", source.site.layer), "pos_embed": Site("embed")}.get(source.site.kind, source.site)
+    replace = {site: (lambda x, recorded, value=value: value) for site, value in frozen.items()}
+    for layer in range(2):
+        for kind in ("attn_out", "mlp_out"):
+            site = Site(kind, layer)
+            replace[site] = lambda x, recorded, site=site: case.clean.values[site]
+
+    def take_out(x, recorded):
+        x = case.clean.values[out].clone()
+        x[:, source.pos] -= vector
+        return x
+
+    replace[out] = take_out
+    reads = {case.dictionaries[t.site].reads for t in targets}
+    _, recorded = case.model.run(case.tokens.clean, record=sorted(reads, key=lambda s: s.depth), replace=replace)
+    changes = []
+    for target in targets:
+        dictionary = case.dictionaries[target.site]
+        encoder = encoder_columns(dictionary, torch.tensor([target.feature]))[0]
+        change = case.clean.values[dictionary.reads] - recorded[dictionary.reads]
+        changes.append(float(change[0, target.pos] @ encoder))
+    return changes
+
+
+# 10 ------------------------------------------------------------------------------------------------------------------
+
+
+def test_keeping_every_node_leaves_the_logits_unchanged_bit_for_bit(case):
+    everything = kept_nodes(case.model, case.dictionaries, [], 6, "keep")
+    for mask in everything.features.values():
+        mask[:] = True
+    everything.embeddings[:] = True
+    logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, everything)
+    assert torch.equal(logits, case.clean.logits)
+    everything.embeddings[:] = False
+    assert not torch.equal(run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, everything), case.clean.logits)
+
+
+def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_row(zero_case):
+    case = zero_case
+    site = Site("mlp_out", 0)
+    table = next(t for t in case.tables if t.site == site and t.kind == "feature")
+    kept = kept_nodes(case.model, case.dictionaries, [], 6, "keep")
+    for mask in kept.features.values():
+        mask[:] = True
+    kept.embeddings[:] = True
+    i = int(table.acts[0].argmax())
+    kept.features[site][table.pos[i], table.feature[i]] = False
+    dictionary = case.dictionaries[site]
+    edited = {}
+    from circuitgraph.intervene import _dictionary_edit
+
+    edit = _dictionary_edit(dictionary, case.base, kept.features[site], kept.errors[site])
+    case.model.run(
+        case.tokens.clean, record=[dictionary.reads], replace={site: lambda x, r: edited.setdefault("x", edit(x, r))}
+    )
+    change = (edited["x"] - case.clean.values[site])[0, table.pos[i]]
+    assert_close(change, -table.acts[0, i] * dictionary.weights.W_dec[table.feature[i]])
+
+
+# 11 ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("baseline", ["corrupted", "mean", "zero"])
+def test_the_full_circuit_is_perfectly_faithful_and_the_empty_one_not_at_all(tiny_model, tiny_dictionaries, tiny_pairs, baseline):
+    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, baseline=baseline, edge_threshold=0.0)
+    assert evaluate_circuit(graph, tiny_model, tiny_dictionaries).faithfulness == pytest.approx(1.0, abs=1e-9)
+    empty = graph.subgraph([n for n, kind in graph.nodes(data="kind") if kind == "metric"]).copy()
+    evaluation = evaluate_circuit(empty, tiny_model, tiny_dictionaries)
+    assert evaluation.faithfulness_errors_removed == pytest.approx(0.0, abs=1e-9)
+    assert evaluation.metric_clean != pytest.approx(evaluation.metric_empty, abs=1e-3)
+
+
+def test_identical_prompts_give_a_stated_empty_graph(tiny_model, tiny_dictionaries, tiny_pairs):
+    same = [type(p)(p.clean, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
+    graph = discover_circuit(tiny_model, tiny_dictionaries, same)
+    assert list(graph.nodes) == ["metric@5"]
+    assert graph.graph["reports"][-1].startswith("the graph is empty")
+
+
+# 12 ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_the_mean_of_its_parts(tiny_model, tiny_dictionaries, tiny_pairs):
+    def weights(pairs):
+        graph = discover_circuit(tiny_model, tiny_dictionaries, pairs, edge_threshold=0.0)
+        nodes = dict(graph.nodes(data="attribution"))
+        return nodes | {(u, v, k): w for u, v, k, w in graph.edges(keys=True, data="weight")}
+
+    whole, parts = weights(tiny_pairs), [weights([pair]) for pair in tiny_pairs]
+    keys = sorted(whole, key=str)
+    assert len(keys) > 1000 and set(parts[0]) | set(parts[1]) == set(whole)
+    mean = torch.tensor([(parts[0].get(key, 0.0) + parts[1].get(key, 0.0)) / 2 for key in keys], dtype=torch.float64)
+    assert_close(torch.tensor([whole[key] for key in keys], dtype=torch.float64), mean)
+
+
+# 13 ------------------------------------------------------------------------------------------------------------------
+
+
+def test_larger_thresholds_give_sub_graphs_and_pruning_is_idempotent(tiny_model, tiny_dictionaries, tiny_pairs):
+    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    previous = graph
+    sizes = []
+    for threshold in (0.001, 0.01, 0.1):
+        pruned = prune_graph(graph, node_threshold=threshold, edge_threshold=threshold)
+        assert set(pruned.edges(keys=True)) <= set(previous.edges(keys=True)) and set(pruned) <= set(previous)
+        again = prune_graph(pruned, node_threshold=threshold, edge_threshold=threshold)
+        assert set(again.edges(keys=True)) == set(pruned.edges(keys=True)) and set(again) == set(pruned)
+        previous = pruned
+        sizes.append(len(pruned))
+    assert len(graph) > sizes[0] > sizes[1] > sizes[2] > 1
+
+
+@pytest.mark.parametrize("settings", [{"max_nodes": 30}, {"top_k": 3}, {"max_nodes": 60, "top_k": 6}])
+def test_pruning_by_count_is_idempotent_and_keeps_every_path_to_the_metric(tiny_model, tiny_dictionaries, tiny_pairs, settings):
+    import networkx as nx
+
+    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    pruned = prune_graph(graph, **settings)
+    again = prune_graph(pruned, **settings)
+    assert set(again.edges(keys=True)) == set(pruned.edges(keys=True)) and len(pruned) > 5
+    assert nx.ancestors(pruned, "metric@5") | {"metric@5"} == set(pruned)
+
+
+# 15 ------------------------------------------------------------------------------------------------------------------
+
+
+def test_where_the_metric_is_linear_attribution_equals_the_measured_effect(case):
+    """With the final norm's scale constant and a linear metric, the last MLP's nodes act linearly on the metric."""
+    direction = torch.linspace(-1, 2, 16, dtype=torch.float64)
+    recorded = {}
+    model = case.model
+    original = type(model).run
+
+    def run(self, tokens, **settings):
+        last = Site("resid_post", 1)
+        replace = dict(settings.pop("replace", None) or {})
+        replace[last] = lambda x, r: recorded.__setitem__("x", x) or x
+        return original(self, tokens, replace=replace, **settings)
+
+    import unittest.mock
+
+    from circuitgraph.metrics import Metric
+
+    with unittest.mock.patch.object(type(model), "run", run):
+        metric = Metric("linear", lambda logits: (recorded["x"][:, -1] @ direction)[: len(logits)])
+        sites = sites_of(model, case.dictionaries.values())
+        clean = run_clean(model, case.tokens, sites, metric)
+        base = run_baseline(model, case.tokens, sites, metric)
+        gradients = node_gradients(model, case.dictionaries, case.tokens, clean, base, metric, method="gradient", steps=1, rule="left")
+        tables = attribute_nodes(model, case.dictionaries, clean.values, base, gradients)
+        table = next(t for t in tables if t.site == Site("mlp_out", 1) and t.kind == "feature")
+        columns = [i for i in range(len(table)) if int(table.pos[i]) == 5]
+        nodes = [table.node(i) for i in columns]
+        effects = patch_effects(model, case.tokens.clean, clean.values, metric, tables, nodes, batch_rows=2)
+    assert len(nodes) >= 5
+    assert_close(effects, table.attribution[:, columns].T)

@@ -1,0 +1,460 @@
+"""What the pictures of a graph promise: every string shown and none obeyed, equal bytes for equal graphs, honest errors."""
+
+from __future__ import annotations
+
+import copy
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+from circuitgraph.errors import CircuitGraphError, RenderError
+from circuitgraph.files import write_atomically
+from circuitgraph.graph import check_graph
+from circuitgraph.render import dot, labels, render_dot, render_html, render_svg, write_rendering
+from circuitgraph.render.html import SCRIPTS, payload
+from circuitgraph.render.layout import curve, lay_out, place_captions
+from tests.graphs import HOSTILE, example_graph
+
+RENDER = {"dot": render_dot, "html": render_html, "svg": render_svg}
+formats = pytest.mark.parametrize("render", RENDER.values(), ids=RENDER)
+needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz on this machine")
+
+
+def data_of(page: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+def svg_texts(text: str) -> list[str]:
+    return [element.text or "" for element in ET.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_the_example_graph_keeps_the_schema() -> None:
+    check_graph(example_graph())
+    check_graph(example_graph(hostile=True))
+
+
+@formats
+def test_equal_graphs_give_equal_bytes(render) -> None:
+    graph = example_graph(hostile=True)
+    shuffled = nx.MultiDiGraph(**graph.graph)
+    shuffled.add_nodes_from(reversed(list(graph.nodes(data=True))))
+    shuffled.add_edges_from(reversed(list(graph.edges(keys=True, data=True))))
+    assert render(graph) == render(copy.deepcopy(graph)) == render(shuffled)
+    assert render(graph) != render(example_graph(seed=1, hostile=True))
+
+
+@formats
+def test_rendering_leaves_the_graph_alone(render) -> None:
+    graph = example_graph(hostile=True)
+    before = copy.deepcopy(graph)
+    render(graph)
+    assert nx.utils.graphs_equal(graph, before)
+    assert graph.graph == before.graph
+
+
+@formats
+@pytest.mark.parametrize("n_nodes", [0, 1])
+def test_a_graph_without_edges_says_so(render, n_nodes: int) -> None:
+    graph = example_graph(n_nodes=n_nodes)
+    expected = "no node passed the selection" if n_nodes == 0 else "1 node and no edges"
+    assert expected in render(graph)
+
+
+@formats
+def test_a_graph_without_any_attribute_renders(render) -> None:
+    assert "no node passed the selection" in render(nx.MultiDiGraph())
+
+
+@formats
+@pytest.mark.parametrize("where", ["node", "edge"])
+def test_a_number_that_is_not_finite_is_named(render, where: str) -> None:
+    graph = example_graph(n_nodes=20)
+    if where == "node":
+        graph.nodes["embed@3"]["attribution"] = float("nan")
+        expected = "node embed@3 has attribution nan"
+    else:
+        source, target, kind = next(iter(graph.edges(keys=True)))
+        graph.edges[source, target, kind]["weight"] = float("inf")
+        expected = re.escape(f"edge {source} -> {target} ({kind}) has weight inf")
+    with pytest.raises(RenderError, match=expected):
+        render(graph)
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (" a b", "·a·b"),
+        ("\n\t", "⏎⇥"),
+        ("\r\x00\x7f", r"\x0d\x00\x7f"),
+        ("\u202e\u2028\ufeff\ud800\xa0", r"\u202e\u2028\ufeff\ud800\xa0"),
+        ("\uffff\U0001ffff", r"\uffff\u1ffff"),
+        ("漢字🙂é<>&\"'\\", "漢字🙂é<>&\"'\\"),
+    ],
+)
+def test_hidden_characters_become_visible_and_all_others_stay(text: str, shown: str) -> None:
+    assert labels.visible(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.12345, "+0.123"), (-3.1, "−3.10"), (0.0, "0"), (1234.0, "+1234"), (-2e-7, "−2.00e-07"), (1e9, "+1.00e+09")],
+)
+def test_numbers_have_three_digits_and_a_sign(value: float, text: str) -> None:
+    assert labels.signed(value) == text
+
+
+def test_every_colour_is_readable_on_its_page() -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    def contrast(a: str, b: str) -> float:
+        low, high = sorted((luminance(a), luminance(b)))
+        return (high + 0.05) / (low + 0.05)
+
+    for palette in (labels.LIGHT, labels.DARK):
+        for name in ("ink", "muted", "accent", "negative"):
+            for ground in ("page", "band", "raised"):
+                assert contrast(palette[name], palette[ground]) >= 4.5, (name, ground)
+        assert contrast(palette["ink"], palette["mark"]) >= 4.5
+        for name in (*labels.EDGE_NAMES, "other", "positive"):
+            assert contrast(palette[name], palette["page"]) >= 3, name
+
+
+def test_facts_say_what_is_measured_and_what_is_estimated() -> None:
+    facts = {name: (value, basis) for name, value, basis, _ in labels.facts(example_graph())}
+    assert facts["logit difference"] == ("3.42 clean, −2.95 corrupted", "measured")
+    assert facts["faithfulness"] == ("83%", "measured")
+    assert facts["estimate against effect"] == ("r = 0.937", "measured")
+    assert facts["input from errors"][1] == "estimated"
+
+
+# Layout
+
+
+def test_positions_run_right_and_layers_run_up() -> None:
+    graph = example_graph()
+    layout = lay_out(graph)
+    column = {each.pos: each for each in layout.columns}
+    for node, data in graph.nodes(data=True):
+        x, y = layout.centres[node]
+        radius = layout.radii[node]
+        assert column[data["pos"]].x <= x - radius and x + radius <= column[data["pos"]].x + column[data["pos"]].width
+        assert 0 <= y - radius and y + radius <= layout.height
+    height = {site: layout.centres[node][1] for node, site in graph.nodes(data="site")}
+    assert (
+        height["embed"] > height["z.0"] > height["mlp_out.0"] > height["z.1"] > height["mlp_out.3"] > height["metric"]
+    )
+
+
+@pytest.mark.parametrize("sizes", [(4, 15, 120), (12, 24, 200), (6, 60, 200), (2, 3, 300), (1, 1, 40)])
+def test_no_two_nodes_and_no_two_captions_overlap(sizes: tuple[int, int, int]) -> None:
+    graph = example_graph(*sizes)
+    layout = lay_out(graph)
+    places = sorted((*layout.centres[node], layout.radii[node]) for node in graph)
+    for number, (x, y, radius) in enumerate(places):
+        for other_x, other_y, other in places[number + 1 :]:
+            assert (x - other_x) ** 2 + (y - other_y) ** 2 >= (radius + other) ** 2 * 0.95
+    captions = place_captions(graph, layout)
+    boxes = [
+        (c.x - labels.text_width(c.text, 10) / 2, c.y - 9, c.x + labels.text_width(c.text, 10) / 2, c.y)
+        for c in captions
+    ]
+    assert captions
+    for number, a in enumerate(boxes):
+        assert not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in boxes[number + 1 :])
+
+
+def test_a_picture_for_a_readme_stays_within_its_width() -> None:
+    for sizes in ((4, 15, 120), (12, 24, 200)):
+        assert 600 <= lay_out(example_graph(*sizes)).width <= 1200
+
+
+def test_nodes_at_no_position_stand_in_a_column_of_their_own_at_the_left() -> None:
+    graph = example_graph(n_nodes=30)
+    graph.add_node("z.0/bias", kind="bias", site="z.0", layer=0, pos=None, feature=None, attribution=0.1)
+    layout = lay_out(graph)
+    assert layout.columns[0].pos is None
+    assert layout.columns[0].x <= layout.centres["z.0/bias"][0] <= layout.columns[0].x + layout.columns[0].width
+    assert layout.columns[1].pos == 0
+    for render in RENDER.values():
+        assert "z.0/bias" in render(graph)
+
+
+def test_parallel_edges_of_one_pair_arrive_apart() -> None:
+    layout = lay_out(example_graph())
+    ends = {curve(layout, "embed@0", "z.3/f2223@0", kind)[3] for kind in ("ov", "q", "k")}
+    assert len(ends) == 3
+
+
+def test_a_layer_without_nodes_keeps_its_row() -> None:
+    graph = example_graph(n_nodes=16)
+    graph.remove_nodes_from([node for node, data in graph.nodes(data=True) if data["layer"] == 1])
+    assert 1 in {row.layer for row in lay_out(graph).rows}
+
+
+# SVG
+
+
+def test_svg_is_well_formed_and_shows_every_token() -> None:
+    for hostile in (False, True):
+        text = render_svg(example_graph(hostile=hostile))
+        shown = svg_texts(text)
+        for token in example_graph(hostile=hostile).graph["tokens"]["clean"]:
+            start = labels.visible(token).replace("·", "·")[:4]
+            assert any(each.startswith(start) for each in shown), token
+        assert "<script" not in text and "<img" not in text
+
+
+def test_svg_names_layers_legend_metric_and_evidence() -> None:
+    shown = " | ".join(svg_texts(render_svg(example_graph())))
+    for text in (
+        "L0",
+        "L3",
+        "attn",
+        "MLP",
+        "OV: what attention moves",
+        "dashed: negative",
+        "faithfulness 83% (measured)",
+    ):
+        assert text in shown
+    assert "Circuit for the logit difference of example-4l: 120 nodes, 408 edges" in shown
+
+
+def test_svg_draws_every_edge_or_says_how_many_it_draws() -> None:
+    root = ET.fromstring(render_svg(example_graph()))
+    curves = [path for path in root.iter("{http://www.w3.org/2000/svg}path") if "C" in path.get("d", "")]
+    assert len(curves) == example_graph().number_of_edges()
+    graph = example_graph(8, 15, 400, n_edges=2300)
+    text = render_svg(graph)
+    assert "2000 strongest drawn" in text
+    root = ET.fromstring(text)
+    assert len([p for p in root.iter("{http://www.w3.org/2000/svg}path") if "C" in p.get("d", "")]) == 2000
+
+
+def test_negative_edges_are_dashed_and_kinds_have_their_colours() -> None:
+    graph = example_graph()
+    root = ET.fromstring(render_svg(graph))
+    curves = [path for path in root.iter("{http://www.w3.org/2000/svg}path") if "C" in path.get("d", "")]
+    assert sum("stroke-dasharray" in path.attrib for path in curves) == sum(
+        w < 0 for *_, w in graph.edges(data="weight")
+    )
+    colours = [path.get("stroke") for path in curves]
+    for kind in labels.EDGE_NAMES:
+        assert colours.count(labels.LIGHT[kind]) == sum(key == kind for *_, key in graph.edges(keys=True))
+
+
+# HTML
+
+
+def test_html_carries_hostile_strings_as_data_only() -> None:
+    page = render_html(example_graph(hostile=True))
+    assert page.count("<script") == 2 and page.count("</script") == 2
+    assert page.count("<!--") == 0 and "PWNED=1>" not in page
+    assert page.isascii() or "PWNED" not in re.sub(r"(?s)<script.*?</script>", "", page)
+    tokens = example_graph(hostile=True).graph["tokens"]["clean"]
+    assert data_of(page)["prompts"]["clean"] == [labels.visible(token, " ") for token in tokens]
+
+
+@pytest.mark.parametrize("token", HOSTILE)
+def test_every_hostile_token_returns_from_the_page_as_it_went_in(token: str) -> None:
+    graph = example_graph(n_nodes=20)
+    graph.graph["tokens"]["clean"][4] = token
+    graph.graph["provenance"] = {token: token}
+    graph.graph["reports"] = [token]
+    data = data_of(render_html(graph))
+    assert data["grid"]["columns"][4][3] == labels.visible(token)
+    assert data["reports"] == [labels.visible(token, " ")]
+    raw = re.search(r'id="data">(.*?)</script>', render_html(graph), re.S)[1]
+    assert not re.search(r"[<>&\u2028\u2029]", raw)
+    assert token in svg_source(token, graph)
+
+
+def svg_source(token: str, graph: nx.MultiDiGraph) -> str:
+    """The hostile token as the SVG writer shows it, undone; '' when it is missing or was cut."""
+    shown = svg_texts(render_svg(graph))
+    start = labels.visible(token)[:4]
+    return token if any(text.startswith(start) for text in shown) else ""
+
+
+def test_html_policy_allows_its_own_script_and_style_and_nothing_else() -> None:
+    import base64
+    import hashlib
+
+    page = render_html(example_graph())
+    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy and "base-uri 'none'; form-action 'none'" in policy
+    for tag in ("style", "script"):
+        inside = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.S)[1]
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_html_needs_no_other_file_and_no_network() -> None:
+    page = render_html(example_graph())
+    assert not re.search(r"\b(?:src|href)=(?!\"data:)", page)
+    assert set(re.findall(r"https?://[^\s\"'<]*", page)) <= {"http://www.w3.org/2000/svg"}
+    viewer = Path(dot.__file__).with_name("viewer")
+    scripts = "".join((viewer / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    for word in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "fetch(",
+        "</script",
+        "<!--",
+    ):
+        assert word not in scripts
+
+
+def test_html_ships_every_file_of_the_viewer() -> None:
+    viewer = Path(dot.__file__).with_name("viewer")
+    assert {path.name for path in viewer.iterdir()} == {*SCRIPTS, "viewer.css", "viewer.html"}
+
+
+def test_html_edges_are_strongest_first_and_point_at_their_nodes() -> None:
+    graph = example_graph()
+    data = payload(graph)
+    edges, names = data["edges"], data["nodes"]["name"]
+    sizes = [abs(weight) for weight in edges["weight"]]
+    assert sizes == sorted(sizes, reverse=True)
+    kinds = {number: row[3] for number, row in enumerate(data["kinds"])}
+    for source, target, kind, weight in zip(
+        edges["source"], edges["target"], edges["kind"], edges["weight"], strict=True
+    ):
+        assert graph.edges[names[source], names[target], kinds[kind]]["weight"] == pytest.approx(weight, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()])
+def test_provenance_that_is_no_json_is_a_render_error(value: object) -> None:
+    graph = example_graph(n_nodes=5)
+    graph.graph["provenance"] = {"value": value}
+    with pytest.raises(RenderError, match="cannot be written as JSON"):
+        render_html(graph)
+
+
+# DOT and Graphviz
+
+
+def test_dot_names_hold_no_colon_and_no_text_of_ours() -> None:
+    text = render_dot(example_graph(hostile=True))
+    for line in text.splitlines()[1:-1]:
+        assert re.match(r"  (graph|node|edge|(n|clean|corrupted|row|caption)\d+( -> n\d+)?) \[", line), line
+
+
+@needs_dot
+def test_dot_parses_and_keeps_nodes_edges_and_positions() -> None:
+    graph = example_graph(hostile=True)
+    done = subprocess.run(["dot", "-Tcanon"], input=render_dot(graph).encode(), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"->") == graph.number_of_edges()
+    assert len(re.findall(rb"^\tn\d+\t", done.stdout, re.M)) == graph.number_of_nodes()
+
+
+@needs_dot
+@pytest.mark.parametrize("token", HOSTILE)
+def test_graphviz_shows_every_hostile_token_as_it_is(token: str, tmp_path: Path) -> None:
+    graph = example_graph(n_layers=1, n_pos=1, n_nodes=1)
+    graph.graph["tokens"] = {"clean": [token], "corrupted": [token]}
+    dot.draw(graph, tmp_path / "token.svg")
+    shown = svg_texts((tmp_path / "token.svg").read_text(encoding="utf-8"))
+    assert any(each.startswith(labels.visible(token)[:5]) for each in shown)
+    assert re.search(f"tooltip=.*at {re.escape(dot.quote(labels.visible(token)))[1:-1]}", render_dot(graph))
+
+
+@needs_dot
+@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")])
+def test_graphviz_draws_the_formats(suffix: str, magic: bytes, tmp_path: Path) -> None:
+    dot.draw(example_graph(n_nodes=40), tmp_path / f"graph{suffix}")
+    assert (tmp_path / f"graph{suffix}").read_bytes().startswith(magic)
+
+
+def test_without_graphviz_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(dot.shutil, "which", lambda name: None)
+    monkeypatch.setattr(dot.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RenderError, match=r"apt-get install graphviz.*pip install 'circuitgraph-engine\[render\]'"):
+        write_rendering(example_graph(n_nodes=5), tmp_path / "graph.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import time; time.sleep(30)", "did not finish within 0.5 s"),
+        ("import sys; sys.exit('no such font')", "no such font"),
+    ],
+)
+def test_a_drawing_program_that_hangs_or_fails_is_a_render_error(
+    program: str, message: str, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(dot, "TIMEOUT", 0.5 if "sleep" in program else 20.0)
+    monkeypatch.setattr(dot, "_command", lambda form: [sys.executable, "-c", program])
+    with pytest.raises(RenderError, match=message):
+        dot.draw(example_graph(n_nodes=5), tmp_path / "graph.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Files
+
+
+@pytest.mark.parametrize("suffix", [".html", ".svg", ".dot"])
+def test_the_suffix_chooses_the_format(suffix: str, tmp_path: Path) -> None:
+    write_rendering(example_graph(hostile=True), tmp_path / f"graph{suffix}")
+    expected = RENDER[suffix[1:]](example_graph(hostile=True))
+    assert (tmp_path / f"graph{suffix}").read_bytes() == expected.encode("utf-8")
+
+
+@pytest.mark.parametrize("name", ["graph.htlm", "graph", "graph.gif"])
+def test_an_unknown_suffix_lists_the_known_ones(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RenderError, match=r"expected \.dot, \.html, \.pdf, \.png, \.svg") as caught:
+        write_rendering(example_graph(n_nodes=5), tmp_path / name)
+    assert ("Did you mean '.html'?" in str(caught.value)) == (name == "graph.htlm")
+
+
+@pytest.mark.parametrize("name", ["missing/graph.svg", "file/graph.svg", "folder.svg", "x" * 300 + ".svg"])
+def test_a_file_that_cannot_be_written_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.svg").mkdir()
+    with pytest.raises(RenderError, match=r"^cannot write .*: .*; choose another -o$") as caught:
+        write_rendering(example_graph(n_nodes=5), tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.svg"}
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "graph.svg"
+    write_atomically(path, "old")
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(CircuitGraphError, match="no space left on device; choose another -o"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writing_follows_links_and_keeps_devices(tmp_path: Path) -> None:
+    (tmp_path / "real.svg").write_text("old")
+    (tmp_path / "link.svg").symlink_to(tmp_path / "real.svg")
+    write_atomically(tmp_path / "link.svg", b"new")
+    assert (tmp_path / "link.svg").is_symlink()
+    assert (tmp_path / "real.svg").read_text() == "new"
+    write_atomically("/dev/null", "gone")
+    assert Path("/dev/null").is_char_device()
