@@ -64,7 +64,10 @@ def sites_of(model: Model, dictionaries: Iterable[Dictionary]) -> list[Site]:
     for dictionary in dictionaries:
         sites |= {dictionary.reads, dictionary.writes}
     for layer in range(model.n_layers):
-        sites |= {Site(kind, layer) for kind in ("ln1_scale", "q", "k", "v", "pattern", "z", "attn_out", "ln2_scale", "mlp_out", "resid_post")}
+        sites |= {
+            Site(kind, layer)
+            for kind in ("ln1_scale", "q", "k", "v", "pattern", "z", "attn_out", "ln2_scale", "mlp_out", "resid_post")
+        }
     return sorted(sites, key=lambda site: site.depth)
 
 
@@ -79,11 +82,13 @@ def run_baseline(
 ) -> Baseline:
     """The corrupted run, turned into the baseline of that kind."""
     if kind not in BASELINES:
-        raise CircuitGraphError(f"baseline {kind!r} is unknown; expected one of {', '.join(BASELINES)}.{did_you_mean(kind, BASELINES)}")
+        raise CircuitGraphError(
+            f"baseline {kind!r} is unknown; expected one of {', '.join(BASELINES)}.{did_you_mean(kind, BASELINES)}"
+        )
     logits, recorded = model.run(pairs.corrupted, record=list(sites))
     values: dict[Site, Tensor] | None = recorded
     if kind == "zero":
         values = None
     elif kind == "mean":
         values = {site: value.mean(0, keepdim=True).expand_as(value) for site, value in recorded.items()}
-    return Baseline(kind, values, logits, metric(logits))  # type: ignore[arg-type]
+    return Baseline(kind, values, logits, metric(logits))

@@ -32,7 +32,9 @@ def _option(defaults: dict[str, Any], name: str, help: str, **settings: Any) -> 
     default = defaults[name]
     if default is not None:
         settings.setdefault("type", type(default))
-    return click.option(f"--{name.replace('_', '-')}", name, default=default, show_default=default is not None, help=help, **settings)
+    return click.option(
+        f"--{name.replace('_', '-')}", name, default=default, show_default=default is not None, help=help, **settings
+    )
 
 
 _DISCOVER = _defaults("discover.py", "discover_circuit")
@@ -47,7 +49,11 @@ def _common(command: Any) -> Any:
 
 
 def _device(command: Any) -> Any:
-    return click.option("--device", default=None, help="Where the model runs, for instance cpu or cuda:0.  [default: the library's choice]")(command)
+    return click.option(
+        "--device",
+        default=None,
+        help="Where the model runs, for instance cpu or cuda:0.  [default: the library's choice]",
+    )(command)
 
 
 class _Lines(click.Group):
@@ -71,7 +77,13 @@ def main() -> None:
 
 @main.command()
 @_option(_DEMO, "task", "What the embedded model is asked to do: ioi, greater-than, gendered-pronoun, ... ")
-@click.option("--out", default="circuitgraph-demo", show_default=True, type=click.Path(path_type=Path), help="Folder of the three files.")
+@click.option(
+    "--out",
+    default="circuitgraph-demo",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the three files.",
+)
 @_option(_DEMO, "n_pairs", "Prompt pairs to average over.")
 @_option(_DEMO, "max_nodes", "Nodes that the circuit may have.")
 @_option(_DEMO, "seed", "Seed of the prompt pairs.")
@@ -90,7 +102,9 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 @main.command()
 @click.argument("prompts", type=click.Path(path_type=Path))
 @click.option("--model", required=True, help="Model name, local folder, or 'demo'.")
-@click.option("--dictionaries", required=True, multiple=True, help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.")
+@click.option(
+    "--dictionaries", required=True, multiple=True, help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated."
+)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
 @_option(_DISCOVER, "metric", "logit_difference, probability_difference, logit or log_probability.")
 @_option(_DISCOVER, "baseline", "What clean is compared with: corrupted, zero or mean.")
@@ -133,7 +147,9 @@ def discover(
     with _progress(quiet) as progress:
         progress("loading the model", 0, 1)
         loaded = load_model(embedded.MODEL if model == "demo" else model, device=device)
-        sources = [path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])]
+        sources = [
+            path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])
+        ]
         found = load_dictionaries(sources, loaded)
         if length is not None:
             pairs = pairs_of_length(loaded, pairs, length)
@@ -168,7 +184,13 @@ def prune(graph: Path, output: Path, quiet: bool, debug: bool, **settings: Any) 
 
 @main.command()
 @click.argument("graph", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Picture to write: .html, .svg, .png, .pdf or .dot.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Picture to write: .html, .svg, .png, .pdf or .dot.",
+)
 @_common
 def render(graph: Path, output: Path, quiet: bool, debug: bool) -> None:
     """Draw GRAPH as a page or picture, by the suffix of the output."""
@@ -210,4 +232,6 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None)
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total if total > 1 else None)
+        yield lambda stage, done, total: bar.update(
+            task, description=stage, completed=done, total=total if total > 1 else None
+        )

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from circuitgraph_kernels import SaeWeights, decode, encode
 from torch import Tensor
 
 from circuitgraph.errors import DictionaryError
 from circuitgraph.model import Model
 from circuitgraph.nodes import Site
+from circuitgraph_kernels import SaeWeights, decode, encode
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,9 @@ def check_fit(dictionary: Dictionary, model: Model) -> None:
         (dictionary.writes, weights.W_dec.shape[1], "writes"),
     ):
         if site.layer is not None and site.layer >= model.n_layers:
-            raise DictionaryError(f"dictionary {name} {verb} {site}, but {model.name} has layers 0-{model.n_layers - 1}")
+            raise DictionaryError(
+                f"dictionary {name} {verb} {site}, but {model.name} has layers 0-{model.n_layers - 1}"
+            )
         if not model.has(site):
             raise DictionaryError(f"dictionary {name} {verb} {site}, which {model.name} does not have")
         if size != model.width(site):

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from circuitgraph_kernels import SaeWeights
 from torch import Tensor
 
 from circuitgraph.dictionary import Dictionary, check_fit
 from circuitgraph.errors import DictionaryError
 from circuitgraph.model import Model, site_of_hook
 from circuitgraph.nodes import Site
+from circuitgraph_kernels import SaeWeights
 
 # sae-lens architecture -> activation of SaeWeights
 _ARCHITECTURES = {
@@ -46,7 +46,9 @@ def load_dictionaries(sources: str | Path | Sequence[str | Path], model: Model) 
         check_fit(dictionary, model)
         if dictionary.writes in found:
             other = found[dictionary.writes].name
-            raise DictionaryError(f"dictionaries {other} and {dictionary.name} both write {dictionary.writes}; give one per site")
+            raise DictionaryError(
+                f"dictionaries {other} and {dictionary.name} both write {dictionary.writes}; give one per site"
+            )
         found[dictionary.writes] = dictionary
     if not found:
         raise DictionaryError("no dictionaries were given; expected at least one folder or sae-lens name")
@@ -60,11 +62,15 @@ def _load_source(source: str | Path, model: Model) -> Iterable[Dictionary]:
     if folder.is_dir():
         inner = sorted(path.parent for path in folder.glob("*/cfg.json"))
         if not inner:
-            raise DictionaryError(f"folder {source} holds no dictionary: expected cfg.json and sae_weights.safetensors, or folders with them")
+            raise DictionaryError(
+                f"folder {source} holds no dictionary: expected cfg.json and sae_weights.safetensors, or folders with them"
+            )
         return [read_sae_lens_folder(path, model) for path in inner]
     release, slash, name = str(source).partition("/")
     if not slash or folder.is_absolute() or str(source).startswith((".", "~")):
-        raise DictionaryError(f"dictionary source {source} does not exist; give a folder, or RELEASE/ID of sae-lens' registry")
+        raise DictionaryError(
+            f"dictionary source {source} does not exist; give a folder, or RELEASE/ID of sae-lens' registry"
+        )
     return [load_sae_lens_release(release, name, model)]
 
 
@@ -82,7 +88,9 @@ def read_sae_lens_folder(folder: Path, model: Model) -> Dictionary:
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise DictionaryError(f"dictionary {folder}: {error}") from None
     if cfg.get("normalize_activations") == "expected_average_only_in":
-        raise DictionaryError(f"dictionary {folder}: normalize_activations 'expected_average_only_in' was not folded into the weights")
+        raise DictionaryError(
+            f"dictionary {folder}: normalize_activations 'expected_average_only_in' was not folded into the weights"
+        )
     return _from_sae_lens(str(folder.name), cfg, tensors, model)
 
 
@@ -94,7 +102,9 @@ def load_sae_lens_release(release: str, name: str, model: Model) -> Dictionary:
         sae = SAE.from_pretrained(release, name)
     except Exception as error:  # the library raises whatever the hub raises; the cause stays attached
         reason = " ".join(str(error).split())[:300]
-        raise DictionaryError(f"dictionary {release}/{name} does not load through sae-lens: {reason or type(error).__name__}") from error
+        raise DictionaryError(
+            f"dictionary {release}/{name} does not load through sae-lens: {reason or type(error).__name__}"
+        ) from error
     return _from_sae_lens(f"{release}/{name}", sae.cfg.to_dict(), dict(sae.state_dict()), model)
 
 
@@ -102,9 +112,13 @@ def _from_sae_lens(name: str, cfg: dict[str, Any], tensors: dict[str, Tensor], m
     architecture = cfg.get("architecture", "standard")
     if architecture not in _ARCHITECTURES or "W_skip" in tensors:
         what = "a skip connection" if "W_skip" in tensors else f"architecture {architecture!r}"
-        raise DictionaryError(f"dictionary {name} has {what}; supported are {', '.join(_ARCHITECTURES)}, without skip connections")
+        raise DictionaryError(
+            f"dictionary {name} has {what}; supported are {', '.join(_ARCHITECTURES)}, without skip connections"
+        )
     if cfg.get("normalize_activations") not in (None, "none", "expected_average_only_in"):
-        raise DictionaryError(f"dictionary {name} normalises its inputs by {cfg['normalize_activations']!r}, which is not supported yet")
+        raise DictionaryError(
+            f"dictionary {name} normalises its inputs by {cfg['normalize_activations']!r}, which is not supported yet"
+        )
     reads, writes = _sites(name, cfg)
     tensors = {key: value.to(model.device, model.dtype) for key, value in tensors.items()}
     for key, value in tensors.items():
@@ -126,7 +140,7 @@ def _weights(architecture: str, cfg: dict[str, Any], tensors: dict[str, Tensor])
         b_enc=torch.zeros_like(tensors["b_gate"]) if gated else tensors["b_enc"],
         W_dec=tensors["W_dec"],
         b_dec=tensors["b_dec"],
-        activation=_ARCHITECTURES[architecture],  # type: ignore[arg-type]
+        activation=_ARCHITECTURES[architecture],
         threshold=tensors["threshold"] if "jumprelu" in architecture else None,
         k=int(cfg["k"]) if architecture == "topk" else None,
         apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", False)) and "transcoder" not in architecture,
@@ -140,11 +154,15 @@ def _sites(name: str, cfg: dict[str, Any]) -> tuple[Site, Site]:
     hook = metadata.get("hook_name")
     hook_out = metadata.get("hook_name_out") or hook
     if not hook:
-        raise DictionaryError(f"dictionary {name}: cfg.json names no hook_name; add metadata.hook_name, for instance 'blocks.0.hook_mlp_out'")
+        raise DictionaryError(
+            f"dictionary {name}: cfg.json names no hook_name; add metadata.hook_name, for instance 'blocks.0.hook_mlp_out'"
+        )
     sites = []
     for hook_name in (hook, hook_out):
-        site = site_of_hook(hook_name)
+        site = site_of_hook(str(hook_name))
         if site is None:
-            raise DictionaryError(f"dictionary {name}: hook {hook_name!r} is no site of a residual stream, attention or MLP output")
+            raise DictionaryError(
+                f"dictionary {name}: hook {hook_name!r} is no site of a residual stream, attention or MLP output"
+            )
         sites.append(site)
     return sites[0], sites[1]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import Baseline, CleanRun, run_baseline, run_clean, sites_of
-from circuitgraph.attribution import NodeTable, attribute_nodes, component_sites, rank_nodes
+from circuitgraph.attribution import attribute_nodes, component_sites, rank_nodes
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.edges import attribute_edges
 from circuitgraph.errors import CircuitGraphError, did_you_mean
@@ -25,6 +25,7 @@ from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model, TokenizedPairs, tokenize_pairs
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
+from circuitgraph.tables import NodeTable
 
 METHODS = ("gradient", "integrated")
 
@@ -56,7 +57,9 @@ def discover_circuit(
     (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
     """
     if method not in METHODS:
-        raise CircuitGraphError(f"method {method!r} is unknown; expected one of {', '.join(METHODS)}.{did_you_mean(method, METHODS)}")
+        raise CircuitGraphError(
+            f"method {method!r} is unknown; expected one of {', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
+        )
     if max_nodes < 1:
         raise CircuitGraphError(f"max_nodes is {max_nodes}; expected at least 1")
     tokens = tokenize_pairs(model, pairs)
@@ -78,15 +81,26 @@ def discover_circuit(
 
     unit = abs(float((clean.metric - base.metric).mean()))
     edges = attribute_edges(
-        model, candidates, clean.values, metric_gradient, threshold=edge_threshold * unit, top_k=top_k, progress=progress
+        model,
+        candidates,
+        clean.values,
+        metric_gradient,
+        threshold=edge_threshold * unit,
+        top_k=top_k,
+        progress=progress,
     )
 
     settings = {"metric": score.name, "baseline": baseline, "method": method, "max_nodes": max_nodes}
-    settings |= {"edge_threshold": edge_threshold, "top_k": top_k} | ({"steps": steps, "rule": rule} if method == "integrated" else {})
+    settings |= {"edge_threshold": edge_threshold, "top_k": top_k} | (
+        {"steps": steps, "rule": rule} if method == "integrated" else {}
+    )
     facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, settings)
     graph = build_graph(model, candidates, edges, facts)
     unreached = sum(map(len, candidates)) + 1 - len(graph)
-    graph.graph["reports"] = [report, f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric"]
+    graph.graph["reports"] = [
+        report,
+        f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric",
+    ]
     if len(graph) == 1:
         graph.graph["reports"].append("the graph is empty: no node changes the metric between clean and baseline")
     return graph
@@ -125,8 +139,18 @@ def strongest_nodes(tables: Sequence[NodeTable], max_nodes: int) -> tuple[list[N
     """The tables cut down to the max_nodes nodes with the largest |attribution|, and a line that says so."""
     ranked = [(value, node) for value, node in rank_nodes(tables) if value != 0]
     chosen = {node for _, node in ranked[:max_nodes]}
-    kept = [table.take(torch.tensor([table.node(i) in chosen for i in range(len(table))], dtype=torch.bool, device=table.pos.device)) for table in tables]
-    return kept, f"max_nodes {max_nodes}: {len(chosen)} of {len(ranked)} nodes with a non-zero attribution are candidates"
+    kept = [
+        table.take(
+            torch.tensor(
+                [table.node(i) in chosen for i in range(len(table))], dtype=torch.bool, device=table.pos.device
+            )
+        )
+        for table in tables
+    ]
+    return (
+        kept,
+        f"max_nodes {max_nodes}: {len(chosen)} of {len(ranked)} nodes with a non-zero attribution are candidates",
+    )
 
 
 def graph_facts(
@@ -141,15 +165,25 @@ def graph_facts(
     """The graph attributes: what was run, on what, with which settings."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "transformer-lens")}
     return {
-        "tokens": {"clean": model.token_strings(tokens.clean[0].tolist()), "corrupted": model.token_strings(tokens.corrupted[0].tolist())},
+        "tokens": {
+            "clean": model.token_strings(tokens.clean[0].tolist()),
+            "corrupted": model.token_strings(tokens.corrupted[0].tolist()),
+        },
         "logits": {"clean": _top_tokens(model, clean.logits), "corrupted": _top_tokens(model, base.logits)},
-        "metric": {"name": settings["metric"], "clean": float(clean.metric.mean()), "corrupted": float(base.metric.mean())},
+        "metric": {
+            "name": settings["metric"],
+            "clean": float(clean.metric.mean()),
+            "corrupted": float(base.metric.mean()),
+        },
         "n_layers": model.n_layers,
         "n_examples": len(pairs),
         "provenance": {
             "model": model.name,
             "dictionaries": {str(site): dictionary.name for site, dictionary in dictionaries.items()},
-            "prompts": [asdict(pair) | {"answers": list(pair.answers), "wrong_answers": list(pair.wrong_answers)} for pair in pairs],
+            "prompts": [
+                asdict(pair) | {"answers": list(pair.answers), "wrong_answers": list(pair.wrong_answers)}
+                for pair in pairs
+            ],
             "settings": settings,
             "versions": versions,
             "dtype": str(model.dtype).removeprefix("torch."),

@@ -27,11 +27,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution import NodeTable
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.errors import DictionaryError
 from circuitgraph.model import Model
 from circuitgraph.nodes import EdgeKind, Node, Site
+from circuitgraph.tables import FeatureTable, NodeTable
 
 
 @dataclass(frozen=True)
@@ -83,22 +83,22 @@ def attribute_edges(
     blocks = [_Block("metric", table, slice(0, len(table)), _metric_inputs(table, metric_gradient)) for table in tables]
     kept: dict[tuple[str, Site], Tensor] = {}
     edges = _select([metric], ones, blocks, threshold, top_k, kept)
-    readable = sorted((t for t in tables if t.kind == "feature"), key=lambda t: -t.site.depth)
+    readable = sorted((t for t in tables if isinstance(t, FeatureTable)), key=lambda t: -t.site.depth)
     for done, table in enumerate(readable):
         progress("tracing edges", done, len(readable))
         mask = kept.get((table.kind, table.site), torch.zeros_like(table.pos, dtype=torch.bool))
-        sources = [t for t in tables if t.site.depth < _entry(model, table.dictionary).depth]  # type: ignore[arg-type]
+        sources = [t for t in tables if t.site.depth < _entry(model, table.dictionary).depth]
         for pos in torch.unique(table.pos[mask]).tolist():
             columns = (mask & (table.pos == pos)).nonzero().flatten()
             readers = table.take(columns)
             blocks = _inputs(model, readers, pos, sources, clean)
             nodes = [readers.node(i) for i in range(len(readers))]
-            edges += _select(nodes, readers.node_gradient, blocks, threshold, top_k, kept)  # type: ignore[arg-type]
+            edges += _select(nodes, readers.node_gradient, blocks, threshold, top_k, kept)
     return edges
 
 
 def _check_readers(tables: Sequence[NodeTable]) -> None:
-    for dictionary in (table.dictionary for table in tables if table.dictionary is not None):
+    for dictionary in (table.dictionary for table in tables if isinstance(table, FeatureTable)):
         if dictionary.reads.kind not in ("z", "attn_out", "ln2_normalized", "mlp_in"):
             raise DictionaryError(
                 f"dictionary {dictionary.name} reads {dictionary.reads}: edges need dictionaries of attention (z, attn_out) and"
@@ -115,45 +115,48 @@ def _entry(model: Model, dictionary: Dictionary) -> Site:
 def _metric_inputs(table: NodeTable, gradient: Tensor) -> Tensor:
     """[batch, 1, 1, n]: what each node adds to the metric directly, through the final norm and the unembedding."""
     at = gradient[:, table.pos]
-    if table.vectors is not None:
-        return (table.vectors * at).sum(-1)[:, None, None]
-    return ((at * table.write).sum(-1) * table.delta)[:, None, None]
+    if isinstance(table, FeatureTable):
+        return ((at * table.write).sum(-1) * table.delta)[:, None, None]
+    return (at * table.vectors).sum(-1)[:, None, None]
 
 
 def _inputs(
-    model: Model, readers: NodeTable, pos: int, sources: Sequence[NodeTable], clean: Mapping[Site, Tensor]
+    model: Model, readers: FeatureTable, pos: int, sources: Sequence[NodeTable], clean: Mapping[Site, Tensor]
 ) -> list[_Block]:
     """All blocks into readers that stand at one position of one site."""
-    dictionary = readers.dictionary
-    encoder = encoder_columns(dictionary, readers.feature)  # type: ignore[arg-type]
-    layer = dictionary.reads.layer  # type: ignore[union-attr]
-    if dictionary.reads.kind in ("ln2_normalized", "mlp_in"):  # type: ignore[union-attr]
-        gain = dictionary.reads.kind == "mlp_in"  # type: ignore[union-attr]
-        reader = model.through_norm("ln2", layer, encoder, gain=gain) / clean[Site("ln2_scale", layer)][:, pos, None]
-        return [_block("mlp", table, pos, pos, reader[:, :, None]) for table in sources]
-    return _attention_inputs(model, dictionary.reads, encoder, pos, sources, clean)  # type: ignore[union-attr]
+    reads = readers.dictionary.reads
+    encoder = encoder_columns(readers.dictionary, readers.feature)
+    if reads.kind in ("z", "attn_out"):
+        return _attention_inputs(model, reads, encoder, pos, sources, clean)
+    scale = clean[Site("ln2_scale", reads.layer)][:, pos, None]
+    reader = model.through_norm(reads, "ln2", encoder, gain=reads.kind == "mlp_in") / scale
+    return [_block("mlp", table, pos, pos, reader[:, :, None]) for table in sources]
 
 
 def _attention_inputs(
     model: Model, reads: Site, encoder: Tensor, pos: int, sources: Sequence[NodeTable], clean: Mapping[Site, Tensor]
 ) -> list[_Block]:
-    layer: int = reads.layer  # type: ignore[assignment]
-    weights = model.attention(layer)
+    """Ov, q and k blocks into features of one attention layer at query position pos."""
+    heads = (model.n_heads, model.d_head)
+    weights = model.attention(reads)
     if reads.kind == "attn_out":
-        encoder = torch.einsum("hxd,rd->rhx", model.attention_output(layer)[0], encoder)
-    e = encoder.unflatten(-1, (model.n_heads, model.d_head)) if encoder.dim() == 2 else encoder
-    q, k, v = (clean[Site(kind, layer)].unflatten(-1, (model.n_heads, model.d_head)) for kind in "qkv")
-    pattern = clean[Site("pattern", layer)][:, :, pos, : pos + 1]
-    scale = clean[Site("ln1_scale", layer)][:, : pos + 1, 0]
+        encoder = encoder @ model.attention_output(reads)[0].flatten(0, 1).T
+    e = encoder.view(-1, *heads)
+    q, k, v = (clean[Site(kind, reads.layer)].unflatten(-1, heads) for kind in "qkv")
+    pattern = clean[Site("pattern", reads.layer)][:, :, pos, : pos + 1]
+    scale = clean[Site("ln1_scale", reads.layer)][:, : pos + 1, 0]
     s = torch.einsum("bkhx,rhx->brhk", v[:, : pos + 1], e)
     d_scores = pattern[:, None] * (s - (pattern[:, None] * s).sum(-1, keepdim=True)) * weights.scale
 
     def pulled_back(W: Tensor, vectors: Tensor) -> Tensor:
         """W[h] @ vectors[..., h, :] at the residual stream, [..., h, d_model], without the frozen 1/scale."""
-        return model.through_norm("ln1", layer, torch.einsum("hdx,...hx->...hd", W, vectors))
+        return model.through_norm(reads, "ln1", torch.einsum("hdx,...hx->...hd", W, vectors))
 
     via_value = pulled_back(weights.W_V, e)[None]
-    via_query = pulled_back(weights.W_Q, torch.einsum("brhk,bkhx->brhx", d_scores, k[:, : pos + 1])) / scale[:, pos, None, None, None]
+    via_query = (
+        pulled_back(weights.W_Q, torch.einsum("brhk,bkhx->brhx", d_scores, k[:, : pos + 1]))
+        / scale[:, pos, None, None, None]
+    )
     via_key = pulled_back(weights.W_K, q[:, pos])[:, None]
     blocks = []
     for table in sources:
@@ -170,7 +173,9 @@ def encoder_columns(dictionary: Dictionary, features: Tensor) -> Tensor:
     return columns if weights.r_mag is None else columns * weights.r_mag[features].exp()[:, None]
 
 
-def _block(kind: EdgeKind, table: NodeTable, first: int, last: int, reader: Tensor, by_position: Tensor | None = None) -> _Block:
+def _block(
+    kind: EdgeKind, table: NodeTable, first: int, last: int, reader: Tensor, by_position: Tensor | None = None
+) -> _Block:
     """The block from a table's columns at positions first..last.
 
     reader [batch or 1, readers or 1, heads, d_model]; by_position [batch, readers or 1, heads, last + 1] multiplies
@@ -178,10 +183,7 @@ def _block(kind: EdgeKind, table: NodeTable, first: int, last: int, reader: Tens
     """
     start, stop = torch.searchsorted(table.pos, torch.tensor([first, last + 1], device=table.pos.device)).tolist()
     columns = slice(start, stop)
-    if table.vectors is not None:
-        local = torch.einsum("brhd,bcd->brhc", reader.expand(len(table.vectors), -1, -1, -1), table.vectors[:, columns])
-    else:
-        local = (reader @ table.write[columns].T) * table.delta[:, None, None, columns]  # type: ignore[index]
+    local = table.read_by(reader, columns)
     if by_position is not None:
         local = local * by_position[..., table.pos[columns]]
     return _Block(kind, table, columns, local)
@@ -200,7 +202,9 @@ def _select(
     means = [weight.mean(0) for weight in weights]
     passed = [(mean.abs() > threshold) & (mean != 0) for mean in means]
     if top_k is not None and means:
-        floor = _kth_largest(torch.cat([mean.abs() * keep for mean, keep in zip(means, passed, strict=True)], -1), top_k)
+        floor = _kth_largest(
+            torch.cat([mean.abs() * keep for mean, keep in zip(means, passed, strict=True)], -1), top_k
+        )
         passed = [keep & (mean.abs() >= floor) for mean, keep in zip(means, passed, strict=True)]
     edges = []
     for block, weight, mean, keep in zip(blocks, weights, means, passed, strict=True):

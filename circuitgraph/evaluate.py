@@ -128,8 +128,13 @@ def _circuit_metric(
 def _provenance(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any]]:
     provenance = graph.graph.get("provenance", {})
     if not provenance.get("prompts") or "settings" not in provenance:
-        raise GraphError("the graph has no provenance (prompts and settings); evaluate a graph that discover_circuit built")
-    pairs = [PromptPair(p["clean"], p["corrupted"], tuple(p["answers"]), tuple(p["wrong_answers"])) for p in provenance["prompts"]]
+        raise GraphError(
+            "the graph has no provenance (prompts and settings); evaluate a graph that discover_circuit built"
+        )
+    pairs = [
+        PromptPair(p["clean"], p["corrupted"], tuple(p["answers"]), tuple(p["wrong_answers"]))
+        for p in provenance["prompts"]
+    ]
     return pairs, provenance["settings"]
 
 
@@ -139,7 +144,9 @@ def _nodes(graph: nx.MultiDiGraph, dictionaries: Mapping[Site, Dictionary]) -> l
     for node in nodes:
         if node.kind == "feature" and (node.site not in dictionaries or node.feature >= dictionaries[node.site].d_sae):  # type: ignore[operator]
             known = ", ".join(map(str, dictionaries)) or "none"
-            raise GraphError(f"node {str(node)!r} is in no given dictionary (sites: {known}); give the dictionaries the graph was built with")
+            raise GraphError(
+                f"node {str(node)!r} is in no given dictionary (sites: {known}); give the dictionaries the graph was built with"
+            )
     return nodes
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from circuitgraph.activations import CleanRun
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
-from circuitgraph.model import Model, TokenizedPairs
+from circuitgraph.model import Model, Replace, TokenizedPairs
 from circuitgraph.nodes import Site
 
 Rule = Literal["gauss-legendre", "midpoint", "left", "right"]
@@ -47,7 +47,9 @@ def quadrature(rule: str, steps: int) -> tuple[Tensor, Tensor]:
     left starts at the clean end, alpha = 1 - k/steps, as feature-circuits counts its steps from clean to patch.
     """
     if rule not in RULES:
-        raise CircuitGraphError(f"rule {rule!r} is unknown; expected one of {', '.join(RULES)}.{did_you_mean(rule, RULES)}")
+        raise CircuitGraphError(
+            f"rule {rule!r} is unknown; expected one of {', '.join(RULES)}.{did_you_mean(rule, RULES)}"
+        )
     if steps < 1:
         raise CircuitGraphError(f"steps is {steps}; integrated gradients need at least 1")
     if rule == "gauss-legendre":
@@ -86,8 +88,13 @@ def integrated_gradients(
         if site.layer:
             start = (site.layer, clean[Site("resid_post", site.layer - 1)].repeat(steps, 1, 1))
         with torch.enable_grad():
-            logits, _ = model.run(tokens, replace={site: lambda _, __, path=path: path}, start=start, differentiable=True)
-            total = sum(metric(step).sum() for step in logits.split(batch))
+            logits, _ = model.run(tokens, replace={site: _constant(path)}, start=start, differentiable=True)
+            total = torch.stack([metric(step) for step in logits.split(batch)]).sum()
             (gradient,) = torch.autograd.grad(total, path)
         result[site] = (weights.to(value).view(-1, 1, 1, 1) * gradient.unflatten(0, (steps, batch))).sum(0)
     return result
+
+
+def _constant(value: Tensor) -> Replace:
+    """The replacement that is this value whatever the model computed."""
+    return lambda x, recorded: value

@@ -29,16 +29,18 @@ from typing import Any
 
 import networkx as nx
 
-from circuitgraph.attribution import NodeTable
 from circuitgraph.edges import Edge
 from circuitgraph.errors import GraphError
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS, Node, Site
+from circuitgraph.tables import FeatureTable, NodeTable
 
 N_TOP_TOKENS = 5
 
 
-def build_graph(model: Model, tables: Sequence[NodeTable], edges: Iterable[Edge], facts: dict[str, Any]) -> nx.MultiDiGraph:
+def build_graph(
+    model: Model, tables: Sequence[NodeTable], edges: Iterable[Edge], facts: dict[str, Any]
+) -> nx.MultiDiGraph:
     """The graph of these edges, their end nodes and the metric. `facts` become the graph attributes.
 
     facts["metric"] holds the metric's clean and corrupted means, whose difference is the metric node's attribution.
@@ -50,7 +52,13 @@ def build_graph(model: Model, tables: Sequence[NodeTable], edges: Iterable[Edge]
     rows = [row for table in tables for row in _node_rows(model, table, used)]
     rows.append((metric, {"attribution": facts["metric"]["clean"] - facts["metric"]["corrupted"]}))
     for node, attributes in sorted(rows, key=lambda row: row[0].order):
-        place = {"kind": node.kind, "site": str(node.site), "layer": node.site.layer, "pos": node.pos, "feature": node.feature}
+        place = {
+            "kind": node.kind,
+            "site": str(node.site),
+            "layer": node.site.layer,
+            "pos": node.pos,
+            "feature": node.feature,
+        }
         graph.add_node(str(node), **place, **attributes)
     for edge in edges:
         attributes = {"weight": edge.weight, "local_weight": edge.local_weight, "weight_abs": edge.weight_abs}
@@ -64,17 +72,21 @@ def _node_rows(model: Model, table: NodeTable, used: set[Node]) -> list[tuple[No
     columns = [i for i in range(len(table)) if table.node(i) in used]
     attribution = table.attribution.mean(0).tolist()
     rows = [(table.node(i), {"attribution": attribution[i]}) for i in columns]
-    if table.kind == "feature" and columns:
-        acts, baseline = table.acts.mean(0).tolist(), table.baseline_acts.mean(0).tolist()  # type: ignore[union-attr]
-        top = model.logit_lens(table.write[columns]).topk(N_TOP_TOKENS).indices.tolist()  # type: ignore[index]
+    if isinstance(table, FeatureTable) and columns:
+        acts, baseline = table.acts.mean(0).tolist(), table.baseline_acts.mean(0).tolist()
+        top = model.logit_lens(table.write[columns]).topk(N_TOP_TOKENS).indices.tolist()
         for (_, attributes), i, tokens in zip(rows, columns, top, strict=True):
-            attributes |= {"activation": acts[i], "baseline_activation": baseline[i], "top_tokens": model.token_strings(tokens)}
+            attributes |= {
+                "activation": acts[i],
+                "baseline_activation": baseline[i],
+                "top_tokens": model.token_strings(tokens),
+            }
     return rows
 
 
 def metric_node(graph: nx.MultiDiGraph) -> str:
     """The key of the graph's metric node; GraphError unless there is exactly one."""
-    found = [node for node, kind in graph.nodes(data="kind") if kind == "metric"]
+    found: list[str] = [node for node, kind in graph.nodes(data="kind") if kind == "metric"]
     if len(found) != 1:
         raise GraphError(f"the graph has {len(found)} metric nodes; expected exactly one")
     return found[0]
@@ -85,7 +97,12 @@ def check_graph(graph: nx.MultiDiGraph) -> None:
     numbers, and edges that run forward."""
     for key, attributes in graph.nodes(data=True):
         node = Node.parse(key)
-        for name, expected in (("kind", node.kind), ("site", str(node.site)), ("pos", node.pos), ("feature", node.feature)):
+        for name, expected in (
+            ("kind", node.kind),
+            ("site", str(node.site)),
+            ("pos", node.pos),
+            ("feature", node.feature),
+        ):
             if attributes.get(name) != expected:
                 raise GraphError(f"node {key!r} has {name} {attributes.get(name)!r}; its name says {expected!r}")
         if node.kind not in NODE_KINDS:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import Baseline
-from circuitgraph.attribution import NodeTable, component_sites
+from circuitgraph.attribution import component_sites
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.metrics import Metric
 from circuitgraph.model import Model, Replace
 from circuitgraph.nodes import Node, Site
+from circuitgraph.tables import NodeTable
 
 Errors = Literal["keep", "circuit", "remove"]
 
@@ -60,7 +61,7 @@ def run_with_nodes(
     Kept nodes have the value that the edited run gives them. Baseline zero leaves positions and biases alone: they are
     constants of the model. Components without a dictionary are all error.
     """
-    replace: dict[Site, Replace] = {Site("embed"): _embedding_edit(baseline, kept.embeddings)}
+    replace: dict[Site, Replace] = {Site("embed"): _component_edit(Site("embed"), baseline, kept.embeddings)}
     for site in component_sites(model, dictionaries):
         dictionary = dictionaries.get(site)
         if dictionary is None:
@@ -71,12 +72,13 @@ def run_with_nodes(
     return model.run(tokens, record=sorted(reads, key=lambda s: s.depth), replace=replace)[0]
 
 
-def _embedding_edit(baseline: Baseline, kept: Tensor) -> Replace:
-    return lambda x, recorded: torch.where(kept[:, None], x, torch.zeros_like(x) if baseline.values is None else baseline.values[Site("embed")])
-
-
 def _component_edit(site: Site, baseline: Baseline, kept: Tensor) -> Replace:
-    return lambda x, recorded: torch.where(kept[:, None], x, torch.zeros_like(x) if baseline.values is None else baseline.values[site])
+    """Whole vectors [batch, pos, d] at the positions outside `kept` [pos] become the baseline's."""
+
+    def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
+        return torch.where(kept[:, None], x, torch.zeros_like(x) if baseline.values is None else baseline.values[site])
+
+    return edit
 
 
 def _dictionary_edit(dictionary: Dictionary, baseline: Baseline, features: Tensor, errors: Tensor) -> Replace:
@@ -123,16 +125,15 @@ def patch_effects(
     return effects
 
 
-def _run_patched(model: Model, tokens: Tensor, clean: Mapping[Site, Tensor], places: Sequence[tuple[NodeTable, int]]) -> Tensor:
+def _run_patched(
+    model: Model, tokens: Tensor, clean: Mapping[Site, Tensor], places: Sequence[tuple[NodeTable, int]]
+) -> Tensor:
     """Logits [len(places) * batch, pos, vocab]; each group of `batch` rows has one node at its baseline value."""
     batch = len(tokens)
     changes: dict[Site, list[tuple[int, int, Tensor]]] = {}
     for group, (table, column) in enumerate(places):
-        if table.vectors is not None:
-            vector = table.vectors[:, column]
-        else:
-            vector = table.delta[:, column, None] * table.write[column]  # type: ignore[index]
-        changes.setdefault(_output(table.site), []).append((group * batch, int(table.pos[column]), vector))
+        change = (group * batch, int(table.pos[column]), table.difference(column))
+        changes.setdefault(_output(table.site), []).append(change)
 
     def subtract(here: list[tuple[int, int, Tensor]]) -> Replace:
         def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:

@@ -29,10 +29,14 @@ class Metric:
         values = self.function(logits)
         if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise MetricError(f"metric {self.name!r} returned {shape}; expected one number per example, shape ({len(logits)},)")
+            raise MetricError(
+                f"metric {self.name!r} returned {shape}; expected one number per example, shape ({len(logits)},)"
+            )
         if not bool(values.isfinite().all()):
             row = int((~values.isfinite()).nonzero()[0])
-            raise MetricError(f"metric {self.name!r} is {float(values[row])} for example {row}; expected a finite number")
+            raise MetricError(
+                f"metric {self.name!r} is {float(values[row])} for example {row}; expected a finite number"
+            )
         return values
 
 

@@ -79,11 +79,13 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.bridge.W_U.device
+        device: torch.device = self.bridge.W_U.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.bridge.W_U.dtype
+        dtype: torch.dtype = self.bridge.W_U.dtype
+        return dtype
 
     def width(self, site: Site) -> int:
         """Size of the last dimension of the activations at a residual-sized, z or mlp_post site."""
@@ -117,31 +119,32 @@ class Model:
 
     # weights -----------------------------------------------------------------------------------------------
 
-    def attention(self, layer: int) -> AttentionWeights:
-        """Reading weights of an attention layer. ModelError for attention whose derivative is not built yet."""
-        cfg, attn = self.bridge.cfg, self.bridge.blocks[layer].attn
+    def attention(self, site: Site) -> AttentionWeights:
+        """Reading weights of the attention at the site. ModelError for attention whose derivative is not built yet."""
+        cfg, attn = self.bridge.cfg, self._block(site).attn
         if cfg.positional_embedding_type != "standard" or (cfg.n_key_value_heads or cfg.n_heads) != cfg.n_heads:
             raise ModelError(
                 f"{self.name}: attention edges need learned positions and one key per query head; this model has"
                 f" {cfg.positional_embedding_type!r} positions and {cfg.n_key_value_heads or cfg.n_heads} key heads for"
                 f" {cfg.n_heads} query heads. Node attributions work; edges for such attention are not built yet"
             )
-        scale = self.d_head**-0.5 / (layer + 1 if cfg.scale_attn_by_inverse_layer_idx else 1)
+        scale = self.d_head**-0.5 / ((site.layer or 0) + 1 if cfg.scale_attn_by_inverse_layer_idx else 1)
         return AttentionWeights(attn.W_Q.detach(), attn.W_K.detach(), attn.W_V.detach(), scale)
 
-    def attention_output(self, layer: int) -> tuple[Tensor, Tensor]:
-        """W_O [n_heads, d_head, d_model] and b_O [d_model]: attn_out = sum_h z[h] @ W_O[h] + b_O."""
-        attn = self.bridge.blocks[layer].attn
+    def attention_output(self, site: Site) -> tuple[Tensor, Tensor]:
+        """W_O [n_heads, d_head, d_model] and b_O [d_model] of the site's layer: attn_out = sum_h z[h] @ W_O[h] + b_O."""
+        attn = self._block(site).attn
         W_O = attn.W_O.detach()
         bias = getattr(attn.o, "bias", None)
         return W_O, W_O.new_zeros(self.d_model) if bias is None else bias.detach()
 
-    def through_norm(self, site: str, layer: int, vectors: Tensor, *, gain: bool = True) -> Tensor:
-        """vectors [..., d_model] at the output of `ln1` or `ln2` pulled back to its input, up to the frozen 1/scale.
+    def through_norm(self, site: Site, norm: str, vectors: Tensor, *, gain: bool = True) -> Tensor:
+        """vectors [..., d_model] at the output of norm `ln1` or `ln2` of the site's layer pulled back to its input, up to
+        the frozen 1/scale.
 
         J^T r = centre(gain * r) for LayerNorm; RMSNorm has no centring.
         """
-        return self._before_norm(getattr(self.bridge.blocks[layer], site), vectors, gain)
+        return self._before_norm(getattr(self._block(site), norm), vectors, gain)
 
     def _before_norm(self, norm: Any, vectors: Tensor, gain: bool) -> Tensor:
         if gain:
@@ -152,7 +155,8 @@ class Model:
     def logit_lens(self, vectors: Tensor) -> Tensor:
         """What vectors [..., d_model] in the residual stream add to the logits [..., vocab] directly, up to the final norm's scale."""
         centred = self._before_norm(self.bridge.ln_final, vectors, gain=False)
-        return (centred * self.bridge.ln_final.weight.detach()) @ self.bridge.W_U.detach()
+        logits: Tensor = (centred * self.bridge.ln_final.weight.detach()) @ self.bridge.W_U.detach()
+        return logits
 
     # running -----------------------------------------------------------------------------------------------
 
@@ -211,10 +215,16 @@ class Model:
             raise ModelError(f"{self.name}: the model ran without reaching {silent}; these activations cannot be read")
         return logits, recorded
 
+    def _block(self, site: Site) -> Any:
+        if site.layer is None:
+            raise ModelError(f"{site} is in no layer; expected a site of one block")
+        return self.bridge.blocks[site.layer]
+
     def _point(self, site: Site) -> torch.nn.Module:
         if not self.has(site):
             raise ModelError(f"{self.name} has no site {site}; it has {self.n_layers} layers (0-{self.n_layers - 1})")
-        return self.bridge.hook_dict[_HOOKS[site.kind].format(site.layer)]
+        point: torch.nn.Module = self.bridge.hook_dict[_HOOKS[site.kind].format(site.layer)]
+        return point
 
     @contextlib.contextmanager
     def _skipping(self, first: int) -> Iterator[None]:
@@ -229,7 +239,9 @@ class Model:
                 object.__delattr__(block, "forward")
 
 
-def load_model(model: str | Path | Any, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32) -> Model:
+def load_model(
+    model: str | Path | Any, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Model:
     """The model of that name or local folder, or an already loaded TransformerBridge, frozen and in eval mode.
 
     A folder is any Hugging Face checkpoint with its tokenizer; names go through TransformerLens and the hub.
@@ -245,7 +257,9 @@ def load_model(model: str | Path | Any, *, device: str | torch.device | None = N
     bridge.eval()
     for key, value in bridge.original_model.named_parameters():
         if not bool(value.isfinite().all()):
-            raise ModelError(f"{name}: weight {key.replace('_original_component.', '')} contains NaN or Inf; the checkpoint is broken")
+            raise ModelError(
+                f"{name}: weight {key.replace('_original_component.', '')} contains NaN or Inf; the checkpoint is broken"
+            )
     if bridge.tokenizer is None:
         raise ModelError(f"{name}: no tokenizer was found beside the weights; save one into the same folder")
     cfg = bridge.cfg
@@ -256,7 +270,9 @@ def _boot(bridge: Any, name: str, device: str | torch.device | None, dtype: torc
     looks_local = Path(name).is_absolute() or name.startswith((".", "~"))
     folder = Path(name).expanduser()
     if looks_local and not folder.is_dir():
-        raise ModelError(f"model folder {name} does not exist; give a folder written by save_pretrained, or a model name")
+        raise ModelError(
+            f"model folder {name} does not exist; give a folder written by save_pretrained, or a model name"
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"model folder {name} holds no config.json; give a folder written by save_pretrained")
     try:
@@ -317,7 +333,10 @@ def pairs_of_length(model: Model, pairs: Sequence[PromptPair], length: int) -> l
 def _tokenize_pair(model: Model, pair: PromptPair) -> tuple[list[int], list[int], tuple[int, ...], tuple[int, ...]]:
     clean, corrupted = model.tokens(pair.clean), model.tokens(pair.corrupted)
     if len(clean) != len(corrupted):
-        first = next((i for i, (a, b) in enumerate(zip(clean, corrupted, strict=False)) if a != b), min(len(clean), len(corrupted)))
+        first = next(
+            (i for i, (a, b) in enumerate(zip(clean, corrupted, strict=False)) if a != b),
+            min(len(clean), len(corrupted)),
+        )
         here = ["|".join(model.token_strings(ids[first : first + 2])) or "nothing" for ids in (clean, corrupted)]
         raise PromptError(
             f"clean has {len(clean)} tokens, corrupted has {len(corrupted)}. Attribution compares position by position."
@@ -342,7 +361,9 @@ def _answer(model: Model, prompt: str, prompt_ids: list[int], text: str) -> int:
     if ids[0] == model.bridge.tokenizer.unk_token_id:
         raise PromptError(f"answer {text!r} is not in the model's vocabulary")
     if model.tokens(prompt + text) != [*prompt_ids, *ids]:
-        raise PromptError(f"answer {text!r} fuses with the end of the prompt when tokenized; move the space between them")
+        raise PromptError(
+            f"answer {text!r} fuses with the end of the prompt when tokenized; move the space between them"
+        )
     return ids[0]
 
 

@@ -57,7 +57,9 @@ class Site:
         known = GLOBAL_SITES if self.layer is None else LAYER_SITES
         if self.kind not in known:
             hint = did_you_mean(self.kind, LAYER_SITES + GLOBAL_SITES)
-            raise GraphError(f"site {str(self)!r} is unknown: expected KIND.LAYER or one of {', '.join(GLOBAL_SITES)}.{hint}")
+            raise GraphError(
+                f"site {str(self)!r} is unknown: expected KIND.LAYER or one of {', '.join(GLOBAL_SITES)}.{hint}"
+            )
         if self.layer is not None and self.layer < 0:
             raise GraphError(f"site {str(self)!r} has a negative layer: layers count from 0")
 
@@ -107,7 +109,9 @@ class Node:
         """The node that `str(node)` wrote; GraphError otherwise."""
         match = _NODE.fullmatch(text)
         if match is None:
-            raise GraphError(f"node {text!r} does not parse: expected for instance 'mlp_out.3/f1024@5', 'z.2/error@5' or 'embed@2'")
+            raise GraphError(
+                f"node {text!r} does not parse: expected for instance 'mlp_out.3/f1024@5', 'z.2/error@5' or 'embed@2'"
+            )
         site, part, pos = Site.parse(match["site"]), match["part"], int(match["pos"])
         if part is None:
             if site.layer is not None:

@@ -66,7 +66,8 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
 def pairs_to_text(pairs: Sequence[PromptPair]) -> str:
     """The pairs as our JSON lines; `read_pairs` of it gives the same pairs."""
     lines = (
-        {"clean": p.clean, "corrupted": p.corrupted, "answers": list(p.answers), "wrong_answers": list(p.wrong_answers)} for p in pairs
+        {"clean": p.clean, "corrupted": p.corrupted, "answers": list(p.answers), "wrong_answers": list(p.wrong_answers)}
+        for p in pairs
     )
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
@@ -89,7 +90,9 @@ def _parse(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise PromptError(f"prompt file {path}, line {number} is not JSON: {error.msg} at column {error.colno}") from None
+        raise PromptError(
+            f"prompt file {path}, line {number} is not JSON: {error.msg} at column {error.colno}"
+        ) from None
 
 
 # spelling of the clean prompt -> spellings of corrupted prompt, answers, wrong answers

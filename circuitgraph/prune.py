@@ -57,7 +57,9 @@ def prune_graph(
 
 def _beyond(graph: nx.MultiDiGraph, node: str, top_k: int) -> list[tuple[str, str, str]]:
     """The inputs of a node after its top_k strongest."""
-    inputs = sorted(graph.in_edges(node, keys=True, data="weight"), key=lambda e: (-abs(e[3]), Node.parse(e[0]).order, e[2]))
+    inputs = sorted(
+        graph.in_edges(node, keys=True, data="weight"), key=lambda e: (-abs(e[3]), Node.parse(e[0]).order, e[2])
+    )
     return [(u, v, k) for u, v, k, _ in inputs[top_k:]]
 
 

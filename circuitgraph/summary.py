@@ -53,19 +53,32 @@ def _strongest_nodes(graph: nx.MultiDiGraph, top: int) -> list[str]:
     for key, attributes in nodes[:top]:
         pos, tokens = attributes["pos"], graph.graph["tokens"]["clean"]
         effect = attributes.get("effect")
-        rows.append([key, repr(tokens[pos]) if pos < len(tokens) else "", f"{attributes['attribution']:+.4f}", "" if effect is None else f"{effect:+.4f}"])
+        rows.append(
+            [
+                key,
+                repr(tokens[pos]) if pos < len(tokens) else "",
+                f"{attributes['attribution']:+.4f}",
+                "" if effect is None else f"{effect:+.4f}",
+            ]
+        )
     return _table(["strongest nodes", "token", "attribution", "effect"], rows)
 
 
 def _strongest_edges(graph: nx.MultiDiGraph, top: int) -> list[str]:
-    edges = sorted(graph.edges(data=True), key=lambda e: (-abs(e[2]["weight"]), Node.parse(e[1]).order, Node.parse(e[0]).order, e[2]["kind"]))
+    edges = sorted(
+        graph.edges(data=True),
+        key=lambda e: (-abs(e[2]["weight"]), Node.parse(e[1]).order, Node.parse(e[0]).order, e[2]["kind"]),
+    )
     rows = [[f"{source} -> {target}", data["kind"], f"{data['weight']:+.4f}"] for source, target, data in edges[:top]]
     return _table(["strongest edges", "kind", "weight"], rows)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
 
 
 def _number(value: object) -> str:

@@ -14,7 +14,7 @@ import torch
 
 torch.set_num_threads(1)
 
-WORDS = ["<pad>", "<bos>", "<unk>", *"a b c d e f g h".split(), "."]
+WORDS = ["<pad>", "<bos>", "<unk>", *["a", "b", "c", "d", "e", "f", "g", "h"], "."]
 
 
 def save_tiny_gpt2(folder: Path, *, n_layers: int = 2, seed: int = 0) -> Path:
@@ -30,7 +30,14 @@ def save_tiny_gpt2(folder: Path, *, n_layers: int = 2, seed: int = 0) -> Path:
     special = {"bos_token": "<bos>", "eos_token": "<bos>", "unk_token": "<unk>", "pad_token": "<pad>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     config = GPT2Config(
-        vocab_size=len(WORDS), n_positions=16, n_embd=16, n_layer=n_layers, n_head=2, bos_token_id=1, eos_token_id=1, tie_word_embeddings=False
+        vocab_size=len(WORDS),
+        n_positions=16,
+        n_embd=16,
+        n_layer=n_layers,
+        n_head=2,
+        bos_token_id=1,
+        eos_token_id=1,
+        tie_word_embeddings=False,
     )
     model = GPT2LMHeadModel(config)
     generator = torch.Generator().manual_seed(seed)
@@ -57,12 +64,13 @@ def tiny_model(tiny_folder):
     return load_model(tiny_folder, dtype=torch.float64)
 
 
-def random_dictionary(reads: str, writes: str, *, activation: str = "relu", d: int = 16, d_sae: int = 24, seed: int = 0):
+def random_dictionary(
+    reads: str, writes: str, *, activation: str = "relu", d: int = 16, d_sae: int = 24, seed: int = 0
+):
     """A float64 dictionary of random weights, about a third of its features active."""
-    from circuitgraph_kernels import SaeWeights
-
     from circuitgraph.dictionary import Dictionary
     from circuitgraph.nodes import Site
+    from circuitgraph_kernels import SaeWeights
 
     generator = torch.Generator().manual_seed(1000 + seed)
 
@@ -70,7 +78,14 @@ def random_dictionary(reads: str, writes: str, *, activation: str = "relu", d: i
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     settings = {"jumprelu": {"threshold": 0.2 * randn(d_sae).abs()}, "topk": {"k": 6}}.get(activation, {})
-    weights = SaeWeights(randn(d, d_sae), 0.3 * randn(d_sae) - 0.6, 0.4 * randn(d_sae, d), 0.3 * randn(d), activation=activation, **settings)
+    weights = SaeWeights(
+        randn(d, d_sae),
+        0.3 * randn(d_sae) - 0.6,
+        0.4 * randn(d_sae, d),
+        0.3 * randn(d),
+        activation=activation,
+        **settings,
+    )
     return Dictionary(weights, Site.parse(reads), Site.parse(writes), f"{writes}-{activation}")
 
 

@@ -151,11 +151,12 @@ def _add_edges(graph: nx.MultiDiGraph, rng: random.Random, count: int) -> None:
     nodes = sorted((Node.parse(key) for key in graph), key=lambda node: node.order)
     targets = [node for node in nodes if node.kind in ("feature", "metric")]
     pairs = [(u, v) for v in targets for u in nodes if _may_read(u, v)]
-    tries = 0
-    while pairs and graph.number_of_edges() < count and tries < 20 * count:
-        tries += 1
+    for _ in range(20 * count if pairs else 0):
+        if count <= 0:
+            break
         source, target = rng.choice(pairs)
         kind = {"metric": "metric", "mlp_out": "mlp"}.get(target.site.kind) or rng.choice(_typed(source, target))
+        count -= not graph.has_edge(str(source), str(target), kind)
         weight = rng.gauss(0, 1) * rng.random() ** 4
         heads = [rng.gauss(0, abs(weight)) for _ in range(HEADS)] if kind in ("ov", "q", "k") else None
         attributes = {

@@ -18,7 +18,7 @@ FLOW = [
     {"files", "nodes", "prompts", "metrics"},
     {"tasks", "model"},
     {"dictionary"},
-    {"dictionary_formats", "activations"},
+    {"dictionary_formats", "activations", "tables"},
     {"gradients", "attribution"},
     {"edges"},
     {"graph"},

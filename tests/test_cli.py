@@ -26,7 +26,9 @@ def workplace(tiny_folder, tmp_path_factory):
         {"clean": "c a", "corrupted": "c e", "answers": [" f"], "wrong_answers": [" b"]},
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = run("discover", folder / "pairs.jsonl", *model(tiny_folder, folder), "--length", 6, "-o", folder / "graph.json")
+    result = run(
+        "discover", folder / "pairs.jsonl", *model(tiny_folder, folder), "--length", 6, "-o", folder / "graph.json"
+    )
     assert result.exit_code == 0, result.output
     return folder
 
@@ -49,8 +51,33 @@ def test_discover_prints_the_path_on_stdout_and_the_rest_on_stderr(workplace, ti
 
 def test_discover_passes_its_options_on(workplace, tiny_folder, tmp_path):
     out = tmp_path / "graph.json"
-    options = ["--metric", "logit", "--baseline", "zero", "--method", "integrated", "--steps", 2, "--max-nodes", 7, "--examples", 1, "--seed", 3]
-    result = run("discover", workplace / "pairs.jsonl", *model(tiny_folder, workplace), "--length", 6, "-o", out, "--quiet", *options)
+    options = [
+        "--metric",
+        "logit",
+        "--baseline",
+        "zero",
+        "--method",
+        "integrated",
+        "--steps",
+        2,
+        "--max-nodes",
+        7,
+        "--examples",
+        1,
+        "--seed",
+        3,
+    ]
+    result = run(
+        "discover",
+        workplace / "pairs.jsonl",
+        *model(tiny_folder, workplace),
+        "--length",
+        6,
+        "-o",
+        out,
+        "--quiet",
+        *options,
+    )
     assert result.exit_code == 0 and result.stderr == ""
     graph = read_graph(out)
     expected = {"metric": "logit", "baseline": "zero", "method": "integrated", "steps": 2, "max_nodes": 7, "seed": 3}
@@ -73,13 +100,17 @@ def test_prune_render_and_show_go_on_from_the_file(workplace, tmp_path):
 def test_defaults_are_those_of_the_functions():
     import inspect
 
-    from circuitgraph.prune import prune_graph
     from circuitgraph.demo.run import run_demo
     from circuitgraph.discover import discover_circuit
+    from circuitgraph.prune import prune_graph
 
     for name, function in (("discover", discover_circuit), ("prune", prune_graph), ("demo", run_demo)):
         parameters = inspect.signature(function).parameters
-        checked = [o for o in main.commands[name].params if o.name in parameters and parameters[o.name].default is not inspect.Parameter.empty]
+        checked = [
+            o
+            for o in main.commands[name].params
+            if o.name in parameters and parameters[o.name].default is not inspect.Parameter.empty
+        ]
         assert len(checked) >= 4
         for option in checked:
             assert option.default == parameters[option.name].default, option.name

@@ -46,7 +46,11 @@ def save(folder, *, architecture="standard", hook="blocks.0.hook_mlp_out", hook_
 def test_encode_and_decode_equal_sae_lens(tiny_model, tmp_path, architecture):
     from sae_lens import SAE
 
-    hooks = {"hook": "blocks.0.ln2.hook_normalized", "hook_out": "blocks.0.hook_mlp_out"} if "transcoder" in architecture else {}
+    hooks = (
+        {"hook": "blocks.0.ln2.hook_normalized", "hook_out": "blocks.0.hook_mlp_out"}
+        if "transcoder" in architecture
+        else {}
+    )
     folder = save(tmp_path / "one", architecture=architecture, **hooks)
     ours = load_dictionaries(folder, tiny_model)[Site("mlp_out", 0)]
     theirs = SAE.load_from_disk(folder)
@@ -59,7 +63,9 @@ def test_encode_and_decode_equal_sae_lens(tiny_model, tmp_path, architecture):
 
 def test_a_folder_of_folders_loads_in_forward_order(tiny_model, tmp_path):
     save(tmp_path / "b", hook="blocks.1.attn.hook_z")
-    save(tmp_path / "a", hook="blocks.1.ln2.hook_normalized", hook_out="blocks.1.hook_mlp_out", architecture="transcoder")
+    save(
+        tmp_path / "a", hook="blocks.1.ln2.hook_normalized", hook_out="blocks.1.hook_mlp_out", architecture="transcoder"
+    )
     save(tmp_path / "c", hook="blocks.0.hook_mlp_out")
     found = load_dictionaries(tmp_path, tiny_model)
     assert list(map(str, found)) == ["mlp_out.0", "z.1", "mlp_out.1"]
@@ -74,7 +80,11 @@ def test_a_registered_name_loads_through_the_hub_cache(tiny_model, tmp_path):
 
     commit = "0" * 40
     repository = tmp_path / "hub" / "models--jbloom--GPT2-Small-SAEs-Reformatted"
-    folder = save(repository / "snapshots" / commit / "blocks.0.hook_resid_pre", hook="blocks.0.hook_resid_pre", hook_point="blocks.0.hook_resid_pre")
+    folder = save(
+        repository / "snapshots" / commit / "blocks.0.hook_resid_pre",
+        hook="blocks.0.hook_resid_pre",
+        hook_point="blocks.0.hook_resid_pre",
+    )
     (folder / "cfg.json").write_text(
         json.dumps({"hook_point": "blocks.0.hook_resid_pre", "model_name": "gpt2-small", "hook_point_layer": 0, "d_in": D, "d_sae": D_SAE,
                     "dtype": "torch.float32", "device": "cpu", "activation_fn_str": "relu", "apply_b_dec_to_input": True,
@@ -90,8 +100,17 @@ def test_a_registered_name_loads_through_the_hub_cache(tiny_model, tmp_path):
     )
     import os
 
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", program, str(tiny_model.bridge.cfg.model_name)], capture_output=True, text=True, env=environment)
+    environment = os.environ | {
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_model.bridge.cfg.model_name)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert done.stdout.strip() == "gpt2-small-res-jb/blocks.0.hook_resid_pre resid_pre.0 24 True", done.stderr[-2000:]
 
 
@@ -107,9 +126,18 @@ MISFITS = {
     "another depth": (lambda f: save(f, hook="blocks.9.hook_mlp_out"), "reads mlp_out.9, but tiny has layers 0-1"),
     "unknown hook": (lambda f: save(f, hook="blocks.0.hook_nonsense"), "hook 'blocks.0.hook_nonsense' is no site"),
     "no hook": (lambda f: save(f, metadata={}), "names no hook_name"),
-    "unknown architecture": (lambda f: save(f, architecture="temporal"), "has architecture 'temporal'; supported are standard"),
-    "unfolded norm": (lambda f: save(f, normalize_activations="expected_average_only_in"), "was not folded into the weights"),
-    "normalised input": (lambda f: save(f, normalize_activations="layer_norm"), "normalises its inputs by 'layer_norm'"),
+    "unknown architecture": (
+        lambda f: save(f, architecture="temporal"),
+        "has architecture 'temporal'; supported are standard",
+    ),
+    "unfolded norm": (
+        lambda f: save(f, normalize_activations="expected_average_only_in"),
+        "was not folded into the weights",
+    ),
+    "normalised input": (
+        lambda f: save(f, normalize_activations="layer_norm"),
+        "normalises its inputs by 'layer_norm'",
+    ),
     "NaN": (lambda f: _rewrite(save(f), lambda w: w["W_dec"][3].fill_(torch.nan)), "weight W_dec contains NaN or Inf"),
     "missing weight": (lambda f: _rewrite(save(f), lambda w: w.pop("b_dec")), "weight 'b_dec' is missing"),
     "skip": (lambda f: _rewrite(save(f), lambda w: w.update(W_skip=torch.eye(D))), "has a skip connection"),

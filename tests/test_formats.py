@@ -21,9 +21,12 @@ def graph(tiny_model, tiny_dictionaries, tiny_pairs):
 
 
 def _same(a: nx.MultiDiGraph, b: nx.MultiDiGraph) -> bool:
-    return a.graph == b.graph and dict(a.nodes(data=True)) == dict(b.nodes(data=True)) and {
-        (u, v, k): d for u, v, k, d in a.edges(keys=True, data=True)
-    } == {(u, v, k): d for u, v, k, d in b.edges(keys=True, data=True)}
+    return (
+        a.graph == b.graph
+        and dict(a.nodes(data=True)) == dict(b.nodes(data=True))
+        and {(u, v, k): d for u, v, k, d in a.edges(keys=True, data=True)}
+        == {(u, v, k): d for u, v, k, d in b.edges(keys=True, data=True)}
+    )
 
 
 def test_a_graph_survives_its_file_and_the_file_is_byte_identical(graph, tmp_path):
@@ -73,7 +76,10 @@ DAMAGE = {
     "another format": (lambda d: d.update(format="other"), "no circuitgraph file"),
     "newer version": (lambda d: d.update(version=9), "has version 9; this release reads version 1"),
     "no nodes": (lambda d: d.pop("nodes"), "'nodes' is missing"),
-    "dangling edge": (lambda d: d["edges"][0].update(source="embed@99"), "names 'embed@99', which is not among the nodes"),
+    "dangling edge": (
+        lambda d: d["edges"][0].update(source="embed@99"),
+        "names 'embed@99', which is not among the nodes",
+    ),
     "bad node": (lambda d: d["nodes"].append(d["nodes"][0] | {"id": "what"}), "'what' does not parse"),
     "lying node": (lambda d: d["nodes"][0].update(pos=999), "has pos 999; its name says"),
     "unknown kind of edge": (lambda d: d["edges"][0].update(kind="magic"), "kind must be one of"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from circuitgraph.activations import run_baseline, run_clean, sites_of
-from circuitgraph.attribution import attribute_nodes, component_sites
+from circuitgraph.attribution import attribute_nodes
 from circuitgraph.discover import discover_circuit, node_gradients
 from circuitgraph.edges import attribute_edges, encoder_columns
 from circuitgraph.evaluate import evaluate_circuit
@@ -66,7 +66,17 @@ class Case:
         return total
 
 
-def build_case(model, dictionaries, pairs, *, baseline="corrupted", method="gradient", steps=10, rule="gauss-legendre", metric="logit_difference"):
+def build_case(
+    model,
+    dictionaries,
+    pairs,
+    *,
+    baseline="corrupted",
+    method="gradient",
+    steps=10,
+    rule="gauss-legendre",
+    metric="logit_difference",
+):
     tokens = tokenize_pairs(model, pairs)
     score = build_metric(metric, tokens.answers, tokens.wrong_answers)
     sites = sites_of(model, dictionaries.values())
@@ -167,7 +177,9 @@ def test_integrated_gradients_of_a_component_sum_to_the_effect_of_patching_it(ca
 def test_the_left_rule_converges_like_one_over_n_and_midpoint_like_its_square(case):
     total = case.clean.metric - case.base.metric
     for rule, factor in (("left", 2), ("midpoint", 4)):
-        errors = [(_integrated_sum(case, Site("resid_post", 0), steps=n, rule=rule) - total).abs().max() for n in (40, 80)]
+        errors = [
+            (_integrated_sum(case, Site("resid_post", 0), steps=n, rule=rule) - total).abs().max() for n in (40, 80)
+        ]
         assert errors[1] > 1e-9
         assert float(errors[0] / errors[1]) == pytest.approx(factor, rel=0.15)
 
@@ -180,7 +192,9 @@ def test_symmetric_rules_are_antisymmetric_under_clean_and_corrupted(case, tiny_
     swapped = [type(p)(p.corrupted, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
     other = build_case(case.model, case.dictionaries, swapped)
     site = Site("resid_post", 0)
-    assert_close(-_integrated_sum(other, site, steps=steps, rule=rule), _integrated_sum(case, site, steps=steps, rule=rule))
+    assert_close(
+        -_integrated_sum(other, site, steps=steps, rule=rule), _integrated_sum(case, site, steps=steps, rule=rule)
+    )
 
 
 def test_the_left_rule_is_not_antisymmetric(case, tiny_pairs):
@@ -230,7 +244,9 @@ def test_with_baseline_zero_the_inflow_is_the_pre_activation(zero_case):
         inflow = {node: value for node, value in _inflow(edges, kinds).items() if node.site.kind == site_kind}
         assert len(inflow) > 20
         expected = [float(_pre_activation(case, node) - _constant(case, node)) for node in inflow]
-        assert_close(torch.tensor(list(inflow.values()), dtype=torch.float64), torch.tensor(expected, dtype=torch.float64))
+        assert_close(
+            torch.tensor(list(inflow.values()), dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
+        )
 
 
 def _constant(case, node):
@@ -272,7 +288,7 @@ def test_with_a_corrupted_baseline_the_inflow_is_the_linearised_change(single_ca
 def test_ov_q_and_k_are_the_whole_gradient_of_the_frozen_norm_attention(single_case):
     """Autograd through an attention written out in full, from the residual stream to each reader's pre-activation."""
     case, layer, one = single_case, 1, 0
-    attention, clean = case.model.attention(layer), case.clean.values
+    attention, clean = case.model.attention(Site("z", layer)), case.clean.values
     block = case.model.bridge.blocks[layer]
     stream = clean[Site("resid_post", layer - 1)][one].clone().requires_grad_()
     centred = stream - stream.mean(-1, keepdim=True)
@@ -301,12 +317,15 @@ def test_ov_q_and_k_are_the_whole_gradient_of_the_frozen_norm_attention(single_c
                 measured[edge.source] = measured.get(edge.source, 0.0) + edge.local_weight
                 assert sum(edge.heads) == pytest.approx(edge.local_weight, abs=1e-12)
         expected = {node: float(gradient[node.pos] @ sources[node]) for node in measured}
-        assert_close(torch.tensor(list(measured.values()), dtype=torch.float64), torch.tensor(list(expected.values()), dtype=torch.float64))
+        assert_close(
+            torch.tensor(list(measured.values()), dtype=torch.float64),
+            torch.tensor(list(expected.values()), dtype=torch.float64),
+        )
 
 
 def _difference(table, i):
     """The clean-minus-baseline vector that a node of a one-example table adds to the residual stream, [d_model]."""
-    return table.vectors[0, i] if table.vectors is not None else table.delta[0, i] * table.write[i]
+    return table.difference(i)[0]
 
 
 # 9 -------------------------------------------------------------------------------------------------------------------
@@ -315,7 +334,11 @@ def _difference(table, i):
 def test_perturbing_a_source_changes_each_pre_activation_by_the_local_weight(single_case):
     """Mlp and ov edges measured in the real model: patterns, norm scales and every other node frozen at the clean run."""
     case, clean, edges = single_case, single_case.clean.values, single_case.edges()
-    frozen = {Site(kind, layer): clean[Site(kind, layer)] for layer in range(2) for kind in ("pattern", "ln1_scale", "ln2_scale")}
+    frozen = {
+        Site(kind, layer): clean[Site(kind, layer)]
+        for layer in range(2)
+        for kind in ("pattern", "ln1_scale", "ln2_scale")
+    }
     checked = 0
     for table in case.tables:
         for i in range(0, len(table), 7):
@@ -324,7 +347,10 @@ def test_perturbing_a_source_changes_each_pre_activation_by_the_local_weight(sin
             if not here:
                 continue
             measured = _perturbed_pre_activations(case, source, _difference(table, i), frozen, [e.target for e in here])
-            assert_close(torch.tensor(measured, dtype=torch.float64), torch.tensor([e.local_weight for e in here], dtype=torch.float64))
+            assert_close(
+                torch.tensor(measured, dtype=torch.float64),
+                torch.tensor([e.local_weight for e in here], dtype=torch.float64),
+            )
             checked += len(here)
     assert checked > 100
 
@@ -366,7 +392,9 @@ def test_keeping_every_node_leaves_the_logits_unchanged_bit_for_bit(case):
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, everything)
     assert torch.equal(logits, case.clean.logits)
     everything.embeddings[:] = False
-    assert not torch.equal(run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, everything), case.clean.logits)
+    assert not torch.equal(
+        run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, everything), case.clean.logits
+    )
 
 
 def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_row(zero_case):
@@ -395,7 +423,9 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
 
 
 @pytest.mark.parametrize("baseline", ["corrupted", "mean", "zero"])
-def test_the_full_circuit_is_perfectly_faithful_and_the_empty_one_not_at_all(tiny_model, tiny_dictionaries, tiny_pairs, baseline):
+def test_the_full_circuit_is_perfectly_faithful_and_the_empty_one_not_at_all(
+    tiny_model, tiny_dictionaries, tiny_pairs, baseline
+):
     graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, baseline=baseline, edge_threshold=0.0)
     assert evaluate_circuit(graph, tiny_model, tiny_dictionaries).faithfulness == pytest.approx(1.0, abs=1e-9)
     empty = graph.subgraph([n for n, kind in graph.nodes(data="kind") if kind == "metric"]).copy()
@@ -445,7 +475,9 @@ def test_larger_thresholds_give_sub_graphs_and_pruning_is_idempotent(tiny_model,
 
 
 @pytest.mark.parametrize("settings", [{"max_nodes": 30}, {"top_k": 3}, {"max_nodes": 60, "top_k": 6}])
-def test_pruning_by_count_is_idempotent_and_keeps_every_path_to_the_metric(tiny_model, tiny_dictionaries, tiny_pairs, settings):
+def test_pruning_by_count_is_idempotent_and_keeps_every_path_to_the_metric(
+    tiny_model, tiny_dictionaries, tiny_pairs, settings
+):
     import networkx as nx
 
     graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
@@ -480,7 +512,9 @@ def test_where_the_metric_is_linear_attribution_equals_the_measured_effect(case)
         sites = sites_of(model, case.dictionaries.values())
         clean = run_clean(model, case.tokens, sites, metric)
         base = run_baseline(model, case.tokens, sites, metric)
-        gradients = node_gradients(model, case.dictionaries, case.tokens, clean, base, metric, method="gradient", steps=1, rule="left")
+        gradients = node_gradients(
+            model, case.dictionaries, case.tokens, clean, base, metric, method="gradient", steps=1, rule="left"
+        )
         tables = attribute_nodes(model, case.dictionaries, clean.values, base, gradients)
         table = next(t for t in tables if t.site == Site("mlp_out", 1) and t.kind == "feature")
         columns = [i for i in range(len(table)) if int(table.pos[i]) == 5]

@@ -25,7 +25,9 @@ def test_named_metrics_read_the_last_position(name, expected):
 
 
 def test_several_answers_are_averaged_as_logits_and_summed_as_probabilities():
-    assert float(build_metric("logit_difference", [[2, 3]], [[1]])(LOGITS)) == pytest.approx(math.log(12) / 2 - math.log(2))
+    assert float(build_metric("logit_difference", [[2, 3]], [[1]])(LOGITS)) == pytest.approx(
+        math.log(12) / 2 - math.log(2)
+    )
     assert float(build_metric("probability_difference", [[2, 3]], [[0, 1]])(LOGITS)) == pytest.approx(0.4)
     assert float(build_metric("log_probability", [[2, 3]], [[]])(LOGITS)) == pytest.approx(math.log(0.7))
 

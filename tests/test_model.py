@@ -68,7 +68,7 @@ def test_every_site_fires_and_the_stream_is_the_sum_of_its_parts(tiny_model):
     torch.testing.assert_close(sum(parts[1:], parts[0]), recorded[Site("resid_post", 0)])
     for site in (Site("z", 1), Site("mlp_post", 1), Site("mlp_out", 1)):
         assert recorded[site].shape == (2, 5, tiny_model.width(site))
-    W_O, b_O = tiny_model.attention_output(1)
+    W_O, b_O = tiny_model.attention_output(Site("z", 1))
     torch.testing.assert_close(recorded[Site("z", 1)] @ W_O.flatten(0, 1) + b_O, recorded[Site("attn_out", 1)])
 
 
@@ -102,7 +102,9 @@ def test_a_replaced_value_is_what_the_model_goes_on_with(tiny_model):
     logits, before = tiny_model.run(TOKENS, record=sites)
     changed, after = tiny_model.run(TOKENS, record=sites, replace={Site("mlp_out", 0): lambda x, r: 2 * x})
     assert not torch.allclose(changed, logits)
-    assert torch.equal(after[Site("mlp_out", 0)], before[Site("mlp_out", 0)]), "recorded is the value before replacement"
+    assert torch.equal(after[Site("mlp_out", 0)], before[Site("mlp_out", 0)]), (
+        "recorded is the value before replacement"
+    )
     torch.testing.assert_close(after[Site("resid_post", 0)], before[Site("resid_post", 0)] + before[Site("mlp_out", 0)])
 
 

@@ -38,12 +38,34 @@ def test_text_forms_are_as_documented():
 
 
 def test_order_is_the_forward_pass():
-    texts = ["embed@1", "pos_embed@0", "z.0/f3@0", "z.0/f1@2", "z.0/error@2", "mlp_out.0/f0@0", "z.1/bias@0", "z.1/f0@0", "metric@4"]
+    texts = [
+        "embed@1",
+        "pos_embed@0",
+        "z.0/f3@0",
+        "z.0/f1@2",
+        "z.0/error@2",
+        "mlp_out.0/f0@0",
+        "z.1/bias@0",
+        "z.1/f0@0",
+        "metric@4",
+    ]
     assert sorted(texts[::-1], key=lambda text: Node.parse(text).order) == texts
 
 
 @pytest.mark.parametrize(
-    "text", ["", "mlp_out.3", "mlp_out.3/f1", "mlp_out.3/f-1@2", "mlp_out.3@2", "embed", "mlp_out.x/f1@2", "mlp_uot.3/f1@2", "a b@1", "embed@1\n"]
+    "text",
+    [
+        "",
+        "mlp_out.3",
+        "mlp_out.3/f1",
+        "mlp_out.3/f-1@2",
+        "mlp_out.3@2",
+        "embed",
+        "mlp_out.x/f1@2",
+        "mlp_uot.3/f1@2",
+        "a b@1",
+        "embed@1\n",
+    ],
 )
 def test_what_is_no_node_is_refused_with_its_text(text):
     with pytest.raises(GraphError, match="expected|unknown|names no"):

@@ -15,13 +15,28 @@ SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "prompts"
 PAIR = PromptPair("The uncle", "The uncles", (" has",), (" have",))
 
 SPELLINGS = {
-    "ours": json.dumps({"clean": "The uncle", "corrupted": "The uncles", "answers": [" has"], "wrong_answers": [" have"]}),
-    "ours, singular": json.dumps({"clean": "The uncle", "corrupted": "The uncles", "answer": " has", "wrong_answer": " have"}),
+    "ours": json.dumps(
+        {"clean": "The uncle", "corrupted": "The uncles", "answers": [" has"], "wrong_answers": [" have"]}
+    ),
+    "ours, singular": json.dumps(
+        {"clean": "The uncle", "corrupted": "The uncles", "answer": " has", "wrong_answer": " have"}
+    ),
     "feature-circuits": json.dumps(
-        {"clean_prefix": "The uncle", "patch_prefix": "The uncles", "clean_answer": " has", "patch_answer": " have", "case": "singular"}
+        {
+            "clean_prefix": "The uncle",
+            "patch_prefix": "The uncles",
+            "clean_answer": " has",
+            "patch_answer": " have",
+            "case": "singular",
+        }
     ),
     "auto-circuit": json.dumps(
-        {"word_idxs": {}, "prompts": [{"clean": "The uncle", "corrupt": "The uncles", "answers": [" has"], "wrong_answers": [" have"]}]}
+        {
+            "word_idxs": {},
+            "prompts": [
+                {"clean": "The uncle", "corrupt": "The uncles", "answers": [" has"], "wrong_answers": [" have"]}
+            ],
+        }
     ),
 }
 
@@ -45,7 +60,10 @@ BROKEN = {
     "malformed line": (SPELLINGS["ours"] + "\n{nope\n", "line 2 is not JSON"),
     "not an object": ("[1]\n", "line 1: expected a JSON object, found list"),
     "wrong keys": ('{"prompt": "x"}\n', r"line 1: found the keys \['prompt'\]; expected clean"),
-    "number for a prompt": ('{"clean": 3, "corrupted": "x", "answers": ["y"]}\n', "line 1: clean is 3; expected a non-empty string"),
+    "number for a prompt": (
+        '{"clean": 3, "corrupted": "x", "answers": ["y"]}\n',
+        "line 1: clean is 3; expected a non-empty string",
+    ),
     "empty list of prompts": ('{"prompts": []}\n', "'prompts' holds no pairs"),
     "bad prompt of auto-circuit": ('{"prompts": [{"clean": "x"}]}', "prompt 1: found the keys"),
 }
@@ -73,7 +91,12 @@ def test_the_published_files_of_feature_circuits_read():
 # with a tokenizer ----------------------------------------------------------------------------------------------------
 
 BAD_PAIRS = {
-    "lengths": (("a b c", "a b"), (" g",), (" h",), r"pair 1: clean has 4 tokens, corrupted has 3.*First difference: position 3, 'c' against 'nothing'"),
+    "lengths": (
+        ("a b c", "a b"),
+        (" g",),
+        (" h",),
+        r"pair 1: clean has 4 tokens, corrupted has 3.*First difference: position 3, 'c' against 'nothing'",
+    ),
     "several tokens": (("a b", "a c"), (" g h",), (" f",), r"pair 1: answer ' g h' is 2 tokens \(g\|h\); expected one"),
     "no token": (("a b", "a c"), ("",), (" f",), "is 0 tokens"),
     "unknown word": (("a b", "a c"), (" zebra",), (" f",), "answer ' zebra' is not in the model's vocabulary"),

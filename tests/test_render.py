@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import html
 import json
 import re
@@ -108,7 +110,15 @@ def test_hidden_characters_become_visible_and_all_others_stay(text: str, shown: 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.12345, "+0.123"), (-3.1, "−3.10"), (0.0, "0"), (1234.0, "+1234"), (-2e-7, "−2.00e-07"), (1e9, "+1.00e+09")],
+    [
+        (0.12345, "+0.123"),
+        (-3.1, "−3.10"),
+        (0.0, "0"),
+        (1234.0, "+1234"),
+        (99.96, "+100"),
+        (-2e-7, "−2.00e-7"),
+        (1e9, "+1.00e9"),
+    ],
 )
 def test_numbers_have_three_digits_and_a_sign(value: float, text: str) -> None:
     assert labels.signed(value) == text
@@ -152,7 +162,7 @@ def test_positions_run_right_and_layers_run_up() -> None:
         x, y = layout.centres[node]
         radius = layout.radii[node]
         assert column[data["pos"]].x <= x - radius and x + radius <= column[data["pos"]].x + column[data["pos"]].width
-        assert 0 <= y - radius and y + radius <= layout.height
+        assert y - radius >= 0 and y + radius <= layout.height
     height = {site: layout.centres[node][1] for node, site in graph.nodes(data="site")}
     assert (
         height["embed"] > height["z.0"] > height["mlp_out.0"] > height["z.1"] > height["mlp_out.3"] > height["metric"]
@@ -213,7 +223,7 @@ def test_svg_is_well_formed_and_shows_every_token() -> None:
         text = render_svg(example_graph(hostile=hostile))
         shown = svg_texts(text)
         for token in example_graph(hostile=hostile).graph["tokens"]["clean"]:
-            start = labels.visible(token).replace("·", "·")[:4]
+            start = labels.visible(token)[:4]
             assert any(each.startswith(start) for each in shown), token
         assert "<script" not in text and "<img" not in text
 
@@ -263,7 +273,6 @@ def test_html_carries_hostile_strings_as_data_only() -> None:
     page = render_html(example_graph(hostile=True))
     assert page.count("<script") == 2 and page.count("</script") == 2
     assert page.count("<!--") == 0 and "PWNED=1>" not in page
-    assert page.isascii() or "PWNED" not in re.sub(r"(?s)<script.*?</script>", "", page)
     tokens = example_graph(hostile=True).graph["tokens"]["clean"]
     assert data_of(page)["prompts"]["clean"] == [labels.visible(token, " ") for token in tokens]
 
@@ -279,20 +288,10 @@ def test_every_hostile_token_returns_from_the_page_as_it_went_in(token: str) -> 
     assert data["reports"] == [labels.visible(token, " ")]
     raw = re.search(r'id="data">(.*?)</script>', render_html(graph), re.S)[1]
     assert not re.search(r"[<>&\u2028\u2029]", raw)
-    assert token in svg_source(token, graph)
-
-
-def svg_source(token: str, graph: nx.MultiDiGraph) -> str:
-    """The hostile token as the SVG writer shows it, undone; '' when it is missing or was cut."""
-    shown = svg_texts(render_svg(graph))
-    start = labels.visible(token)[:4]
-    return token if any(text.startswith(start) for text in shown) else ""
+    assert any(text.startswith(labels.visible(token)[:4]) for text in svg_texts(render_svg(graph)))
 
 
 def test_html_policy_allows_its_own_script_and_style_and_nothing_else() -> None:
-    import base64
-    import hashlib
-
     page = render_html(example_graph())
     policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
     assert policy.startswith("default-src 'none'; script-src 'sha256-")

@@ -114,7 +114,9 @@ def _take(attributes: Any, key: str, where: str) -> str:
 
 def _check_facts(facts: dict[str, Any]) -> None:
     metric, tokens = facts.get("metric"), facts.get("tokens")
-    if not isinstance(metric, dict) or not all(isinstance(metric.get(run), int | float) for run in ("clean", "corrupted")):
+    if not isinstance(metric, dict) or not all(
+        isinstance(metric.get(run), int | float) for run in ("clean", "corrupted")
+    ):
         raise GraphError("graph.metric must hold the numbers clean and corrupted")
     if not isinstance(tokens, dict) or not all(isinstance(tokens.get(run), list) for run in ("clean", "corrupted")):
         raise GraphError("graph.tokens must hold the lists clean and corrupted")

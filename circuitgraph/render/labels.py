@@ -72,11 +72,16 @@ def text_width(text: str, size: float) -> float:
 
 
 def signed(value: float) -> str:
-    """`value` with three significant digits and always a sign: `+0.125`, `−3.10`, `0`."""
+    """`value` with three significant digits and always a sign: `+0.125`, `−3.10`, `+4096`, `+2.50e-7`, `0`."""
     if value == 0:
         return "0"
-    size = f"{abs(value):#.3g}" if 1e-4 <= abs(value) < 1e4 else f"{abs(value):.2e}"
-    return (MINUS if value < 0 else "+") + size.rstrip(".")
+    size = abs(value)
+    if 1e-4 <= size < 1e6:
+        text = f"{size:#.3g}" if size < 999.5 else f"{size:.0f}"
+    else:
+        mantissa, _, exponent = f"{size:.2e}".partition("e")
+        text = f"{mantissa}e{int(exponent)}"
+    return (MINUS if value < 0 else "+") + text.rstrip(".")
 
 
 def plain(value: float) -> str:

@@ -189,7 +189,7 @@ class _Fit:
 
 
 def _fit(graph: nx.MultiDiGraph, cells: dict[Cell, list[str]], width: float) -> _Fit:
-    """The roomiest filling that stays within `width`: first long tokens give way, then cells break into lines.
+    """The roomiest filling that stays within `width`: first full cells break into lines, then long tokens are cut.
 
     Cells keep at least `LEAST_WRAP` nodes in a line, so many positions make the picture wider than asked.
     """
@@ -198,18 +198,17 @@ def _fit(graph: nx.MultiDiGraph, cells: dict[Cell, list[str]], width: float) -> 
     fullest = dict.fromkeys(range(n_pos), 0)
     for (_, pos), nodes in cells.items():
         fullest[pos] = max(fullest.get(pos, 0), len(nodes))
+    tokens_need = {pos: _token_width(graph, pos) for pos in fullest}
     most = max(fullest.values(), default=1)
     least = min(most, LEAST_WRAP)
 
     def widths(limit: float, step: float, wrap: int) -> dict[int, float]:
         room = 4 if limit < TOKEN_LIMITS[-1] else 10
         return {
-            pos: max(_token_width(graph, pos, limit), min(count, wrap) * step + room) for pos, count in fullest.items()
+            pos: max(min(limit, tokens_need[pos]), min(count, wrap) * step + room) for pos, count in fullest.items()
         }
 
-    choices = [
-        (limit, wrap) for limit in TOKEN_LIMITS for wrap in (most, *range(most - 1, least - 1, -1)) if wrap >= least
-    ]
+    choices = [(limit, wrap) for limit in TOKEN_LIMITS for wrap in range(most, least - 1, -1)]
     fitting = ((limit, wrap) for limit, wrap in choices if sum(widths(limit, STEP_MIN, wrap).values()) <= width)
     limit, wrap = next(fitting, (UPRIGHT, least))
     steps = [STEP_MIN + half / 2 for half in range(int(2 * (STEP_MAX - STEP_MIN)) + 1)]
@@ -217,9 +216,9 @@ def _fit(graph: nx.MultiDiGraph, cells: dict[Cell, list[str]], width: float) -> 
     return _Fit(widths(limit, step, wrap), step, wrap, limit == UPRIGHT)
 
 
-def _token_width(graph: nx.MultiDiGraph, pos: int, limit: float) -> float:
+def _token_width(graph: nx.MultiDiGraph, pos: int) -> float:
     texts: Sequence[str] = ("bias",) if pos == BIAS else labels.tokens_at(graph, pos)
-    return min(limit, max(36.0, *(labels.text_width(text, 12) + 12 for text in texts)))
+    return max(36.0, *(labels.text_width(text, 12) + 12 for text in texts))
 
 
 def _place_cell(nodes: list[str], column: Column, row: Row, fit: _Fit, line_height: float) -> dict[str, Point]:

@@ -78,9 +78,8 @@ def sae_attribution(
     name = _backend_name(backend)
     _check_choices(threshold, want)
     _check_outputs(clean, baseline, clean_out, baseline_out, weights)
-    tensors = {"clean": clean, "baseline": baseline, "gradient": gradient}
-    tensors |= {"clean_out": clean_out, "baseline_out": baseline_out}
-    given = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    optional = {"baseline": baseline, "clean_out": clean_out, "baseline_out": baseline_out}
+    given = {"clean": clean, "gradient": gradient} | {key: x for key, x in optional.items() if x is not None}
     _check_kinds(given, weights)
     _check_shapes(given, weights)
     _check_finite(given)
@@ -99,7 +98,7 @@ def sae_attribution(
     attribute = importlib.import_module(BACKENDS[name]).attribute
     entries = _attribute_changed(inputs, attribute) if skip_equal_rows else attribute(inputs)
     entries = _select(entries, threshold, want)
-    attribution, error, feature_sum = entries.attribution, entries.error, entries.feature_sum
+    attribution, error, feature_sum = entries[4:]
     if gradient.ndim == 2:
         attribution, error, feature_sum = attribution[0], error[0], None if feature_sum is None else feature_sum[0]
     return SaeAttribution(*entries[:4], attribution, error, feature_sum, name, _precision(dtype))

@@ -30,8 +30,9 @@ function signed(value) {
   if (value === null || value === undefined) return "";
   if (value === 0) return "0";
   const size = Math.abs(value);
-  const text = size >= 1e-4 && size < 1e4 ? size.toPrecision(3) : size.toExponential(2);
-  return (value < 0 ? "−" : "+") + (text.includes("e") ? Number(text).toString() : text);
+  const sign = value < 0 ? "−" : "+";
+  if (size < 1e-4 || size >= 1e6) return sign + size.toExponential(2).replace("e+", "e");
+  return sign + (size < 999.5 ? size.toPrecision(3) : size.toFixed(0));
 }
 
 const plain = (value) => signed(value).replace("+", "");
