@@ -16,8 +16,9 @@ from torch import Tensor
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
-from circuitgraph.model import Model, TokenizedPairs
+from circuitgraph.model import Model
 from circuitgraph.nodes import Site
+from circuitgraph.tokens import TokenizedPairs
 
 BaselineKind = Literal["corrupted", "zero", "mean"]
 BASELINES: tuple[BaselineKind, ...] = ("corrupted", "zero", "mean")

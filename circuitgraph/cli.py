@@ -140,8 +140,9 @@ def discover(
     from circuitgraph.dictionary_formats import load_dictionaries
     from circuitgraph.discover import discover_circuit
     from circuitgraph.formats import write_graph
-    from circuitgraph.model import load_model, pairs_of_length
+    from circuitgraph.model import load_model
     from circuitgraph.prompts import read_pairs
+    from circuitgraph.tokens import pairs_of_length
 
     pairs = read_pairs(prompts)
     with _progress(quiet) as progress:

@@ -22,10 +22,11 @@ from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.gradients import integrated_gradients, metric_gradients
 from circuitgraph.graph import build_graph
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
-from circuitgraph.model import Model, TokenizedPairs, tokenize_pairs
+from circuitgraph.model import Model
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
 from circuitgraph.tables import NodeTable
+from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
 
 METHODS = ("gradient", "integrated")
 

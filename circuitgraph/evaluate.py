@@ -21,9 +21,10 @@ from circuitgraph.discover import Progress, node_gradients
 from circuitgraph.errors import GraphError
 from circuitgraph.intervene import Errors, kept_nodes, patch_effects, run_with_nodes
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
-from circuitgraph.model import Model, TokenizedPairs, tokenize_pairs
+from circuitgraph.model import Model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.prompts import PromptPair
+from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from torch import Tensor
 from circuitgraph.activations import CleanRun
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
-from circuitgraph.model import Model, Replace, TokenizedPairs
+from circuitgraph.model import Model, Replace
 from circuitgraph.nodes import Site
+from circuitgraph.tokens import TokenizedPairs
 
 Rule = Literal["gauss-legendre", "midpoint", "left", "right"]
 RULES: tuple[Rule, ...] = ("gauss-legendre", "midpoint", "left", "right")

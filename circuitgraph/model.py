@@ -1,7 +1,7 @@
-"""The model behind an adapter: load it, tokenize for it, run it while reading and replacing activations at Sites.
+"""The model behind an adapter: load it, run it while reading and replacing activations at Sites.
 
-In come names, folders or an already loaded TransformerBridge, prompts, and functions that replace activations;
-out go token ids, logits and tensors at Sites. This is the only module that knows TransformerLens' hook names and
+In come names, folders or an already loaded TransformerBridge, token ids, and functions that replace activations;
+out go logits and tensors at Sites. This is the only module that knows TransformerLens' hook names and
 traps; it knows no dictionaries, metrics or gradients.
 """
 
@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitgraph.errors import ModelError, PromptError
+from circuitgraph.errors import ModelError
 from circuitgraph.nodes import Site
-from circuitgraph.prompts import PromptPair
 
 # Site kind -> TransformerBridge hook. Raw module hooks on these points see the tensors of the autograd graph;
 # the bridge's own hook API reshapes q, k, v and z into copies outside of it and costs 100 ms a call.
@@ -55,16 +54,6 @@ class AttentionWeights:
     scale: float
 
 
-@dataclass(frozen=True)
-class TokenizedPairs:
-    """Prompt pairs as token ids: clean and corrupted [batch, pos], and per example the ids of right and wrong answers."""
-
-    clean: Tensor
-    corrupted: Tensor
-    answers: tuple[tuple[int, ...], ...]
-    wrong_answers: tuple[tuple[int, ...], ...]
-
-
 @dataclass(frozen=True, eq=False)
 class Model:
     """A loaded model. Sizes are attributes; `run` is the only way to its activations."""
@@ -97,6 +86,12 @@ class Model:
         """Whether this model has the site (layer in range, hook present)."""
         name = _HOOKS.get(site.kind, "").format(site.layer)
         return name in self.bridge.hook_dict
+
+    @property
+    def unknown_token(self) -> int | None:
+        """The id that the tokenizer gives to words it does not know, if it has one."""
+        unknown: int | None = self.bridge.tokenizer.unk_token_id
+        return unknown
 
     # tokens ------------------------------------------------------------------------------------------------
 
@@ -296,75 +291,6 @@ def _without_progress_bars() -> Iterator[None]:
         yield
     finally:
         logging.enable_progress_bar()
-
-
-def tokenize_pairs(model: Model, pairs: Sequence[PromptPair]) -> TokenizedPairs:
-    """Token ids of the pairs, checked: clean and corrupted align position by position, answers are single tokens.
-
-    All pairs must have one length, since nodes are aligned by position. Raises PromptError with the pair's number.
-    """
-    if not pairs:
-        raise PromptError("there are no prompt pairs; expected at least one")
-    rows = []
-    for number, pair in enumerate(pairs, 1):
-        try:
-            rows.append(_tokenize_pair(model, pair))
-        except PromptError as error:
-            raise PromptError(f"pair {number}: {error}") from None
-    lengths = [len(row[0]) for row in rows]
-    if len(set(lengths)) > 1:
-        other = next(i for i, length in enumerate(lengths) if length != lengths[0])
-        raise PromptError(
-            f"pair 1 has {lengths[0]} tokens, pair {other + 1} has {lengths[other]}. Nodes are aligned by position, so all pairs"
-            " of one graph must have the same length: build one graph per length (--length)"
-        )
-    clean, corrupted, answers, wrong = zip(*rows, strict=True)
-    return TokenizedPairs(torch.tensor(clean), torch.tensor(corrupted), tuple(answers), tuple(wrong))
-
-
-def pairs_of_length(model: Model, pairs: Sequence[PromptPair], length: int) -> list[PromptPair]:
-    """The pairs whose clean prompt has `length` tokens, BOS included. PromptError, with the lengths there are, if none."""
-    lengths = [len(model.tokens(pair.clean)) for pair in pairs]
-    if length not in lengths:
-        raise PromptError(f"no pair has {length} tokens; the lengths are {', '.join(map(str, sorted(set(lengths))))}")
-    return [pair for pair, n in zip(pairs, lengths, strict=True) if n == length]
-
-
-def _tokenize_pair(model: Model, pair: PromptPair) -> tuple[list[int], list[int], tuple[int, ...], tuple[int, ...]]:
-    clean, corrupted = model.tokens(pair.clean), model.tokens(pair.corrupted)
-    if len(clean) != len(corrupted):
-        first = next(
-            (i for i, (a, b) in enumerate(zip(clean, corrupted, strict=False)) if a != b),
-            min(len(clean), len(corrupted)),
-        )
-        here = ["|".join(model.token_strings(ids[first : first + 2])) or "nothing" for ids in (clean, corrupted)]
-        raise PromptError(
-            f"clean has {len(clean)} tokens, corrupted has {len(corrupted)}. Attribution compares position by position."
-            f" First difference: position {first}, {here[0]!r} against {here[1]!r}"
-        )
-    if len(clean) > model.n_ctx:
-        raise PromptError(f"{len(clean)} tokens, but {model.name} reads at most {model.n_ctx}; shorten the prompt")
-    answers = tuple(_answer(model, pair.clean, clean, text) for text in pair.answers)
-    wrong = tuple(_answer(model, pair.clean, clean, text) for text in pair.wrong_answers)
-    if both := set(answers) & set(wrong):
-        raise PromptError(f"{model.token_strings(list(both))[0]!r} is a right and a wrong answer at once")
-    return clean, corrupted, answers, wrong
-
-
-def _answer(model: Model, prompt: str, prompt_ids: list[int], text: str) -> int:
-    ids = model.continuation(text)
-    if len(ids) != 1:
-        raise PromptError(
-            f"answer {text!r} is {len(ids)} tokens ({'|'.join(model.token_strings(ids))}); expected one. Use an answer that the"
-            " tokenizer keeps whole (often with a leading space)"
-        )
-    if ids[0] == model.bridge.tokenizer.unk_token_id:
-        raise PromptError(f"answer {text!r} is not in the model's vocabulary")
-    if model.tokens(prompt + text) != [*prompt_ids, *ids]:
-        raise PromptError(
-            f"answer {text!r} fuses with the end of the prompt when tokenized; move the space between them"
-        )
-    return ids[0]
 
 
 # TransformerLens hook names as dictionaries' metadata spell them -> Site kind.

@@ -17,7 +17,7 @@ FLOW = [
     {"errors", "circuitgraph_kernels"},
     {"files", "nodes", "prompts", "metrics"},
     {"tasks", "model"},
-    {"dictionary"},
+    {"dictionary", "tokens"},
     {"dictionary_formats", "activations", "tables"},
     {"gradients", "attribution"},
     {"edges"},

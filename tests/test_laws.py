@@ -19,9 +19,9 @@ from circuitgraph.evaluate import evaluate_circuit
 from circuitgraph.gradients import integrated_gradients, metric_gradients
 from circuitgraph.intervene import kept_nodes, patch_effects, run_with_nodes
 from circuitgraph.metrics import build_metric
-from circuitgraph.model import tokenize_pairs
 from circuitgraph.nodes import Node, Site
 from circuitgraph.prune import prune_graph
+from circuitgraph.tokens import tokenize_pairs
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, *, terms: int = 1000, quadrature: float = 0.0) -> None:

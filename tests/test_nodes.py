@@ -49,7 +49,7 @@ def test_order_is_the_forward_pass():
         "z.1/f0@0",
         "metric@4",
     ]
-    assert sorted(texts[::-1], key=lambda text: Node.parse(text).order) == texts
+    assert sorted(reversed(texts), key=lambda text: Node.parse(text).order) == texts
 
 
 @pytest.mark.parametrize(

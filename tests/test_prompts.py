@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from circuitgraph.errors import PromptError
-from circuitgraph.model import pairs_of_length, tokenize_pairs
 from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs
+from circuitgraph.tokens import pairs_of_length, tokenize_pairs
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "prompts"
 PAIR = PromptPair("The uncle", "The uncles", (" has",), (" have",))
