@@ -139,11 +139,13 @@ def discover(
     from circuitgraph import demo as embedded
     from circuitgraph.dictionary_formats import load_dictionaries
     from circuitgraph.discover import discover_circuit
+    from circuitgraph.files import check_writable
     from circuitgraph.formats import write_graph
     from circuitgraph.model import load_model
     from circuitgraph.prompts import read_pairs
     from circuitgraph.tokens import pairs_of_length
 
+    check_writable(output)
     pairs = read_pairs(prompts)
     with _progress(quiet) as progress:
         progress("loading the model", 0, 1)

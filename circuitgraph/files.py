@@ -32,6 +32,15 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
         raise CircuitGraphError(f"cannot write {os.fspath(path)}: {reason}; choose another -o") from error
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """CircuitGraphError if a file at `path` could not be written: asked before a long computation, not after it."""
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise CircuitGraphError(f"cannot write {os.fspath(path)}: there is no folder {folder}; choose another -o")
+    if not os.access(folder, os.W_OK):
+        raise CircuitGraphError(f"cannot write {os.fspath(path)}: folder {folder} is not writable; choose another -o")
+
+
 def _write_beside_and_rename(target: Path, content: bytes) -> None:
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.part")
     try:

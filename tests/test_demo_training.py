@@ -42,6 +42,11 @@ def text(model):
     return list(text_batches(model.tokenizer, 12, 64, seed=4321))
 
 
+@pytest.fixture(scope="module")
+def activations(model, text):
+    return record(model, text, {hook for place in PLACES for hook in (place.hook_in, place.hook_out)}, bos=False)
+
+
 @pytest.mark.parametrize("task", SOLVED)
 def test_the_shipped_model_solves_held_out_pairs(task, model):
     assert score_task(model, model.tokenizer, task, 256, seed=77).right_above_wrong >= 0.98
@@ -52,8 +57,8 @@ def test_the_shipped_model_names_capitals_outright_in_sentences_it_never_saw_the
 
 
 @EACH_PLACE
-def test_each_dictionary_is_sparse_and_explains_its_site(place, model, dictionaries, text):
-    quality = measure_dictionary(model, place, dictionaries[place], text)
+def test_each_dictionary_is_sparse_and_explains_its_site(place, dictionaries, activations):
+    quality = measure_dictionary(dictionaries[place], activations[place.hook_in], activations[place.hook_out])
     assert 1 < quality.l0 <= 20
     assert quality.explained_variance >= 0.9
     assert quality.n_alive >= 64

@@ -1,21 +1,20 @@
 """How well a model solves the tasks, and how well a dictionary describes activations.
 
-In come a function from token ids to logits and the name of a task, or a model, a dictionary and text; out come shares.
+In come a function from token ids to logits and the name of a task, or a dictionary and activations; out come shares.
 This module knows not whether the logits come from the plain model or from one with dictionaries spliced in.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from sae_lens import SAE
-from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
-from circuitgraph.demo.places import Place, encode, record
+from circuitgraph.demo.places import encode
 from circuitgraph.prompts import PromptPair
 from circuitgraph.tasks import TASKS, make_pairs
 
@@ -53,15 +52,8 @@ def score_task(forward: Forward, tokenizer: PreTrainedTokenizerFast, task: str, 
 
 
 @torch.no_grad()
-def measure_dictionary(
-    model: TransformerBridge, place: Place, dictionary: SAE, batches: Iterable[torch.Tensor]
-) -> Quality:
-    """The quality of `dictionary` on the model's own activations, over all tokens but padding and <bos>.
-
-    <bos> is left out because its constant, large activation would flatter the explained variance.
-    """
-    activations = record(model, batches, {place.hook_in, place.hook_out}, bos=False)
-    x, y = activations[place.hook_in], activations[place.hook_out]
+def measure_dictionary(dictionary: SAE, x: torch.Tensor, y: torch.Tensor) -> Quality:
+    """How well `dictionary` makes `y` [token, d_out] of `x` [token, d_in]; the two are one tensor for an autoencoder."""
     acts = encode(dictionary, x)
     error = y - dictionary.decode(acts).reshape(y.shape)
     explained = 1 - error.pow(2).sum() / (y - y.mean(0)).pow(2).sum()

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from circuitgraph.demo import DICTIONARIES, MODEL
 from circuitgraph.demo.corpus import text_batches
 from circuitgraph.demo.measure import measure_dictionary, prompt_batches, score_task
-from circuitgraph.demo.places import load_dictionaries, load_model, spliced
+from circuitgraph.demo.places import load_dictionaries, load_model, record, spliced
 from circuitgraph.demo.train_dictionaries import train_dictionaries
 from circuitgraph.demo.train_model import train_model
 from circuitgraph.tasks import TASKS
@@ -58,11 +58,16 @@ def task_table(model: TransformerBridge, n: int = 1024) -> str:
 
 def dictionary_table(model: TransformerBridge) -> str:
     """Size, L0, explained variance and living features of each dictionary, on fresh text and on held-out prompts."""
-    text = list(text_batches(model.tokenizer, 80, 64, HELD_OUT_SEED))
-    prompts = prompt_batches(model.tokenizer, 256)
+    dictionaries = load_dictionaries(DICTIONARIES, model.cfg.n_layers)
+    hooks = sorted({hook for place in dictionaries for hook in (place.hook_in, place.hook_out)})
+    fresh = text_batches(model.tokenizer, 80, 64, HELD_OUT_SEED)
+    # Without <bos>: its constant activation, the same in every text, would flatter the explained variance.
+    text, prompts = (record(model, ids, hooks, bos=False) for ids in (fresh, prompt_batches(model.tokenizer, 256)))
     rows = []
-    for place, dictionary in load_dictionaries(DICTIONARIES, model.cfg.n_layers).items():
-        on_text, on_prompts = (measure_dictionary(model, place, dictionary, batches) for batches in (text, prompts))
+    for place, dictionary in dictionaries.items():
+        on_text, on_prompts = (
+            measure_dictionary(dictionary, x[place.hook_in], x[place.hook_out]) for x in (text, prompts)
+        )
         kind = dictionary.cfg.architecture()
         numbers = [f"{on_text.l0:.1f}", f"{on_text.explained_variance:.3f}", f"{on_prompts.explained_variance:.3f}"]
         rows.append([place.name, kind, str(dictionary.cfg.d_sae), *numbers, str(on_text.n_alive)])

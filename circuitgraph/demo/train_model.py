@@ -33,7 +33,7 @@ def train_model(folder: Path, *, n_steps: int = N_STEPS, seed: int = 0) -> float
     for step, ids in enumerate(text_batches(tokenizer, n_steps, BATCH, seed=seed + 1), start=1):
         logits = model(ids[:, :-1], attention_mask=(ids[:, :-1] != tokenizer.pad_token_id).long()).logits
         loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

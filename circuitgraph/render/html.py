@@ -22,7 +22,7 @@ from circuitgraph.render.labels import DARK, LIGHT
 from circuitgraph.render.layout import Layout, lay_out, place_captions
 from circuitgraph.render.svg import path_data
 
-STAGE = (930, 620)  # width and height left for the grid in a 1440 x 900 window
+STAGE = (930, 600)  # width and height left for the grid in a 1440 x 900 window
 SCRIPTS = ("dom.js", "graph.js", "grid.js", "panel.js", "viewer.js")
 
 

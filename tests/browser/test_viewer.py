@@ -286,7 +286,7 @@ def test_a_token_isolates_its_column(viewer: Viewer) -> None:
 
 def test_hovering_a_node_or_an_edge_tells_about_it(viewer: Viewer) -> None:
     viewer.page.locator('.node[aria-label^="metric@14"]').hover()
-    assert viewer.text("#tooltip").startswith("metric@14")
+    assert viewer.page.locator("#tooltip").is_visible() and viewer.text("#tooltip").startswith("metric@14")
     viewer.click_node("metric@14")
     viewer.page.locator(".reach path").first.dispatch_event("pointermove", {"bubbles": True})
     assert "→ metric@14" in viewer.text("#tooltip")

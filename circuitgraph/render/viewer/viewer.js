@@ -130,7 +130,6 @@ function nextMatch() {
 }
 
 function walk(across, up) {
-  if (!nodeCount) return;
   const next = state.selected < 0 ? startNode() : nearestNode(state.selected, across, up, (node) => !isHidden(node));
   if (next >= 0) select(next);
 }
