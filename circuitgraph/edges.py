@@ -108,7 +108,7 @@ def _check_readers(tables: Sequence[NodeTable]) -> None:
 
 def _entry(model: Model, dictionary: Dictionary) -> Site:
     """Where the component that the dictionary reads enters the residual stream: sources stand strictly below."""
-    attention = dictionary.reads.kind in ("z", "attn_out") or model.bridge.cfg.parallel_attn_mlp
+    attention = dictionary.reads.kind in ("z", "attn_out") or model.parallel
     return Site("resid_pre" if attention else "mlp_in", dictionary.reads.layer)
 
 

@@ -76,6 +76,11 @@ class Model:
         dtype: torch.dtype = self.bridge.W_U.dtype
         return dtype
 
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP of a block both read its input (GPT-J, NeoX) instead of one after the other."""
+        return bool(self.bridge.cfg.parallel_attn_mlp)
+
     def width(self, site: Site) -> int:
         """Size of the last dimension of the activations at a residual-sized, z or mlp_post site."""
         if site.kind == "mlp_post":
@@ -258,7 +263,27 @@ def load_model(
     if bridge.tokenizer is None:
         raise ModelError(f"{name}: no tokenizer was found beside the weights; save one into the same folder")
     cfg = bridge.cfg
-    return Model(bridge, name, cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.n_ctx)
+    loaded = Model(bridge, name, cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.n_ctx)
+    _check_stream(loaded)
+    return loaded
+
+
+def _check_stream(model: Model) -> None:
+    """ModelError unless the residual stream of each block is its input + attn_out + mlp_out, on a few tokens.
+
+    All attribution rests on this sum; post-norms (Gemma 2) and scaled branches (Granite) break it.
+    """
+    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    sites = [[Site(kind, layer) for kind in kinds] for layer in range(model.n_layers)]
+    n_tokens = min(4, model.n_ctx, model.bridge.cfg.d_vocab)
+    _, found = model.run(torch.arange(n_tokens)[None], record=[site for block in sites for site in block])
+    for layer, (before, attention, mlp, after) in enumerate(sites):
+        missing = (found[after] - found[before] - found[attention] - found[mlp]).abs().max()
+        if float(missing) > 64 * torch.finfo(model.dtype).eps * float(found[after].abs().max()):
+            raise ModelError(
+                f"{model.name}: in layer {layer} the residual stream is not its input plus the outputs of attention and MLP"
+                " (a norm or a scale stands between them); such models are not supported yet"
+            )
 
 
 def _boot(bridge: Any, name: str, device: str | torch.device | None, dtype: torch.dtype) -> Any:

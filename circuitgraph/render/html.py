@@ -100,7 +100,17 @@ def payload(graph: nx.MultiDiGraph) -> dict[str, Any]:
 
 def _prompts(graph: nx.MultiDiGraph) -> dict[str, list[str]]:
     tokens = graph.graph.get("tokens") or {}
-    return {side: [labels.visible(token, " ") for token in tokens.get(side) or []] for side in ("clean", "corrupted")}
+    return {
+        side: [labels.visible(token, " ") for token in _spaced(tokens.get(side) or [])]
+        for side in ("clean", "corrupted")
+    }
+
+
+def _spaced(tokens: list[str]) -> list[str]:
+    """The tokens as they read in a row: word-level tokenizers keep no spaces, so there one goes between words."""
+    if any(token[:1].isspace() for token in tokens):
+        return tokens
+    return [token if i == 0 or not token[:1].isalnum() else f" {token}" for i, token in enumerate(tokens)]
 
 
 def _grid(layout: Layout) -> dict[str, Any]:
