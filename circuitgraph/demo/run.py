@@ -32,6 +32,10 @@ class DemoResult:
     circuit: nx.MultiDiGraph
     files: tuple[Path, ...]
 
+    def _others(self) -> str:
+        others = self.circuit.graph["n_examples"] - 1
+        return f" and {others} more" if others else ""
+
     def lines(self) -> list[str]:
         """What the command prints: counts, metric, evidence, files."""
         circuit = self.circuit
@@ -41,7 +45,7 @@ class DemoResult:
         by_node_kind = ", ".join(f"{nodes[kind]} {kind}" for kind in NODE_KINDS if nodes[kind])
         by_edge_kind = ", ".join(f"{edges[kind]} {kind}" for kind in EDGE_KINDS if edges[kind])
         return [
-            f"prompt {circuit.graph['provenance']['prompts'][0]['clean']!r} ({circuit.graph['n_examples']} pairs)",
+            f"prompt {circuit.graph['provenance']['prompts'][0]['clean']!r}{self._others()}",
             f"nodes {len(circuit)} ({by_node_kind})",
             f"edges {circuit.number_of_edges()} ({by_edge_kind})",
             f"{metric['name']} clean {metric['clean']:.2f} corrupted {metric['corrupted']:.2f}",
@@ -56,7 +60,7 @@ def run_demo(
     out: str | Path,
     *,
     task: str = "ioi",
-    n_pairs: int = 8,
+    n_pairs: int = 1,
     max_nodes: int = 200,
     seed: int = 0,
     device: str | None = None,

@@ -23,7 +23,7 @@ from sae_lens import (
 )
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from transformer_lens.model_bridge import TransformerBridge
@@ -31,9 +31,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from circuitgraph.demo.corpus import text_batches
 from circuitgraph.demo.places import Place, places, record
 
-D_SAE, K = 1024, {"z": 12, "mlp_out": 16, "resid_post": 16}
+D_SAE, K = 1024, 16
+# z learns slowest; explained variance of z.0 after 800 steps: 0.919 at 1e-3, 0.940 at 2e-3 (0.901 with K = 12 at 1e-3).
+RATE = {"z": 2e-3, "mlp_out": 1e-3, "resid_post": 1e-3}
 TEXT_BATCHES, TEXT_SEED = 400, 7  # Of 64 documents each, together 360,000 tokens: 3 GB at all hooks.
-BATCH, N_STEPS, RATE = 1024, 800, 1e-3
+BATCH, N_STEPS = 1024, 800
 DEAD_AFTER, AUX_WEIGHT = 200, 1 / 32
 
 
@@ -51,22 +53,22 @@ def train_dictionaries(
     for place in wanted:
         x, y = activations[place.hook_in], activations[place.hook_out]
         torch.manual_seed(zlib.crc32(place.name.encode()))
-        k = K[place.kind]
-        dictionary = _train_sae(x, k, n_steps) if x is y else _train_transcoder(x, y, k, n_steps)
+        rate = RATE[place.kind]
+        dictionary = _train_sae(x, rate, n_steps) if x is y else _train_transcoder(x, y, rate, n_steps)
         _save(dictionary, place, folder / place.name)
         print(f"{place.name}  {time.process_time() - start:.0f} s", flush=True)
     return time.process_time() - start
 
 
-def _train_sae(x: Tensor, k: int, n_steps: int) -> TopKTrainingSAE:
+def _train_sae(x: Tensor, rate: float, n_steps: int) -> TopKTrainingSAE:
     """A TopK autoencoder of `x` [token, d]; decoder rows of length 1."""
     config = TopKTrainingSAEConfig(
-        d_in=x.shape[1], d_sae=D_SAE, k=k, apply_b_dec_to_input=False,
+        d_in=x.shape[1], d_sae=D_SAE, k=K, apply_b_dec_to_input=False,
         normalize_activations="expected_average_only_in",  # The scale is folded into the weights at the end.
     )  # fmt: skip
     trainer = SAETrainer(
         SAETrainerConfig(
-            total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH, lr=RATE, lr_end=RATE,
+            total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH, lr=rate, lr_end=rate,
             lr_warm_up_steps=50, lr_decay_steps=n_steps // 4,  # linear to 0; sae-lens insists on an `lr_end`, unused here
             dead_feature_window=DEAD_AFTER, n_batches_for_norm_estimate=50,
         ),
@@ -79,7 +81,7 @@ def _train_sae(x: Tensor, k: int, n_steps: int) -> TopKTrainingSAE:
     return sae
 
 
-def _train_transcoder(x: Tensor, y: Tensor, k: int, n_steps: int) -> JumpReLUTranscoder:
+def _train_transcoder(x: Tensor, y: Tensor, rate: float, n_steps: int) -> JumpReLUTranscoder:
     """A transcoder from `x` to `y` [token, d]: BatchTopK while training, then one threshold with the same mean L0.
 
     Loss: mean squared error in units where `y` has mean square 1, plus the share of the remaining error that features
@@ -91,14 +93,14 @@ def _train_transcoder(x: Tensor, y: Tensor, k: int, n_steps: int) -> JumpReLUTra
     with torch.no_grad():
         transcoder.W_dec /= transcoder.W_dec.norm(dim=1, keepdim=True)
         transcoder.b_dec += y.mean(0) / scale
-    optimizer = torch.optim.Adam(transcoder.parameters(), lr=RATE)
+    optimizer = torch.optim.Adam(transcoder.parameters(), lr=rate)
     factor = lambda step: min(1.0, (step + 1) / 50, 4 * (n_steps - step) / n_steps)  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     silent_for = torch.zeros(D_SAE)
     for _, rows in zip(range(n_steps), _shuffled(len(x)), strict=False):
         target = y[rows] / scale
         strengths = _strengths(transcoder, x[rows])
-        kept = strengths * (strengths >= _least_kept(strengths, k))
+        kept = strengths * (strengths >= _least_kept(strengths))
         unit = transcoder.W_dec / transcoder.W_dec.norm(dim=1, keepdim=True)
         error = target - kept @ unit - transcoder.b_dec
         silent_for = torch.where((kept > 0).any(0), 0, silent_for + 1)
@@ -108,7 +110,7 @@ def _train_transcoder(x: Tensor, y: Tensor, k: int, n_steps: int) -> JumpReLUTra
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return _fold(transcoder, x[: 64 * BATCH], float(scale), k)
+    return _fold(transcoder, x[: 64 * BATCH], float(scale))
 
 
 def _strengths(transcoder: JumpReLUTranscoder, x: Tensor) -> Tensor:
@@ -118,9 +120,9 @@ def _strengths(transcoder: JumpReLUTranscoder, x: Tensor) -> Tensor:
     return strengths
 
 
-def _least_kept(strengths: Tensor, k: int) -> Tensor:
-    """The smallest strength of the `k` largest per token on average, over the whole batch."""
-    return strengths.detach().flatten().topk(k * len(strengths), sorted=False).values.min()
+def _least_kept(strengths: Tensor) -> Tensor:
+    """The smallest strength of the `K` largest per token on average, over the whole batch."""
+    return strengths.detach().flatten().topk(K * len(strengths), sorted=False).values.min()
 
 
 def _silent_loss(strengths: Tensor, unit: Tensor, error: Tensor) -> Tensor:
@@ -132,14 +134,14 @@ def _silent_loss(strengths: Tensor, unit: Tensor, error: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _fold(transcoder: JumpReLUTranscoder, x: Tensor, scale: float, k: int) -> JumpReLUTranscoder:
-    """The same map in the units of `y`: decoder rows of length 1, and the threshold that keeps `k` features on average."""
+def _fold(transcoder: JumpReLUTranscoder, x: Tensor, scale: float) -> JumpReLUTranscoder:
+    """The same map in the units of `y`: decoder rows of length 1, and the threshold that keeps `K` features on average."""
     gain = transcoder.W_dec.norm(dim=1) * scale
     transcoder.W_dec.data = transcoder.W_dec / transcoder.W_dec.norm(dim=1, keepdim=True)
     transcoder.W_enc.data = transcoder.W_enc * gain
     transcoder.b_enc.data = transcoder.b_enc * gain
     transcoder.b_dec.data = transcoder.b_dec * scale
-    cuts = [_least_kept(_strengths(transcoder, rows), k) for rows in torch.split(x, BATCH)]
+    cuts = [_least_kept(_strengths(transcoder, rows)) for rows in torch.split(x, BATCH)]
     transcoder.threshold.data = torch.stack(cuts).mean().expand(D_SAE).clone()
     return transcoder
 
@@ -160,4 +162,4 @@ def _save(dictionary: SAE, place: Place, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cfg.json").write_text(json.dumps(inference(), indent=2, sort_keys=True) + "\n")
     weights = {name: value.detach().half().contiguous() for name, value in dictionary.state_dict().items()}
-    save_file(weights, folder / "sae_weights.safetensors")
+    (folder / "sae_weights.safetensors").write_bytes(save(weights))
