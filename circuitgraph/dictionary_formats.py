@@ -143,7 +143,7 @@ def _weights(architecture: str, cfg: dict[str, Any], tensors: dict[str, Tensor])
         activation=_ARCHITECTURES[architecture],
         threshold=tensors["threshold"] if "jumprelu" in architecture else None,
         k=int(cfg["k"]) if architecture == "topk" else None,
-        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", False)) and "transcoder" not in architecture,
+        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", False)),
         rescale_acts_by_decoder_norm=bool(cfg.get("rescale_acts_by_decoder_norm", False)),
         **({key: tensors[key] for key in ("b_gate", "r_mag", "b_mag")} if gated else {}),
     )

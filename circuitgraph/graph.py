@@ -46,12 +46,12 @@ def build_graph(
     facts["metric"] holds the metric's clean and corrupted means, whose difference is the metric node's attribution.
     """
     graph = nx.MultiDiGraph(**facts)
-    edges = sorted(edges, key=lambda edge: (edge.target.order, edge.source.order, EDGE_KINDS.index(edge.kind)))
+    edges = list(edges)
     used = {edge.source for edge in edges} | {edge.target for edge in edges}
     metric = Node("metric", Site("metric"), len(facts["tokens"]["clean"]) - 1)
     rows = [row for table in tables for row in _node_rows(model, table, used)]
     rows.append((metric, {"attribution": facts["metric"]["clean"] - facts["metric"]["corrupted"]}))
-    for node, attributes in sorted(rows, key=lambda row: row[0].order):
+    for node, attributes in rows:
         place = {
             "kind": node.kind,
             "site": str(node.site),

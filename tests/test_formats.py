@@ -43,11 +43,13 @@ def test_hostile_strings_survive(tmp_path):
     assert _same(read_graph(tmp_path / "graph.json"), graph)
 
 
-def test_the_order_of_nodes_and_edges_does_not_matter(graph):
+def test_the_order_of_nodes_edges_and_attributes_does_not_matter(graph):
     shuffled = nx.MultiDiGraph(**graph.graph)
-    shuffled.add_nodes_from(reversed(list(graph.nodes(data=True))))
+    shuffled.add_nodes_from(
+        (node, dict(reversed(list(d.items())))) for node, d in reversed(list(graph.nodes(data=True)))
+    )
     for u, v, k, d in reversed(list(graph.edges(keys=True, data=True))):
-        shuffled.add_edge(u, v, key=k, **d)
+        shuffled.add_edge(u, v, key=k, **dict(reversed(list(d.items()))))
     assert list(shuffled) != list(graph) and graph_to_text(shuffled) == graph_to_text(graph)
 
 

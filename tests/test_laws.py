@@ -432,6 +432,38 @@ def test_the_full_circuit_is_perfectly_faithful_and_the_empty_one_not_at_all(
     evaluation = evaluate_circuit(empty, tiny_model, tiny_dictionaries)
     assert evaluation.faithfulness_errors_removed == pytest.approx(0.0, abs=1e-9)
     assert evaluation.metric_clean != pytest.approx(evaluation.metric_empty, abs=1e-3)
+    if baseline == "corrupted":
+        assert evaluation.metric_empty == pytest.approx(graph.graph["metric"]["corrupted"], abs=1e-9)
+
+
+def test_with_every_node_at_its_corrupted_value_the_corrupted_run_comes_out(case):
+    nothing = kept_nodes(case.model, case.dictionaries, [], 6, "remove")
+    logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, nothing)
+    assert_close(logits, case.base.logits)
+
+
+def test_the_mean_baseline_is_the_mean_over_the_examples_at_each_position(case, tiny_pairs):
+    mean = build_case(case.model, case.dictionaries, tiny_pairs, baseline="mean")
+    for site in case.dictionaries:
+        assert_close(mean.base.values[site][1], (case.base.values[site][0] + case.base.values[site][1]) / 2)
+
+
+def test_patching_a_node_of_every_kind_gives_the_effect_of_its_difference(case):
+    """Against runs in which the node's own difference is subtracted where it is written, one at a time."""
+    for table in case.tables:
+        i = len(table) - 1
+        node = table.node(i)
+        out = Site("attn_out", node.site.layer) if node.site.kind == "z" else node.site
+
+        def subtract(x, recorded, table=table, i=i, node=node):
+            x = x.clone()
+            x[:, node.pos] -= table.difference(i)
+            return x
+
+        patched, _ = case.model.run(case.tokens.clean, replace={out: subtract})
+        effect = patch_effects(case.model, case.tokens.clean, case.clean.values, case.metric, case.tables, [node])
+        expected = case.clean.metric - case.metric(patched)
+        assert_close(effect[0], expected)
 
 
 def test_identical_prompts_give_a_stated_empty_graph(tiny_model, tiny_dictionaries, tiny_pairs):

@@ -85,6 +85,14 @@ def test_every_step_says_what_it_removed(graph):
     assert prune_graph(graph, node_threshold=9.0).graph["reports"][-1].startswith("nothing is left")
 
 
+def test_evidence_of_a_larger_circuit_is_not_that_of_a_smaller(graph):
+    graph.graph["evidence"] = {"faithfulness": 0.9}
+    assert prune_graph(graph, top_k=9).graph["evidence"] == {"faithfulness": 0.9}
+    smaller = prune_graph(graph, max_nodes=2)
+    assert "evidence" not in smaller.graph and smaller.graph["reports"][-1] == "evidence of the larger circuit dropped"
+    assert graph.graph["evidence"] == {"faithfulness": 0.9}
+
+
 @pytest.mark.parametrize(
     "settings", [{"node_threshold": -1}, {"edge_threshold": float("nan")}, {"top_k": 0}, {"max_nodes": 0}]
 )

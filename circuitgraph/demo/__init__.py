@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-MODEL: Path = Path(__file__).parent / "model"
+MODEL: Path = Path(__file__).parent / "mini_english"
 DICTIONARIES: Path = Path(__file__).parent / "dictionaries"
 
 

@@ -1,0 +1,120 @@
+"""The one function that goes the whole way keeps its promises on settings, progress and provenance."""
+
+from __future__ import annotations
+
+import pytest
+
+from circuitgraph.discover import discover_circuit
+from circuitgraph.errors import CircuitGraphError
+from circuitgraph.graph import check_graph
+
+
+def discover(tiny_model, tiny_dictionaries, tiny_pairs, **settings):
+    return discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, **settings)
+
+
+def weights(graph):
+    return {(u, v, k): abs(w) for u, v, k, w in graph.edges(keys=True, data="weight")}
+
+
+def test_the_edge_threshold_is_a_fraction_of_the_metrics_difference(tiny_model, tiny_dictionaries, tiny_pairs):
+    everything = discover(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    metric = everything.graph["metric"]
+    unit = abs(metric["clean"] - metric["corrupted"])
+    assert unit != pytest.approx(1.0, rel=0.2), "a difference of 1 would not tell a fraction from a number"
+    kept = weights(discover(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.1))
+    assert min(kept.values()) > 0.1 * unit
+    into_metric = {edge: w for edge, w in weights(everything).items() if edge[2] == "metric" and w > 0.1 * unit}
+    assert into_metric and into_metric == {edge: w for edge, w in kept.items() if edge[2] == "metric"}
+
+
+def test_top_k_keeps_the_strongest_inputs_of_each_target(tiny_model, tiny_dictionaries, tiny_pairs):
+    everything = weights(discover(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0))
+    kept = discover(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0, top_k=3)
+    for target in kept:
+        inputs = {edge: w for edge, w in everything.items() if edge[1] == target}
+        strongest = sorted(inputs, key=lambda edge: -inputs[edge])[:3]
+        assert set(kept.in_edges(target, keys=True)) <= set(strongest)
+    assert len(kept.in_edges("metric@5")) == 3
+
+
+def test_candidates_are_the_nodes_with_the_largest_attribution(tiny_model, tiny_dictionaries, tiny_pairs):
+    everything = discover(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    ranked = sorted((abs(a), n) for n, a in everything.nodes(data="attribution") if n != "metric@5")
+    few = discover(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0, max_nodes=12)
+    assert set(few) - {"metric@5"} <= {node for _, node in ranked[-12:]} and len(few) > 6
+    assert few.graph["reports"][0].startswith("max_nodes 12: 12 of ")
+
+
+def test_provenance_names_everything_that_was_used(tiny_model, tiny_dictionaries, tiny_pairs):
+    graph = discover(
+        tiny_model, tiny_dictionaries, tiny_pairs, baseline="mean", method="integrated", steps=4, rule="midpoint"
+    )
+    check_graph(graph)
+    provenance = graph.graph["provenance"]
+    assert provenance["model"] == "tiny" and provenance["dtype"] == "float64"
+    assert provenance["dictionaries"] == {str(site): d.name for site, d in tiny_dictionaries.items()}
+    assert [prompt["clean"] for prompt in provenance["prompts"]] == [pair.clean for pair in tiny_pairs]
+    expected = {
+        "metric": "logit_difference",
+        "baseline": "mean",
+        "method": "integrated",
+        "steps": 4,
+        "rule": "midpoint",
+    }
+    assert expected.items() <= provenance["settings"].items()
+    assert {"torch", "transformer-lens"} <= set(provenance["versions"])
+    assert graph.graph["tokens"]["clean"] == ["<bos>", "a", "b", "c", "d", "e"] and graph.graph["n_examples"] == 2
+    tokens, probabilities = zip(*graph.graph["logits"]["clean"], strict=True)
+    assert (
+        len(set(tokens)) == 5 and list(probabilities) == sorted(probabilities, reverse=True) and sum(probabilities) <= 1
+    )
+
+
+def test_features_carry_activations_and_the_tokens_they_promote(tiny_model, tiny_dictionaries, tiny_pairs):
+    import torch
+
+    graph = discover(tiny_model, tiny_dictionaries, tiny_pairs[:1])
+    features = {n: d for n, d in graph.nodes(data=True) if d["kind"] == "feature" and d["site"] == "mlp_out.1"}
+    assert len(features) > 5
+    for attributes in features.values():
+        write = tiny_dictionaries[next(s for s in tiny_dictionaries if str(s) == "mlp_out.1")].weights.W_dec[
+            attributes["feature"]
+        ]
+        best = int(((write - write.mean()) * tiny_model.bridge.ln_final.weight @ tiny_model.bridge.W_U).argmax())
+        assert attributes["top_tokens"][0] == tiny_model.token_strings([best])[0]
+        assert attributes["activation"] != attributes["baseline_activation"] and isinstance(
+            attributes["activation"], float
+        )
+    assert torch.is_grad_enabled()
+
+
+def test_progress_tells_the_stages(tiny_model, tiny_dictionaries, tiny_pairs):
+    told = []
+    discover(tiny_model, tiny_dictionaries, tiny_pairs, progress=lambda *stage: told.append(stage))
+    assert (
+        ("tracing edges", 0, 4) in told and ("tracing edges", 3, 4) in told and len({stage for stage, *_ in told}) == 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "integratd"}, "Did you mean 'integrated'"),
+        ({"max_nodes": 0}, "max_nodes is 0; expected at least 1"),
+        ({"method": "integrated", "steps": 0}, "steps is 0"),
+    ],
+)
+def test_nonsense_is_refused(tiny_model, tiny_dictionaries, tiny_pairs, settings, message):
+    with pytest.raises(CircuitGraphError, match=message):
+        discover(tiny_model, tiny_dictionaries, tiny_pairs, **settings)
+
+
+def test_residual_dictionaries_are_refused_for_edges_with_the_reason(tiny_model, tiny_dictionaries, tiny_pairs):
+    from conftest import random_dictionary
+
+    from circuitgraph.nodes import Site
+
+    more = tiny_dictionaries | {Site("resid_post", 0): random_dictionary("resid_post.0", "resid_post.0")}
+    with pytest.raises(CircuitGraphError, match="reads resid_post.0: edges need dictionaries of attention"):
+        discover(tiny_model, more, tiny_pairs)
