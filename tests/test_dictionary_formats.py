@@ -87,7 +87,7 @@ def test_a_registered_name_loads_through_the_hub_cache(tiny_model, tmp_path):
     )
     (folder / "cfg.json").write_text(
         json.dumps({"hook_point": "blocks.0.hook_resid_pre", "model_name": "gpt2-small", "hook_point_layer": 0, "d_in": D, "d_sae": D_SAE,
-                    "dtype": "torch.float32", "device": "cpu", "activation_fn_str": "relu", "apply_b_dec_to_input": "transcoder" not in architecture,
+                    "dtype": "torch.float32", "device": "cpu", "activation_fn_str": "relu", "apply_b_dec_to_input": True,
                     "prepend_bos": True, "context_size": 16, "dataset_path": "none", "finetuning_scaling_factor": False, "normalize_activations": "none"})
     )  # fmt: skip
     save_file({"sparsity": torch.zeros(D_SAE)}, folder / "sparsity.safetensors")
