@@ -119,21 +119,24 @@ def node_gradients(
     steps: int,
     rule: str,
 ) -> dict[Site, Tensor]:
-    """The gradient at every site that nodes write to: plain, or integrated along each dictionary's site."""
+    """The gradient at every site that nodes write to: plain, or integrated from the baseline to the clean value of it.
+
+    The constants of a model (biases, against baseline zero) keep the plain gradient: no path varies them.
+    """
     written = {Site("embed")} | set(component_sites(model, dictionaries)) | set(dictionaries)
-    written |= {Site("attn_out", layer) for layer in range(model.n_layers)}
-    gradients = metric_gradients(clean, sorted(written, key=lambda site: site.depth))
+    outputs = {Site("attn_out", layer) for layer in range(model.n_layers)}
+    gradients = metric_gradients(clean, sorted(written | outputs, key=lambda site: site.depth))
     if method == "integrated":
-        start = {site: path_start(dictionary, clean, base) for site, dictionary in dictionaries.items()}
+        start = {site: path_start(dictionaries.get(site), base, clean.values[site], site) for site in written}
         gradients |= integrated_gradients(model, tokens, clean.values, start, metric, steps=steps, rule=rule)
     return gradients
 
 
-def path_start(dictionary: Dictionary, clean: CleanRun, base: Baseline) -> Tensor:
+def path_start(dictionary: Dictionary | None, base: Baseline, clean: Tensor, site: Site) -> Tensor:
     """x at the baseline end of the path: with baseline zero no feature and no error, which leaves b_dec."""
     if base.values is not None:
-        return base.values[dictionary.writes]
-    return dictionary.weights.b_dec.expand_as(clean.attached[dictionary.writes])
+        return base.values[site]
+    return torch.zeros_like(clean) if dictionary is None else dictionary.weights.b_dec.expand_as(clean)
 
 
 def strongest_nodes(tables: Sequence[NodeTable], max_nodes: int) -> tuple[list[NodeTable], str]:

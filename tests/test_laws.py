@@ -174,6 +174,14 @@ def test_integrated_gradients_of_a_component_sum_to_the_effect_of_patching_it(ca
     assert_close(_integrated_sum(case, site, steps=40), case.clean.metric - case.metric(patched), quadrature=1e-9)
 
 
+def test_integrated_embedding_attributions_sum_to_the_metric_difference(case, tiny_pairs):
+    """Everything that differs between the two runs enters through the token embeddings."""
+    integrated = build_case(case.model, case.dictionaries, tiny_pairs, method="integrated", steps=60)
+    total = integrated.total(Site("embed"), ("embedding",)).sum(1)
+    assert_close(total, case.clean.metric - case.base.metric, quadrature=1e-6)
+    assert float((total - case.total(Site("embed"), ("embedding",)).sum(1)).abs().min()) > 1e-3
+
+
 def test_the_left_rule_converges_like_one_over_n_and_midpoint_like_its_square(case):
     total = case.clean.metric - case.base.metric
     for rule, factor in (("left", 2), ("midpoint", 4)):
