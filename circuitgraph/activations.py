@@ -46,7 +46,7 @@ class CleanRun:
 class Baseline:
     """What clean is compared with, per site [batch, pos, d].
 
-    corrupted: the activations of the corrupted run. mean: their mean over the examples, per position.
+    corrupted: the activations of the corrupted run. mean: their mean over the examples, per position (two or more).
     zero: no values; features, errors, embeddings and biases are all compared with nothing.
     `metric` is the metric of the corrupted run for all three kinds, [batch].
     """
@@ -85,6 +85,10 @@ def run_baseline(
     if kind not in BASELINES:
         raise CircuitGraphError(
             f"baseline {kind!r} is unknown; expected one of {', '.join(BASELINES)}.{did_you_mean(kind, BASELINES)}"
+        )
+    if kind == "mean" and len(pairs.corrupted) < 2:
+        raise CircuitGraphError(
+            "baseline 'mean' is the mean over the corrupted prompts and needs at least two pairs; got 1"
         )
     logits, recorded = model.run(pairs.corrupted, record=list(sites))
     values: dict[Site, Tensor] | None = recorded

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding_bag
 
 from circuitgraph.activations import Baseline
 from circuitgraph.dictionary import Dictionary
-from circuitgraph.errors import CircuitGraphError
+from circuitgraph.errors import CircuitGraphError, DictionaryError
 from circuitgraph.model import Model
 from circuitgraph.nodes import Node, NodeKind, Site
 from circuitgraph.tables import FeatureTable, NodeTable, VectorTable
@@ -25,8 +25,13 @@ from circuitgraph_kernels import SaeAttribution, gather_dot, sae_attribution
 def component_sites(model: Model, dictionaries: Mapping[Site, Dictionary]) -> list[Site]:
     """One site per component that writes to the residual stream, in forward order: attention then MLP of each layer.
 
-    Attention is taken at `attn_out` where a dictionary writes there, else at `z`.
+    Attention is taken at `attn_out` where a dictionary writes there, else at `z`. DictionaryError for both in one layer.
     """
+    for layer in range(model.n_layers):
+        if Site("attn_out", layer) in dictionaries and Site("z", layer) in dictionaries:
+            raise DictionaryError(
+                f"dictionaries at z.{layer} and attn_out.{layer} explain the same attention; give one of them"
+            )
     attention = (
         Site("attn_out", layer) if Site("attn_out", layer) in dictionaries else Site("z", layer)
         for layer in range(model.n_layers)
@@ -182,7 +187,5 @@ def to_residual(model: Model, site: Site, vectors: Tensor) -> Tensor:
 
 def rank_nodes(tables: Iterable[NodeTable]) -> list[tuple[float, Node]]:
     """(mean attribution over the examples, node) of every node, largest absolute value first, ties in forward order."""
-    ranked = [
-        (float(value), table.node(i)) for table in tables for i, value in enumerate(table.attribution.mean(0).tolist())
-    ]
+    ranked = [item for table in tables for item in zip(table.attribution.mean(0).tolist(), table.nodes(), strict=True)]
     return sorted(ranked, key=lambda item: (-abs(item[0]), item[1].order))

@@ -116,7 +116,7 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 @_option(_DISCOVER, "top_k", "At most this many inputs per node.", type=int)
 @_option(_DISCOVER, "backend", "Backend of the attribution kernel.")
 @click.option("--length", type=int, help="Use only pairs of this many tokens.")
-@click.option("--examples", type=int, help="Use only this many pairs, drawn at random.")
+@click.option("--examples", type=click.IntRange(min=1), help="Use only this many pairs, drawn at random.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
 @_device
 @_common
@@ -157,7 +157,7 @@ def discover(
         if length is not None:
             pairs = pairs_of_length(loaded, pairs, length)
         if examples is not None and examples < len(pairs):
-            pairs = random.Random(seed).sample(pairs, max(1, examples))
+            pairs = random.Random(seed).sample(pairs, examples)
         graph = discover_circuit(loaded, found, pairs, progress=progress, **settings)
         if examples is not None:
             graph.graph["provenance"]["settings"]["seed"] = seed
@@ -206,7 +206,9 @@ def render(graph: Path, output: Path, quiet: bool, debug: bool) -> None:
 
 @main.command()
 @click.argument("graph", type=click.Path(path_type=Path))
-@click.option("--top", default=10, show_default=True, help="Strongest nodes and edges to list.")
+@click.option(
+    "--top", default=10, show_default=True, type=click.IntRange(min=1), help="Strongest nodes and edges to list."
+)
 @_common
 def show(graph: Path, top: int, quiet: bool, debug: bool) -> None:
     """Summarise GRAPH: counts per kind and layer, strongest nodes and edges, evidence."""

@@ -87,6 +87,12 @@ def read_sae_lens_folder(folder: Path, model: Model) -> Dictionary:
         tensors = load_file(folder / "sae_weights.safetensors")
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise DictionaryError(f"dictionary {folder}: {error}") from None
+    if not isinstance(cfg, dict):
+        raise DictionaryError(f"dictionary {folder}: cfg.json holds {type(cfg).__name__}; expected an object")
+    if "apply_b_dec_to_input" not in cfg or cfg.get("activation_fn_str", "relu") != "relu" or "activation_fn" in cfg:
+        raise DictionaryError(
+            f"dictionary {folder} was written before sae-lens 6; load it with sae-lens and save it again"
+        )
     if cfg.get("normalize_activations") == "expected_average_only_in":
         raise DictionaryError(
             f"dictionary {folder}: normalize_activations 'expected_average_only_in' was not folded into the weights"
@@ -110,7 +116,7 @@ def load_sae_lens_release(release: str, name: str, model: Model) -> Dictionary:
 
 def _from_sae_lens(name: str, cfg: dict[str, Any], tensors: dict[str, Tensor], model: Model) -> Dictionary:
     architecture = cfg.get("architecture", "standard")
-    if architecture not in _ARCHITECTURES or "W_skip" in tensors:
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES or "W_skip" in tensors:
         what = "a skip connection" if "W_skip" in tensors else f"architecture {architecture!r}"
         raise DictionaryError(
             f"dictionary {name} has {what}; supported are {', '.join(_ARCHITECTURES)}, without skip connections"
@@ -120,14 +126,14 @@ def _from_sae_lens(name: str, cfg: dict[str, Any], tensors: dict[str, Tensor], m
             f"dictionary {name} normalises its inputs by {cfg['normalize_activations']!r}, which is not supported yet"
         )
     reads, writes = _sites(name, cfg)
-    tensors = {key: value.to(model.device, model.dtype) for key, value in tensors.items()}
     for key, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise DictionaryError(f"dictionary {name}: weight {key} contains NaN or Inf; the file is broken")
+    tensors = {key: value.to(model.device, model.dtype) for key, value in tensors.items()}
     try:
         weights = _weights(architecture, cfg, tensors)
     except KeyError as error:
-        raise DictionaryError(f"dictionary {name}: weight {error} is missing from the file") from None
+        raise DictionaryError(f"dictionary {name}: {error} is missing from its weights or cfg.json") from None
     except ValueError as error:
         raise DictionaryError(f"dictionary {name}: {error}") from None
     return Dictionary(weights, reads, writes, name)
@@ -151,6 +157,8 @@ def _weights(architecture: str, cfg: dict[str, Any], tensors: dict[str, Tensor])
 
 def _sites(name: str, cfg: dict[str, Any]) -> tuple[Site, Site]:
     metadata = cfg.get("metadata") or cfg
+    if not isinstance(metadata, dict):
+        raise DictionaryError(f"dictionary {name}: metadata in cfg.json is {metadata!r}; expected an object")
     hook = metadata.get("hook_name")
     hook_out = metadata.get("hook_name_out") or hook
     if not hook:

@@ -17,7 +17,7 @@ from torch import Tensor
 from circuitgraph.activations import Baseline, CleanRun, run_baseline, run_clean, sites_of
 from circuitgraph.attribution import attribute_nodes, component_sites, rank_nodes
 from circuitgraph.dictionary import Dictionary
-from circuitgraph.edges import attribute_edges
+from circuitgraph.edges import attribute_edges, check_readers
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.gradients import integrated_gradients, metric_gradients
 from circuitgraph.graph import build_graph
@@ -27,6 +27,7 @@ from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
 from circuitgraph.tables import NodeTable
 from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
+from circuitgraph_kernels import backend_name
 
 METHODS = ("gradient", "integrated")
 
@@ -54,15 +55,26 @@ def discover_circuit(
 
     The max_nodes nodes with the largest |attribution| are candidates; from the metric down, edges with
     |weight| > edge_threshold (a fraction of |metric clean - corrupted|) connect them, at most top_k per target.
-    method "integrated" averages the gradient over `steps` points from baseline to clean. `progress` is told
+    method "integrated" averages the gradient over `steps` points from baseline to clean; the slopes of edges inside the
+    model, and the metric's own inputs, stay those of the clean run. `progress` is told
     (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
     """
     if method not in METHODS:
         raise CircuitGraphError(
             f"method {method!r} is unknown; expected one of {', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
         )
-    if max_nodes < 1:
-        raise CircuitGraphError(f"max_nodes is {max_nodes}; expected at least 1")
+    for name, count in (("max_nodes", max_nodes), ("top_k", top_k)):
+        if count is not None and count < 1:
+            raise CircuitGraphError(f"{name} is {count}; expected at least 1")
+    if not 0 <= edge_threshold < float("inf"):
+        raise CircuitGraphError(
+            f"edge_threshold is {edge_threshold}; expected a number >= 0, as a fraction of the metric's difference"
+        )
+    check_readers(model, dictionaries.values())
+    try:
+        resolved = backend_name(backend)
+    except ValueError as error:
+        raise CircuitGraphError(str(error)) from None
     tokens = tokenize_pairs(model, pairs)
     score = build_metric(metric, tokens.answers, tokens.wrong_answers)
     sites = sites_of(model, dictionaries.values())
@@ -92,7 +104,7 @@ def discover_circuit(
     )
 
     settings = {"metric": score.name, "baseline": baseline, "method": method, "max_nodes": max_nodes}
-    settings |= {"edge_threshold": edge_threshold, "top_k": top_k} | (
+    settings |= {"edge_threshold": edge_threshold, "top_k": top_k, "backend": resolved} | (
         {"steps": steps, "rule": rule} if method == "integrated" else {}
     )
     facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, settings)
@@ -121,7 +133,7 @@ def node_gradients(
 ) -> dict[Site, Tensor]:
     """The gradient at every site that nodes write to: plain, or integrated from the baseline to the clean value of it.
 
-    The constants of a model (biases, against baseline zero) keep the plain gradient: no path varies them.
+    Biases of attention, which enter at attn_out, keep the plain gradient.
     """
     written = {Site("embed")} | set(component_sites(model, dictionaries)) | set(dictionaries)
     outputs = {Site("attn_out", layer) for layer in range(model.n_layers)}
@@ -143,14 +155,10 @@ def strongest_nodes(tables: Sequence[NodeTable], max_nodes: int) -> tuple[list[N
     """The tables cut down to the max_nodes nodes with the largest |attribution|, and a line that says so."""
     ranked = [(value, node) for value, node in rank_nodes(tables) if value != 0]
     chosen = {node for _, node in ranked[:max_nodes]}
-    kept = [
-        table.take(
-            torch.tensor(
-                [table.node(i) in chosen for i in range(len(table))], dtype=torch.bool, device=table.pos.device
-            )
-        )
-        for table in tables
-    ]
+    kept = []
+    for table in tables:
+        mask = [node in chosen for node in table.nodes()]
+        kept.append(table.take(torch.tensor(mask, dtype=torch.bool, device=table.pos.device)))
     return (
         kept,
         f"max_nodes {max_nodes}: {len(chosen)} of {len(ranked)} nodes with a non-zero attribution are candidates",
@@ -167,7 +175,8 @@ def graph_facts(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """The graph attributes: what was run, on what, with which settings."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "transformer-lens")}
+    libraries = ("circuitgraph-engine", "torch", "transformers", "transformer-lens", "sae-lens")
+    versions = {name: importlib.metadata.version(name) for name in libraries if _installed(name)}
     return {
         "tokens": {
             "clean": model.token_strings(tokens.clean[0].tolist()),
@@ -190,9 +199,19 @@ def graph_facts(
             ],
             "settings": settings,
             "versions": versions,
+            "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
         },
     }
+
+
+def _installed(name: str) -> bool:
+    """Whether the distribution has metadata; a source tree on the path has none."""
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _top_tokens(model: Model, logits: Tensor, n: int = 5) -> list[list[Any]]:

@@ -21,7 +21,7 @@ of one reader position are one matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +76,7 @@ def attribute_edges(
     the source of a kept edge. metric_gradient [batch, pos, d_model] is dm/d(resid_post of the last layer). threshold
     has the metric's unit. Raises DictionaryError for dictionaries whose inputs cannot be traced yet.
     """
-    _check_readers(tables)
+    check_readers(model, [table.dictionary for table in tables if isinstance(table, FeatureTable)])
     n_pos = metric_gradient.shape[1]
     metric = Node("metric", Site("metric"), n_pos - 1)
     ones = torch.ones_like(metric_gradient[:, :1, 0])
@@ -97,12 +97,15 @@ def attribute_edges(
     return edges
 
 
-def _check_readers(tables: Sequence[NodeTable]) -> None:
-    for dictionary in (table.dictionary for table in tables if isinstance(table, FeatureTable)):
-        if dictionary.reads.kind not in ("z", "attn_out", "ln2_normalized", "mlp_in"):
+def check_readers(model: Model, dictionaries: Iterable[Dictionary]) -> None:
+    """DictionaryError or ModelError unless the inputs of all these dictionaries' features can be traced."""
+    for dictionary in dictionaries:
+        if dictionary.reads.kind in ("z", "attn_out"):
+            model.attention(dictionary.reads)
+        elif dictionary.reads.kind not in ("ln2_normalized", "mlp_in"):
             raise DictionaryError(
                 f"dictionary {dictionary.name} reads {dictionary.reads}: edges need dictionaries of attention (z, attn_out) and"
-                " transcoders of the MLP input; its node attributions work, so leave it out only where edges are built"
+                " transcoders of the MLP input; leave it out (its nodes alone: circuitgraph.attribution.attribute_nodes)"
             )
 
 

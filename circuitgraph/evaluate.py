@@ -34,7 +34,8 @@ class Evaluation:
     faithfulness = (m(C) - m(0)) / (m(M) - m(0)); 0 is the run with every node at its baseline value. In C the nodes of
     the graph run freely and every other node has its baseline value; `faithfulness` lets all error nodes run freely too
     (against a corrupted baseline they carry only what the circuit puts into them: without any other node the corrupted
-    run comes out), `faithfulness_errors_removed` none. None where m(M) = m(0).
+    run comes out), `faithfulness_errors_of_circuit` those among its nodes, `faithfulness_errors_removed` none. None where
+    m(M) = m(0).
     pearson_r compares attribution and measured patching effect of the n_patched strongest nodes; None if undefined.
     effects: node -> measured effect, metric clean - metric with that node alone at its baseline value.
     """
@@ -45,6 +46,7 @@ class Evaluation:
     metric_clean: float
     metric_empty: float
     faithfulness: float | None
+    faithfulness_errors_of_circuit: float | None
     faithfulness_errors_removed: float | None
     pearson_r: float | None
     n_patched: int
@@ -98,6 +100,7 @@ def evaluate_circuit(
         metric_clean=full,
         metric_empty=empty,
         faithfulness=faithfulness(metric_of(nodes, "keep")),
+        faithfulness_errors_of_circuit=faithfulness(metric_of(nodes, "circuit")),
         faithfulness_errors_removed=faithfulness(metric_of(nodes, "remove")),
         pearson_r=_pearson(estimates.to(effects), effects),
         n_patched=len(strongest),
@@ -128,7 +131,7 @@ def _circuit_metric(
 
 def _provenance(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any]]:
     provenance = graph.graph.get("provenance", {})
-    if not provenance.get("prompts") or "settings" not in provenance:
+    if not provenance.get("prompts") or not {"metric", "baseline"} <= set(provenance.get("settings", {})):
         raise GraphError(
             "the graph has no provenance (prompts and settings); evaluate a graph that discover_circuit built"
         )

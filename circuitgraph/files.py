@@ -34,6 +34,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """CircuitGraphError if a file at `path` could not be written: asked before a long computation, not after it."""
+    if Path(path).is_dir():
+        raise CircuitGraphError(f"cannot write {os.fspath(path)}: it is a folder; choose another -o")
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise CircuitGraphError(f"cannot write {os.fspath(path)}: there is no folder {folder}; choose another -o")

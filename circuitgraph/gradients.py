@@ -31,8 +31,6 @@ def metric_gradients(clean: CleanRun, sites: Iterable[Site]) -> dict[Site, Tenso
     Examples do not interact, so each keeps its own gradient. The autograd graph is kept for further calls.
     """
     sites = list(sites)
-    if not clean.attached_metric.requires_grad:
-        return {site: torch.zeros_like(clean.attached[site]) for site in sites}
     gradients = torch.autograd.grad(
         clean.attached_metric.sum(), [clean.attached[site] for site in sites], retain_graph=True, allow_unused=True
     )

@@ -6,7 +6,8 @@ edges are keyed by kind. Attributes are finite Python values. This module attrib
 Node attributes
     kind                  embedding, pos_embedding, bias, feature, error, metric
     site, layer, pos, feature   where it stands; layer is None for embeddings and the metric, feature for all but features
-    attribution           estimated contribution to the metric's difference, mean over the examples
+    attribution           estimated contribution to the metric clean - baseline, mean over the examples; the metric node
+                          has the measured clean - corrupted
     activation, baseline_activation   mean over the examples, features only
     top_tokens            tokens that the write vector promotes directly, features only
     effect                measured contribution, once it was measured
@@ -32,7 +33,7 @@ import networkx as nx
 from circuitgraph.edges import Edge
 from circuitgraph.errors import GraphError
 from circuitgraph.model import Model
-from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS, Node, Site
+from circuitgraph.nodes import EDGE_KINDS, Node, Site
 from circuitgraph.tables import FeatureTable, NodeTable
 
 N_TOP_TOKENS = 5
@@ -69,9 +70,9 @@ def build_graph(
 
 
 def _node_rows(model: Model, table: NodeTable, used: set[Node]) -> list[tuple[Node, dict[str, Any]]]:
-    columns = [i for i in range(len(table)) if table.node(i) in used]
-    attribution = table.attribution.mean(0).tolist()
-    rows = [(table.node(i), {"attribution": attribution[i]}) for i in columns]
+    nodes, attribution = table.nodes(), table.attribution.mean(0).tolist()
+    columns = [i for i, node in enumerate(nodes) if node in used]
+    rows = [(nodes[i], {"attribution": attribution[i]}) for i in columns]
     if isinstance(table, FeatureTable) and columns:
         acts, baseline = table.acts.mean(0).tolist(), table.baseline_acts.mean(0).tolist()
         top = model.logit_lens(table.write[columns]).topk(N_TOP_TOKENS).indices.tolist()
@@ -93,35 +94,67 @@ def metric_node(graph: nx.MultiDiGraph) -> str:
 
 
 def check_graph(graph: nx.MultiDiGraph) -> None:
-    """GraphError unless the graph keeps the schema: parseable node keys that match their attributes, known kinds, finite
-    numbers, and edges that run forward."""
+    """GraphError unless the graph keeps the schema: graph attributes of the right types, parseable node keys that match
+    their attributes, known kinds, finite numbers, edges that run forward, and one metric."""
+    _check_facts(graph.graph)
     for key, attributes in graph.nodes(data=True):
         node = Node.parse(key)
-        for name, expected in (
-            ("kind", node.kind),
-            ("site", str(node.site)),
-            ("pos", node.pos),
-            ("feature", node.feature),
-        ):
-            if attributes.get(name) != expected:
+        place = {
+            "kind": node.kind,
+            "site": str(node.site),
+            "layer": node.site.layer,
+            "pos": node.pos,
+            "feature": node.feature,
+        }
+        for name, expected in place.items():
+            if name not in attributes or attributes[name] != expected:
                 raise GraphError(f"node {key!r} has {name} {attributes.get(name)!r}; its name says {expected!r}")
-        if node.kind not in NODE_KINDS:
-            raise GraphError(f"node {key!r} has kind {node.kind!r}; expected one of {', '.join(NODE_KINDS)}")
-        _check_finite(f"node {key!r}", attributes, ("attribution",))
+        _check_numbers(f"node {key!r}", attributes, ("attribution",))
     for source, target, kind, attributes in graph.edges(keys=True, data=True):
         where = f"edge {source!r} -> {target!r} ({kind})"
         if kind not in EDGE_KINDS or attributes.get("kind") != kind:
             raise GraphError(f"{where}: kind must be one of {', '.join(EDGE_KINDS)} and equal the edge's key")
         if Node.parse(source).site.depth >= Node.parse(target).site.depth:
             raise GraphError(f"{where} does not run forward through the model")
-        _check_finite(where, attributes, ("weight", "local_weight"))
+        _check_numbers(where, attributes, ("weight", "local_weight"))
     metric_node(graph)
 
 
-def _check_finite(where: str, attributes: dict[str, Any], required: Sequence[str]) -> None:
-    for name in required:
-        if name not in attributes:
-            raise GraphError(f"{where} has no {name}")
-    for name, value in attributes.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise GraphError(f"{where}: {name} is {value}; expected a finite number")
+def _check_facts(facts: dict[str, Any]) -> None:
+    """GraphError unless the graph attributes that every reader uses are there, with their types."""
+    metric, tokens = facts.get("metric"), facts.get("tokens")
+    if (
+        not isinstance(metric, dict)
+        or not isinstance(metric.get("name"), str)
+        or not all(map(_is_number, (metric.get("clean"), metric.get("corrupted"))))
+    ):
+        raise GraphError("graph.metric must hold name and the finite numbers clean and corrupted")
+    if not isinstance(tokens, dict) or not all(_is_strings(tokens.get(run)) for run in ("clean", "corrupted")):
+        raise GraphError("graph.tokens must hold the lists of strings clean and corrupted")
+    if not _is_strings(facts.get("reports")):
+        raise GraphError("graph.reports must be a list of strings")
+    for name, kind in (("n_layers", int), ("n_examples", int), ("provenance", dict), ("evidence", dict)):
+        if name in facts and not isinstance(facts[name], kind) or name not in facts and name != "evidence":
+            raise GraphError(
+                f"graph.{name} is {facts.get(name)!r}; expected {'an object' if kind is dict else 'a whole number'}"
+            )
+
+
+def _check_numbers(where: str, attributes: dict[str, Any], required: Sequence[str]) -> None:
+    for name in (
+        *required,
+        *(n for n in ("effect", "weight_abs", "activation", "baseline_activation") if n in attributes),
+    ):
+        if not _is_number(attributes.get(name)):
+            raise GraphError(f"{where} has {name} {attributes.get(name)!r}; expected a finite number")
+    for name in ("heads", "top_tokens"):
+        if name in attributes and not isinstance(attributes[name], list):
+            raise GraphError(f"{where} has {name} {attributes[name]!r}; expected a list")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)

@@ -17,6 +17,7 @@ from torch import Tensor
 from circuitgraph.activations import Baseline
 from circuitgraph.attribution import component_sites
 from circuitgraph.dictionary import Dictionary
+from circuitgraph.errors import GraphError
 from circuitgraph.metrics import Metric
 from circuitgraph.model import Model, Replace
 from circuitgraph.nodes import Node, Site
@@ -112,7 +113,11 @@ def patch_effects(
     layer that it touches.
     """
     batch = len(tokens)
-    places = {table.node(i): (table, i) for table in tables for i in range(len(table))}
+    places = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
+    if unknown := [str(node) for node in nodes if node not in places]:
+        raise GraphError(
+            f"node {unknown[0]!r} is the same in the clean run and the baseline; there is nothing to patch"
+        )
     step = max(1, batch_rows // batch)
     clean_metric = metric(model.run(tokens)[0])
     order = sorted(range(len(nodes)), key=lambda i: nodes[i].order)

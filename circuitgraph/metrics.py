@@ -32,6 +32,10 @@ class Metric:
             raise MetricError(
                 f"metric {self.name!r} returned {shape}; expected one number per example, shape ({len(logits)},)"
             )
+        if not values.is_floating_point() or (logits.requires_grad and not values.requires_grad):
+            raise MetricError(
+                f"metric {self.name!r} has no gradient (dtype {values.dtype}); it must be differentiable by the logits"
+            )
         if not bool(values.isfinite().all()):
             row = int((~values.isfinite()).nonzero()[0])
             raise MetricError(

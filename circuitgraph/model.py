@@ -94,9 +94,10 @@ class Model:
 
     @property
     def unknown_token(self) -> int | None:
-        """The id that the tokenizer gives to words it does not know, if it has one."""
-        unknown: int | None = self.bridge.tokenizer.unk_token_id
-        return unknown
+        """The id that the tokenizer gives to words it does not know; None if it knows all (GPT-2's is its BOS)."""
+        tokenizer = self.bridge.tokenizer
+        unknown: int | None = tokenizer.unk_token_id
+        return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
 
     # tokens ------------------------------------------------------------------------------------------------
 
@@ -240,19 +241,25 @@ class Model:
 
 
 def load_model(
-    model: str | Path | Any, *, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
+    model: str | Path | Any, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> Model:
     """The model of that name or local folder, or an already loaded TransformerBridge, frozen and in eval mode.
 
-    A folder is any Hugging Face checkpoint with its tokenizer; names go through TransformerLens and the hub.
-    Raises ModelError for a missing or broken folder and for NaN weights.
+    A folder is any Hugging Face checkpoint with its tokenizer; names go through TransformerLens and the hub. dtype is
+    float32 (the default) or float64; a loaded model keeps its own dtype and device.
+    Raises ModelError for a missing or broken folder, for NaN weights, and for models that cannot be attributed yet.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
     if isinstance(model, TransformerBridge):
         bridge, name = model, str(model.cfg.model_name)
+        if device is not None or dtype is not None:
+            raise ModelError(f"{name} is loaded already; its device and dtype are its own, so give neither")
     else:
-        bridge, name = _boot(TransformerBridge, str(model), device, dtype), Path(str(model)).name
+        name = Path(str(model)).name if Path(str(model)).is_dir() else str(model)
+        bridge = _boot(TransformerBridge, str(model), device, dtype or torch.float32)
+    if bridge.W_U.dtype not in (torch.float32, torch.float64):
+        raise ModelError(f"{name} is in {bridge.W_U.dtype}; expected torch.float32 or torch.float64")
     bridge.requires_grad_(False)
     bridge.eval()
     for key, value in bridge.original_model.named_parameters():

@@ -2,7 +2,7 @@
 
 In comes a file (JSON lines of our own or of feature-circuits, or auto-circuit's JSON); out come `PromptPair`
 values. This module does not know tokens: lengths and answers are checked where a tokenizer is at hand
-(`model.tokenize_pairs`).
+(`tokens.tokenize_pairs`).
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ def prune_graph(
     max_nodes strongest nodes and the top_k strongest inputs of each, from which the metric can be reached.
 
     Thresholds are fractions of the metric's difference |clean - corrupted|; the metric node itself is not counted. A
-    larger threshold gives a sub-graph, and pruning twice is pruning once. Ties keep forward order. Evidence about the
-    larger circuit is dropped with its nodes: measure the smaller one again. Effects of single nodes stay.
+    larger threshold alone gives a sub-graph, and pruning twice is pruning once. Ties keep forward order. Evidence about
+    the larger circuit is dropped with its parts: measure the smaller one again. Effects of single nodes stay.
     """
     for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not value >= 0:
@@ -51,7 +51,8 @@ def prune_graph(
     if top_k is not None:
         _remove_edges(result, [edge for node in result for edge in _beyond(result, node, top_k)], f"top_k {top_k}")
     _remove_unreachable(result, metric)
-    if len(result) < len(graph) and result.graph.pop("evidence", None):
+    smaller = (len(result), result.number_of_edges()) != (len(graph), graph.number_of_edges())
+    if smaller and result.graph.pop("evidence", None):
         result.graph["reports"].append("evidence of the larger circuit dropped")
     if len(result) == 1 and len(graph) > 1:
         result.graph["reports"].append("nothing is left: every path to the metric was removed")

@@ -20,7 +20,7 @@ def summary_text(graph: nx.MultiDiGraph, *, top: int = 10) -> str:
     lines = [
         f"prompt     {' '.join(facts['tokens']['clean'])!r}",
         f"corrupted  {' '.join(facts['tokens']['corrupted'])!r}",
-        f"examples   {facts.get('n_examples', 1)}",
+        f"examples   {facts['n_examples']}, of which this is the first",
         f"metric     {metric['name']}  clean {metric['clean']:.4f}  corrupted {metric['corrupted']:.4f}",
         f"size       {graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges",
     ]

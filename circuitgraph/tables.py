@@ -45,6 +45,10 @@ class FeatureTable:
         """The node of one column."""
         return Node("feature", self.site, int(self.pos[column]), int(self.feature[column]))
 
+    def nodes(self) -> list[Node]:
+        """The nodes of all columns."""
+        return [Node("feature", self.site, p, f) for p, f in zip(self.pos.tolist(), self.feature.tolist(), strict=True)]
+
     def take(self, columns: Tensor) -> FeatureTable:
         """The table of these columns only (indices [m] or mask [n])."""
         return replace(
@@ -87,6 +91,10 @@ class VectorTable:
     def node(self, column: int) -> Node:
         """The node of one column."""
         return Node(self.kind, self.site, int(self.pos[column]))
+
+    def nodes(self) -> list[Node]:
+        """The nodes of all columns."""
+        return [Node(self.kind, self.site, p) for p in self.pos.tolist()]
 
     def take(self, columns: Tensor) -> VectorTable:
         """The table of these columns only (indices [m] or mask [n])."""

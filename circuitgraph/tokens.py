@@ -70,6 +70,11 @@ def _tokenize_pair(model: Model, pair: PromptPair) -> tuple[list[int], list[int]
             f"clean has {len(clean)} tokens, corrupted has {len(corrupted)}. Attribution compares position by position."
             f" First difference: position {first}, {here[0]!r} against {here[1]!r}"
         )
+    for text, ids in ((pair.clean, clean), (pair.corrupted, corrupted)):
+        if model.unknown_token is not None and model.unknown_token in ids:
+            raise PromptError(
+                f"{text!r} has a word that {model.name} does not know, token {ids.index(model.unknown_token)}"
+            )
     if len(clean) > model.n_ctx:
         raise PromptError(f"{len(clean)} tokens, but {model.name} reads at most {model.n_ctx}; shorten the prompt")
     answers = tuple(_answer(model, pair.clean, clean, text) for text in pair.answers)

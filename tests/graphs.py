@@ -132,10 +132,9 @@ def _add_node(
         pos=node.pos,
         feature=node.feature,
         attribution=attribution,
-        activation=rng.uniform(0, 8) if rng and feature else None,
-        baseline_activation=rng.uniform(0, 1) if rng and feature else None,
     )
     if rng and feature:
+        graph.nodes[str(node)].update(activation=rng.uniform(0, 8), baseline_activation=rng.uniform(0, 1))
         words = HOSTILE if hostile else [" Mary", " John", " name", " store", " she", " gave"]
         if rng.random() < 0.5:
             graph.nodes[str(node)]["top_tokens"] = rng.sample(words, 4)

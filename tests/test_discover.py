@@ -102,6 +102,12 @@ def test_progress_tells_the_stages(tiny_model, tiny_dictionaries, tiny_pairs):
     [
         ({"method": "integratd"}, "Did you mean 'integrated'"),
         ({"max_nodes": 0}, "max_nodes is 0; expected at least 1"),
+        ({"top_k": 0}, "top_k is 0; expected at least 1"),
+        ({"edge_threshold": -0.1}, "edge_threshold is -0.1; expected a number >= 0"),
+        ({"edge_threshold": float("nan")}, "edge_threshold is nan"),
+        ({"backend": "tritn"}, "backend is 'tritn', expected one of auto"),
+        ({"metric": lambda logits: logits[:, -1].argmax(-1)}, "has no gradient .dtype torch.int64"),
+        ({"metric": lambda logits: logits[:, -1, 0].detach()}, "has no gradient"),
         ({"method": "integrated", "steps": 0}, "steps is 0"),
     ],
 )
@@ -118,3 +124,45 @@ def test_residual_dictionaries_are_refused_for_edges_with_the_reason(tiny_model,
     more = tiny_dictionaries | {Site("resid_post", 0): random_dictionary("resid_post.0", "resid_post.0")}
     with pytest.raises(CircuitGraphError, match="reads resid_post.0: edges need dictionaries of attention"):
         discover(tiny_model, more, tiny_pairs)
+
+
+def test_two_dictionaries_of_one_attention_are_refused(tiny_model, tiny_dictionaries, tiny_pairs):
+    from conftest import random_dictionary
+
+    from circuitgraph.nodes import Site
+
+    more = tiny_dictionaries | {Site("attn_out", 1): random_dictionary("attn_out.1", "attn_out.1")}
+    with pytest.raises(CircuitGraphError, match="dictionaries at z.1 and attn_out.1 explain the same attention"):
+        discover(tiny_model, more, tiny_pairs)
+
+
+def test_the_mean_of_one_pair_is_refused(tiny_model, tiny_dictionaries, tiny_pairs):
+    with pytest.raises(CircuitGraphError, match="needs at least two pairs; got 1"):
+        discover(tiny_model, tiny_dictionaries, tiny_pairs[:1], baseline="mean")
+
+
+def test_attention_output_dictionaries_read_what_z_dictionaries_do(tiny_model, tiny_dictionaries, tiny_pairs):
+    """A dictionary at attn_out whose encoder, seen through W_O, is that of a z-dictionary has the same inputs."""
+    from dataclasses import replace
+
+    from circuitgraph.nodes import Site
+    from circuitgraph_kernels import SaeWeights
+
+    at_out, at_z = dict(tiny_dictionaries), dict(tiny_dictionaries)
+    W_O, b_O = tiny_model.attention_output(Site("z", 1))
+    weights = tiny_dictionaries[Site("z", 0)].weights
+    z_weights = SaeWeights(
+        W_O.flatten(0, 1) @ weights.W_enc, weights.b_enc + b_O @ weights.W_enc, weights.W_dec, weights.b_dec
+    )
+    at_z[Site("z", 1)] = replace(tiny_dictionaries[Site("z", 1)], weights=z_weights)
+    out = Site("attn_out", 1)
+    del at_out[Site("z", 1)]
+    at_out[out] = replace(tiny_dictionaries[Site("z", 0)], weights=weights, reads=out, writes=out)
+    graphs = [discover(tiny_model, dictionaries, tiny_pairs, edge_threshold=0.0) for dictionaries in (at_z, at_out)]
+    local = []
+    for graph, name in zip(graphs, ("z.1", "attn_out.1"), strict=True):
+        edges = graph.edges(keys=True, data="local_weight")
+        local.append({(u, v.split("/")[1], k): w for u, v, k, w in edges if v.startswith(f"{name}/f")})
+    shared = set(local[0]) & set(local[1])
+    assert len(shared) > 100 and {kind for *_, kind in shared} == {"ov", "q", "k"}
+    assert max(abs(local[0][edge] - local[1][edge]) for edge in shared) < 1e-9

@@ -85,7 +85,22 @@ DAMAGE = {
     "bad node": (lambda d: d["nodes"].append(d["nodes"][0] | {"id": "what"}), "'what' does not parse"),
     "lying node": (lambda d: d["nodes"][0].update(pos=999), "has pos 999; its name says"),
     "unknown kind of edge": (lambda d: d["edges"][0].update(kind="magic"), "kind must be one of"),
-    "no weight": (lambda d: d["edges"][0].pop("weight"), "has no weight"),
+    "no weight": (lambda d: d["edges"][0].pop("weight"), "has weight None; expected a finite number"),
+    "kind of edge is a list": (lambda d: d["edges"][0].update(kind=["ov"]), "kind must be one of"),
+    "attribution is text": (
+        lambda d: d["nodes"][0].update(attribution="1"),
+        "has attribution '1'; expected a finite number",
+    ),
+    "wrong layer": (lambda d: d["nodes"][0].update(layer=99), "has layer 99; its name says None"),
+    "no layer": (lambda d: d["nodes"][0].pop("layer"), "has layer None"),
+    "node twice": (lambda d: d["nodes"].append(d["nodes"][0]), "repeats the id"),
+    "no name of the metric": (lambda d: d["graph"]["metric"].pop("name"), "graph.metric must hold name"),
+    "tokens are numbers": (
+        lambda d: d["graph"]["tokens"].update(clean=[1, 2]),
+        "graph.tokens must hold the lists of strings",
+    ),
+    "no reports": (lambda d: d["graph"].update(reports=None), "graph.reports must be a list"),
+    "evidence is a list": (lambda d: d["graph"].update(evidence=[1]), "graph.evidence is .*; expected an object"),
     "NaN": (lambda d: d["edges"][0].update(weight=float("nan")), "holds NaN; numbers must be finite"),
     "no metric": (lambda d: d["graph"].pop("metric"), "graph.metric must hold"),
     "no tokens": (lambda d: d["graph"].pop("tokens"), "graph.tokens must hold"),
@@ -111,8 +126,10 @@ def test_what_is_not_json_is_refused_with_the_files_name(tmp_path):
 def test_nothing_is_written_when_the_graph_cannot_be(graph, tmp_path):
     broken = graph.copy()
     broken.nodes["metric@5"]["attribution"] = float("inf")
-    with pytest.raises(GraphError, match="attribution is inf"):
+    with pytest.raises(GraphError, match="has attribution inf"):
         write_graph(broken, tmp_path / "graph.json")
+    with pytest.raises(GraphError, match="nested too deeply"):
+        text_to_graph("[" * 100_000)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CircuitGraphError, match="cannot write .*choose another -o"):
         write_graph(graph, tmp_path / "no" / "folder.json")

@@ -484,16 +484,17 @@ def test_identical_prompts_give_a_stated_empty_graph(tiny_model, tiny_dictionari
 # 12 ------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_the_mean_of_its_parts(tiny_model, tiny_dictionaries, tiny_pairs):
+def test_a_batch_is_the_size_weighted_mean_of_its_parts(tiny_model, tiny_dictionaries, tiny_pairs):
     def weights(pairs):
         graph = discover_circuit(tiny_model, tiny_dictionaries, pairs, edge_threshold=0.0)
         nodes = dict(graph.nodes(data="attribution"))
         return nodes | {(u, v, k): w for u, v, k, w in graph.edges(keys=True, data="weight")}
 
-    whole, parts = weights(tiny_pairs), [weights([pair]) for pair in tiny_pairs]
+    three = [*tiny_pairs, type(tiny_pairs[0])("h g f e d", "h g f a d", (" a",), (" c",))]
+    whole, one, two = weights(three), weights(three[:1]), weights(three[1:])
     keys = sorted(whole, key=str)
-    assert len(keys) > 1000 and set(parts[0]) | set(parts[1]) == set(whole)
-    mean = torch.tensor([(parts[0].get(key, 0.0) + parts[1].get(key, 0.0)) / 2 for key in keys], dtype=torch.float64)
+    assert len(keys) > 1000 and set(one) | set(two) == set(whole)
+    mean = torch.tensor([(one.get(key, 0.0) + 2 * two.get(key, 0.0)) / 3 for key in keys], dtype=torch.float64)
     assert_close(torch.tensor([whole[key] for key in keys], dtype=torch.float64), mean)
 
 

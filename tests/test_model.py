@@ -59,6 +59,13 @@ def test_an_already_loaded_model_is_accepted(tiny_model):
     assert again.bridge is tiny_model.bridge and again.n_layers == 2
 
 
+def test_half_precision_and_a_second_device_are_refused(tiny_model, tiny_folder):
+    with pytest.raises(ModelError, match="tiny is in torch.bfloat16; expected torch.float32 or torch.float64"):
+        load_model(tiny_folder, dtype=torch.bfloat16)
+    with pytest.raises(ModelError, match="is loaded already; its device and dtype are its own"):
+        load_model(tiny_model.bridge, device="cpu")
+
+
 def test_every_site_fires_and_the_stream_is_the_sum_of_its_parts(tiny_model):
     sites = [Site(kind, None if "{}" not in hook else 1) for kind, hook in _HOOKS.items()]
     sites += [Site("attn_out", 0), Site("mlp_out", 0), Site("resid_post", 0)]

@@ -99,6 +99,12 @@ BAD_PAIRS = {
     ),
     "several tokens": (("a b", "a c"), (" g h",), (" f",), r"pair 1: answer ' g h' is 2 tokens \(g\|h\); expected one"),
     "no token": (("a b", "a c"), ("",), (" f",), "is 0 tokens"),
+    "unknown word of a prompt": (
+        ("a zebra", "a c"),
+        (" f",),
+        (" g",),
+        "'a zebra' has a word that tiny does not know, token 2",
+    ),
     "unknown word": (("a b", "a c"), (" zebra",), (" f",), "answer ' zebra' is not in the model's vocabulary"),
     "right and wrong": (("a b", "a c"), (" f",), (" f",), "'f' is a right and a wrong answer at once"),
     "fused": (("a b", "a c"), ("d",), (" f",), "answer 'd' fuses with the end of the prompt"),

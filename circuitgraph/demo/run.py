@@ -17,6 +17,7 @@ from circuitgraph.dictionary_formats import load_dictionaries
 from circuitgraph.discover import Progress, discover_circuit
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluate import attach_evidence, evaluate_circuit
+from circuitgraph.files import check_writable
 from circuitgraph.formats import write_graph
 from circuitgraph.model import load_model
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
@@ -69,6 +70,13 @@ def run_demo(
     """Find the circuit of a task in the embedded model, measure it, and write circuit.json, .svg and .html into `out`."""
     pairs = make_pairs(task, n_pairs, seed=seed, template=0)
     out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CircuitGraphError(f"cannot create folder {out}: {error.strerror}; choose another --out") from None
+    files = tuple(out / f"circuit.{suffix}" for suffix in ("json", "svg", "html"))
+    for path in files:
+        check_writable(path)
     progress("loading the model", 0, 1)
     model = load_model(MODEL, device=device)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
@@ -77,11 +85,6 @@ def run_demo(
     circuit = attach_evidence(circuit, evaluate_circuit(circuit, model, dictionaries, progress=progress))
 
     progress("writing", 0, 1)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CircuitGraphError(f"cannot create folder {out}: {error.strerror}; choose another --out") from None
-    files = tuple(out / f"circuit.{suffix}" for suffix in ("json", "svg", "html"))
     write_graph(circuit, files[0])
     for path in files[1:]:
         write_rendering(circuit, path)

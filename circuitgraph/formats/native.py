@@ -54,6 +54,8 @@ def text_to_graph(text: str) -> nx.MultiDiGraph:
         data = json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError as error:
         raise GraphError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise GraphError("the JSON is nested too deeply to be a graph") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise GraphError('this is no circuitgraph file: expected a JSON object with "format": "circuitgraph"')
     if data.get("version") != VERSION:
@@ -63,14 +65,16 @@ def text_to_graph(text: str) -> nx.MultiDiGraph:
             raise GraphError(f"{key!r} is missing or no {kind.__name__}")
     graph = nx.MultiDiGraph(**data["graph"])
     for i, attributes in enumerate(data["nodes"]):
-        graph.add_node(_take(attributes, "id", f"node {i + 1}"), **attributes)
+        key = _take(attributes, "id", f"node {i + 1}")
+        if key in graph:
+            raise GraphError(f"node {i + 1} repeats the id {key!r}")
+        graph.add_node(key, **attributes)
     for i, attributes in enumerate(data["edges"]):
         ends = [_take(attributes, end, f"edge {i + 1}") for end in ("source", "target")]
         for end in ends:
             if end not in graph:
                 raise GraphError(f"edge {i + 1} names {end!r}, which is not among the nodes")
-        graph.add_edge(*ends, key=attributes.get("kind"), **attributes)
-    _check_facts(graph.graph)
+        graph.add_edge(*ends, key=str(attributes.get("kind")), **attributes)
     check_graph(graph)
     return graph
 
@@ -110,16 +114,6 @@ def _take(attributes: Any, key: str, where: str) -> str:
         raise GraphError(f"{where} has no {key!r}; expected an object with a string there")
     value: str = attributes.pop(key)
     return value
-
-
-def _check_facts(facts: dict[str, Any]) -> None:
-    metric, tokens = facts.get("metric"), facts.get("tokens")
-    if not isinstance(metric, dict) or not all(
-        isinstance(metric.get(run), int | float) for run in ("clean", "corrupted")
-    ):
-        raise GraphError("graph.metric must hold the numbers clean and corrupted")
-    if not isinstance(tokens, dict) or not all(isinstance(tokens.get(run), list) for run in ("clean", "corrupted")):
-        raise GraphError("graph.tokens must hold the lists clean and corrupted")
 
 
 def _refuse(constant: str) -> None:

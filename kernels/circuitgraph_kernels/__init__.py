@@ -6,13 +6,14 @@ imports torch and knows nothing of models, prompts, sites or graphs.
 """
 
 from circuitgraph_kernels._torch import gather_dot
-from circuitgraph_kernels.sae_attribution import SaeAttribution, sae_attribution
+from circuitgraph_kernels.sae_attribution import SaeAttribution, backend_name, sae_attribution
 from circuitgraph_kernels.weights import ACTIVATIONS, SaeWeights, decode, encode, pre_activations
 
 __all__ = [
     "ACTIVATIONS",
     "SaeAttribution",
     "SaeWeights",
+    "backend_name",
     "decode",
     "encode",
     "gather_dot",

@@ -75,7 +75,7 @@ def sae_attribution(
 
     Raises ValueError for a shape, dtype or device that does not fit, a NaN or Inf row (naming it), an unknown choice.
     """
-    name = _backend_name(backend)
+    name = backend_name(backend)
     _check_choices(threshold, want)
     _check_outputs(clean, baseline, clean_out, baseline_out, weights)
     optional = {"baseline": baseline, "clean_out": clean_out, "baseline_out": baseline_out}
@@ -144,7 +144,8 @@ def _select(entries: Entries, threshold: float, want: str) -> Entries:
     )
 
 
-def _backend_name(backend: str) -> str:
+def backend_name(backend: str) -> str:
+    """The backend that `backend` means: "auto" is resolved, anything unknown is a ValueError."""
     if backend == "auto":
         return "torch"
     if backend not in BACKENDS:
