@@ -59,22 +59,8 @@ def discover_circuit(
     model, and the metric's own inputs, stay those of the clean run. `progress` is told
     (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
     """
-    if method not in METHODS:
-        raise CircuitGraphError(
-            f"method {method!r} is unknown; expected one of {', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
-        )
-    for name, count in (("max_nodes", max_nodes), ("top_k", top_k)):
-        if count is not None and count < 1:
-            raise CircuitGraphError(f"{name} is {count}; expected at least 1")
-    if not 0 <= edge_threshold < float("inf"):
-        raise CircuitGraphError(
-            f"edge_threshold is {edge_threshold}; expected a number >= 0, as a fraction of the metric's difference"
-        )
+    resolved = _check_settings(method, max_nodes, top_k, edge_threshold, backend)
     check_readers(model, dictionaries.values())
-    try:
-        resolved = backend_name(backend)
-    except ValueError as error:
-        raise CircuitGraphError(str(error)) from None
     tokens = tokenize_pairs(model, pairs)
     score = build_metric(metric, tokens.answers, tokens.wrong_answers)
     sites = sites_of(model, dictionaries.values())
@@ -117,6 +103,25 @@ def discover_circuit(
     if len(graph) == 1:
         graph.graph["reports"].append("the graph is empty: no node changes the metric between clean and baseline")
     return graph
+
+
+def _check_settings(method: str, max_nodes: int, top_k: int | None, edge_threshold: float, backend: str) -> str:
+    """The backend that will run; CircuitGraphError for a setting that makes no sense, before any work is done."""
+    if method not in METHODS:
+        raise CircuitGraphError(
+            f"method {method!r} is unknown; expected one of {', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
+        )
+    for name, count in (("max_nodes", max_nodes), ("top_k", top_k)):
+        if count is not None and count < 1:
+            raise CircuitGraphError(f"{name} is {count}; expected at least 1")
+    if not 0 <= edge_threshold < float("inf"):
+        raise CircuitGraphError(
+            f"edge_threshold is {edge_threshold}; expected a number >= 0, as a fraction of the metric's difference"
+        )
+    try:
+        return backend_name(backend)
+    except ValueError as error:
+        raise CircuitGraphError(str(error)) from None
 
 
 def node_gradients(

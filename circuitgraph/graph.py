@@ -53,14 +53,7 @@ def build_graph(
     rows = [row for table in tables for row in _node_rows(model, table, used)]
     rows.append((metric, {"attribution": facts["metric"]["clean"] - facts["metric"]["corrupted"]}))
     for node, attributes in rows:
-        place = {
-            "kind": node.kind,
-            "site": str(node.site),
-            "layer": node.site.layer,
-            "pos": node.pos,
-            "feature": node.feature,
-        }
-        graph.add_node(str(node), **place, **attributes)
+        graph.add_node(str(node), **node.place, **attributes)
     for edge in edges:
         attributes = {"weight": edge.weight, "local_weight": edge.local_weight, "weight_abs": edge.weight_abs}
         if edge.heads:
@@ -98,15 +91,7 @@ def check_graph(graph: nx.MultiDiGraph) -> None:
     their attributes, known kinds, finite numbers, edges that run forward, and one metric."""
     _check_facts(graph.graph)
     for key, attributes in graph.nodes(data=True):
-        node = Node.parse(key)
-        place = {
-            "kind": node.kind,
-            "site": str(node.site),
-            "layer": node.site.layer,
-            "pos": node.pos,
-            "feature": node.feature,
-        }
-        for name, expected in place.items():
+        for name, expected in Node.parse(key).place.items():
             if name not in attributes or attributes[name] != expected:
                 raise GraphError(f"node {key!r} has {name} {attributes.get(name)!r}; its name says {expected!r}")
         _check_numbers(f"node {key!r}", attributes, ("attribution",))

@@ -99,6 +99,12 @@ class Node:
         return f"{self.site}@{self.pos}"
 
     @property
+    def place(self) -> dict[str, str | int | None]:
+        """Where the node stands, as the attributes that a graph carries: kind, site, layer, pos, feature."""
+        site = self.site
+        return {"kind": self.kind, "site": str(site), "layer": site.layer, "pos": self.pos, "feature": self.feature}
+
+    @property
     def order(self) -> tuple[int, int, int, int]:
         """Sort key: forward pass, then position, then kind, then feature index."""
         feature = -1 if self.feature is None else self.feature
