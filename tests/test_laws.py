@@ -444,6 +444,17 @@ def test_the_full_circuit_is_perfectly_faithful_and_the_empty_one_not_at_all(
         assert evaluation.metric_empty == pytest.approx(graph.graph["metric"]["corrupted"], abs=1e-9)
 
 
+def test_the_errors_of_the_circuit_are_those_among_its_nodes(tiny_model, tiny_dictionaries, tiny_pairs):
+    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    whole = evaluate_circuit(graph, tiny_model, tiny_dictionaries)
+    assert whole.faithfulness_errors_of_circuit == pytest.approx(1.0, abs=1e-9)
+    assert whole.faithfulness_errors_removed != pytest.approx(1.0, abs=1e-2)
+    without = graph.subgraph([node for node, kind in graph.nodes(data="kind") if kind != "error"]).copy()
+    evaluation = evaluate_circuit(without, tiny_model, tiny_dictionaries)
+    assert evaluation.faithfulness_errors_of_circuit == evaluation.faithfulness_errors_removed
+    assert evaluation.faithfulness_errors_of_circuit != pytest.approx(evaluation.faithfulness, abs=1e-2)
+
+
 def test_with_every_node_at_its_corrupted_value_the_corrupted_run_comes_out(case):
     nothing = kept_nodes(case.model, case.dictionaries, [], 6, "remove")
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, nothing)
