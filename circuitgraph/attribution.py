@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from circuitgraph.activations import Baseline
 from circuitgraph.dictionary import Dictionary
@@ -19,7 +18,7 @@ from circuitgraph.errors import CircuitGraphError, DictionaryError
 from circuitgraph.model import Model
 from circuitgraph.nodes import Node, NodeKind, Site
 from circuitgraph.tables import FeatureTable, NodeTable, VectorTable
-from circuitgraph_kernels import SaeAttribution, gather_dot, sae_attribution
+from circuitgraph_kernels import SaeAttribution, decode_entries, gather_dot, sae_attribution
 
 
 def component_sites(model: Model, dictionaries: Mapping[Site, Dictionary]) -> list[Site]:
@@ -100,7 +99,7 @@ def _dictionary_tables(
         raise CircuitGraphError(f"attribution at {site}: {error}") from None
     delta = found.clean_acts - found.baseline_acts
     missed = x - (weights.b_dec if x_base is None else x_base)
-    missed = missed - _decode_rows(found.token, found.feature, delta, weights.W_dec, batch * n_pos)
+    missed = missed - decode_entries(found.token, found.feature, delta, weights.W_dec, batch * n_pos)
     errors = _vector_table(model, "error", site, missed.unflatten(0, (batch, n_pos)), gradient)
     return [_feature_table(model, dictionary, found, gradient), errors]
 
@@ -132,14 +131,6 @@ def _feature_table(model: Model, dictionary: Dictionary, found: SaeAttribution, 
         node_gradient=slope * (acts != 0),
         write=to_residual(model, dictionary.writes, W_dec[feature]),
     )
-
-
-def _decode_rows(token: Tensor, feature: Tensor, value: Tensor, W_dec: Tensor, n_tokens: int) -> Tensor:
-    """sum_i value_i W_dec[feature_i] of each token, [n_tokens, d]; the entries are sorted by token."""
-    offsets = torch.searchsorted(token, torch.arange(n_tokens, device=token.device))
-    if not len(token):
-        return W_dec.new_zeros(n_tokens, W_dec.shape[1])
-    return embedding_bag(feature, W_dec, offsets, mode="sum", per_sample_weights=value)
 
 
 def _vector_table(model: Model, kind: NodeKind, site: Site, difference: Tensor, gradient: Tensor) -> VectorTable:

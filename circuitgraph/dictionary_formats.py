@@ -151,7 +151,9 @@ def _weights(architecture: str, cfg: dict[str, Any], tensors: dict[str, Tensor])
         k=int(cfg["k"]) if architecture == "topk" else None,
         apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", False)),
         rescale_acts_by_decoder_norm=bool(cfg.get("rescale_acts_by_decoder_norm", False)),
-        **({key: tensors[key] for key in ("b_gate", "r_mag", "b_mag")} if gated else {}),
+        b_gate=tensors["b_gate"] if gated else None,
+        r_mag=tensors["r_mag"] if gated else None,
+        b_mag=tensors["b_mag"] if gated else None,
     )
 
 

@@ -59,7 +59,7 @@ def discover_circuit(
     model, and the metric's own inputs, stay those of the clean run. `progress` is told
     (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
     """
-    resolved = _check_settings(method, max_nodes, top_k, edge_threshold, backend)
+    resolved = _check_settings(model, method, max_nodes, top_k, edge_threshold, backend)
     check_readers(model, dictionaries.values())
     tokens = tokenize_pairs(model, pairs)
     score = build_metric(metric, tokens.answers, tokens.wrong_answers)
@@ -105,7 +105,9 @@ def discover_circuit(
     return graph
 
 
-def _check_settings(method: str, max_nodes: int, top_k: int | None, edge_threshold: float, backend: str) -> str:
+def _check_settings(
+    model: Model, method: str, max_nodes: int, top_k: int | None, edge_threshold: float, backend: str
+) -> str:
     """The backend that will run; CircuitGraphError for a setting that makes no sense, before any work is done."""
     if method not in METHODS:
         raise CircuitGraphError(
@@ -119,7 +121,7 @@ def _check_settings(method: str, max_nodes: int, top_k: int | None, edge_thresho
             f"edge_threshold is {edge_threshold}; expected a number >= 0, as a fraction of the metric's difference"
         )
     try:
-        return backend_name(backend)
+        return backend_name(backend, model.device)
     except ValueError as error:
         raise CircuitGraphError(str(error)) from None
 

@@ -2,21 +2,27 @@
 
 In come activations, gradients and the weights of one dictionary as plain tensors; out comes a list of
 (token, feature) pairs with their attributions, and the attribution of the error node. This package
-imports torch and knows nothing of models, prompts, sites or graphs.
+imports torch (and triton where it runs) and knows nothing of models, prompts, sites or graphs.
 """
 
-from circuitgraph_kernels._torch import gather_dot
+from circuitgraph_kernels.captured import CapturedAttribution
+from circuitgraph_kernels.products import GroupedProduct, decode_entries, gather_dot, grouped_product
 from circuitgraph_kernels.sae_attribution import SaeAttribution, backend_name, sae_attribution
-from circuitgraph_kernels.weights import ACTIVATIONS, SaeWeights, decode, encode, pre_activations
+from circuitgraph_kernels.weights import ACTIVATIONS, SaeWeights, decode, encode, output_bias, pre_activations
 
 __all__ = [
     "ACTIVATIONS",
+    "CapturedAttribution",
+    "GroupedProduct",
     "SaeAttribution",
     "SaeWeights",
     "backend_name",
     "decode",
+    "decode_entries",
     "encode",
     "gather_dot",
+    "grouped_product",
+    "output_bias",
     "pre_activations",
     "sae_attribution",
 ]

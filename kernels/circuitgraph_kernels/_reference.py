@@ -6,38 +6,10 @@ This module does not know of speed or memory: it holds several [tokens, d_sae] t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
 
-from circuitgraph_kernels.weights import SaeWeights, decode, encode
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """Checked arguments of one call, all in the dtype computed in; no baseline means zero."""
-
-    clean: Tensor  # [T, d_in]
-    baseline: Tensor | None  # [T, d_in]
-    gradient: Tensor  # [K, T, d_out]
-    clean_out: Tensor  # [T, d_out]
-    baseline_out: Tensor | None  # [T, d_out]
-    weights: SaeWeights
-    want_sum: bool
-
-
-class Entries(NamedTuple):
-    """What a backend returns: every feature active in either run, tokens ascending, then features ascending."""
-
-    token: Tensor  # [n] int64
-    feature: Tensor  # [n] int64
-    clean_acts: Tensor  # [n]
-    baseline_acts: Tensor  # [n]
-    attribution: Tensor  # [K, n]
-    error: Tensor  # [K, T]
-    feature_sum: Tensor | None  # [K, d_sae]
+from circuitgraph_kernels._entries import Entries, Inputs
+from circuitgraph_kernels.weights import decode, encode
 
 
 def attribute(inputs: Inputs) -> Entries:
@@ -49,11 +21,11 @@ def attribute(inputs: Inputs) -> Entries:
     weights, gradient = inputs.weights, inputs.gradient
 
     clean_acts = encode(inputs.clean, weights)
-    error = inputs.clean_out - decode(clean_acts, weights)
+    error = inputs.clean_out - decode(clean_acts, weights, inputs.clean)
     baseline_acts = torch.zeros_like(clean_acts)
     if inputs.baseline is not None and inputs.baseline_out is not None:
         baseline_acts = encode(inputs.baseline, weights)
-        error = error - (inputs.baseline_out - decode(baseline_acts, weights))
+        error = error - (inputs.baseline_out - decode(baseline_acts, weights, inputs.baseline))
 
     write_gradient = torch.einsum("ktd,fd->ktf", gradient, weights.W_dec.to(gradient.dtype))
     attribution = (clean_acts - baseline_acts) * write_gradient

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from circuitgraph_kernels._reference import Entries, Inputs
+from circuitgraph_kernels._entries import Entries, Inputs
 from circuitgraph_kernels.weights import SaeWeights, compute_dtype
 
 # Modules with a function `attribute(Inputs) -> Entries`; imported when chosen, so that none is a dependency.
-BACKENDS = {"reference": "circuitgraph_kernels._reference", "torch": "circuitgraph_kernels._torch"}
+BACKENDS = {name: f"circuitgraph_kernels._{name}" for name in ("reference", "torch", "triton")}
 WANTS = ("list", "sum", "both")
+PRECISIONS = ("exact", "bfloat16")
+NONFINITE = ("raise", "skip")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,8 @@ class SaeAttribution:
     error: Tensor  # [T] or [K, T]
     feature_sum: Tensor | None  # [d_sae] or [K, d_sae], over all tokens and before the threshold; None unless wanted
     backend: str  # the backend that ran
-    precision: str  # "float32" or "float64"; "float32/high" and the like where torch was told to multiply less exactly
+    precision: str  # "float32" or "float64", and what was rounded where another precision than "exact" was asked for
+    skipped: Tensor  # [m] tokens left out because a row of theirs holds a NaN or Inf; their error is NaN
 
 
 @torch.no_grad()
@@ -52,7 +58,9 @@ def sae_attribution(
     baseline_out: Tensor | None = None,
     threshold: float = 0.0,
     want: str = "list",
+    precision: str = "exact",
     skip_equal_rows: bool = True,
+    nonfinite: str = "raise",
     backend: str = "auto",
 ) -> SaeAttribution:
     """Attribution of each active (token, feature) pair, and of the error node of each token.
@@ -70,21 +78,31 @@ def sae_attribution(
     whose rows are the same in both runs have error 0 and, unless skip_equal_rows is False, no entries. A positive
     `threshold` drops entries with |attribution| <= threshold (for K gradients the largest of the K counts); `error`
     and `feature_sum` ignore it.
-    want: "list", "sum" (feature_sum, an empty list) or "both". backend: "auto", "torch" or "reference".
-    Computed in float64 for float64 inputs, else in float32. Not differentiable.
+    want: "list", "sum" (feature_sum, an empty list) or "both".
+    precision: "exact" loses no feature, and each number is computed in float32 (float64 for float64 inputs) from its own
+    two rows, so that it does not depend on the other tokens, on tiles or on threads. "bfloat16" rounds W_enc and W_dec
+    once and keeps the copies: half the memory traffic where gathering their rows is the bottleneck.
+    nonfinite: a NaN or Inf raises, or with "skip" its token is left out and named in `skipped`.
+    backend: "auto" (triton for tensors on a GPU, else torch), "triton", "torch" or "reference". Not differentiable.
 
     Raises ValueError for a shape, dtype or device that does not fit, a NaN or Inf row (naming it), an unknown choice.
     """
-    name = backend_name(backend)
-    _check_choices(threshold, want)
+    name = backend_name(backend, clean.device)
+    _check_choices(
+        threshold, {"want": (want, WANTS), "precision": (precision, PRECISIONS), "nonfinite": (nonfinite, NONFINITE)}
+    )
     _check_outputs(clean, baseline, clean_out, baseline_out, weights)
     optional = {"baseline": baseline, "clean_out": clean_out, "baseline_out": baseline_out}
     given = {"clean": clean, "gradient": gradient} | {key: x for key, x in optional.items() if x is not None}
     _check_kinds(given, weights)
     _check_shapes(given, weights)
-    _check_finite(given)
 
     dtype = compute_dtype(clean.dtype)
+    computed = str(dtype).removeprefix("torch.")
+    if precision == "bfloat16" and dtype == torch.float64:
+        raise ValueError("sae_attribution: precision is 'bfloat16' and clean is torch.float64, expected 'exact' for it")
+    if precision == "bfloat16":
+        weights, computed = _rounded(weights), f"{computed}, weights in bfloat16"
     given = {key: tensor.to(dtype) for key, tensor in given.items()}
     inputs = Inputs(
         clean=given["clean"],
@@ -95,36 +113,46 @@ def sae_attribution(
         weights=weights,
         want_sum=want != "list",
     )
+    finite = torch.stack([_finite_tokens(tensor) for tensor in given.values()]).all(dim=0)
+    wanted = finite & _changed(inputs) if skip_equal_rows else finite
+    n_finite, n_wanted = torch.stack((finite.sum(), wanted.sum())).tolist()  # the host waits once
+    if n_finite < len(finite) and nonfinite == "raise":
+        _raise_nonfinite(given)
     attribute = importlib.import_module(BACKENDS[name]).attribute
-    entries = _attribute_changed(inputs, attribute) if skip_equal_rows else attribute(inputs)
+    entries = attribute(inputs) if n_wanted == len(wanted) else _attribute_some(inputs, attribute, wanted)
+    skipped = (~finite).nonzero()[:, 0] if n_finite < len(finite) else finite.new_zeros(0, dtype=torch.int64)
+    entries.error[:, skipped] = torch.nan
     entries = _select(entries, threshold, want)
     attribution, error, feature_sum = entries[4:]
     if gradient.ndim == 2:
         attribution, error, feature_sum = attribution[0], error[0], None if feature_sum is None else feature_sum[0]
-    return SaeAttribution(*entries[:4], attribution, error, feature_sum, name, _precision(dtype))
+    return SaeAttribution(*entries[:4], attribution, error, feature_sum, name, computed, skipped)
 
 
-def _attribute_changed(inputs: Inputs, attribute: Callable[[Inputs], Entries]) -> Entries:
-    """Attribute without the tokens that are the same in both runs: their differences are exactly zero."""
+def _changed(inputs: Inputs) -> Tensor:
+    """[T]: the tokens that differ between the runs; the differences of the others are exactly zero."""
     if inputs.baseline is None or inputs.baseline_out is None:
-        return attribute(inputs)
+        return inputs.clean.new_ones(len(inputs.clean), dtype=torch.bool)
     changed = (inputs.clean != inputs.baseline).any(dim=-1)
     if inputs.clean_out is not inputs.clean or inputs.baseline_out is not inputs.baseline:
         changed |= (inputs.clean_out != inputs.baseline_out).any(dim=-1)
-    if changed.all():
-        return attribute(inputs)
-    kept = changed.nonzero()[:, 0]
+    return changed
+
+
+def _attribute_some(inputs: Inputs, attribute: Callable[[Inputs], Entries], wanted: Tensor) -> Entries:
+    """Attribute these tokens only; the error of the others is 0."""
+    kept = wanted.nonzero()[:, 0]
     entries = attribute(
         replace(
             inputs,
             clean=inputs.clean[kept],
-            baseline=inputs.baseline[kept],
+            baseline=None if inputs.baseline is None else inputs.baseline[kept],
             gradient=inputs.gradient[:, kept],
             clean_out=inputs.clean_out[kept],
-            baseline_out=inputs.baseline_out[kept],
+            baseline_out=None if inputs.baseline_out is None else inputs.baseline_out[kept],
         )
     )
-    error = entries.error.new_zeros((len(inputs.gradient), len(changed)))
+    error = entries.error.new_zeros((len(inputs.gradient), len(wanted)))
     error[:, kept] = entries.error
     return entries._replace(token=kept[entries.token], error=error)
 
@@ -144,27 +172,35 @@ def _select(entries: Entries, threshold: float, want: str) -> Entries:
     )
 
 
-def backend_name(backend: str) -> str:
-    """The backend that `backend` means: "auto" is resolved, anything unknown is a ValueError."""
+def backend_name(backend: str, device: torch.device | str = "cpu") -> str:
+    """The backend that `backend` means for tensors on a device: "auto" is resolved.
+
+    Raises ValueError for an unknown name, and for triton where it is missing or cannot run.
+    """
+    kind = torch.device(device).type
+    has_triton = importlib.util.find_spec("triton") is not None
     if backend == "auto":
-        return "torch"
+        return "triton" if kind == "cuda" and has_triton else "torch"
     if backend not in BACKENDS:
         near = difflib.get_close_matches(str(backend), BACKENDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"sae_attribution: backend is {backend!r}, expected one of auto, {', '.join(BACKENDS)}.{hint}")
+    if backend == "triton" and not has_triton:
+        raise ValueError(
+            "sae_attribution: backend is 'triton', which is not installed; pip install triton, or take 'auto'"
+        )
+    if backend == "triton" and kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"sae_attribution: backend is 'triton' and the tensors are on {kind}, expected cuda; take 'auto', or set"
+            " TRITON_INTERPRET=1 to test the kernels without a GPU"
+        )
     return backend
 
 
-def _precision(dtype: torch.dtype) -> str:
-    if dtype == torch.float64:
-        return "float64"
-    setting = torch.get_float32_matmul_precision()
-    return "float32" if setting == "highest" else f"float32/{setting}"
-
-
-def _check_choices(threshold: float, want: str) -> None:
-    if want not in WANTS:
-        raise ValueError(f"sae_attribution: want is {want!r}, expected one of {', '.join(WANTS)}")
+def _check_choices(threshold: float, choices: dict[str, tuple[str, tuple[str, ...]]]) -> None:
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"sae_attribution: {name} is {value!r}, expected one of {', '.join(known)}")
     if not (math.isfinite(threshold) and threshold >= 0):
         raise ValueError(f"sae_attribution: threshold is {threshold}, expected a finite number >= 0")
 
@@ -210,10 +246,29 @@ def _check_shapes(tensors: dict[str, Tensor], weights: SaeWeights) -> None:
             raise ValueError(f"sae_attribution: {name} has shape {shape}, expected [{tokens}, {width}]{gradients}")
 
 
-def _check_finite(tensors: dict[str, Tensor]) -> None:
-    """A NaN row would make features inactive, an Inf row would make all of them active."""
+def _finite_tokens(x: Tensor) -> Tensor:
+    """[T]: tokens whose rows, of all gradients, are finite. A NaN would make features inactive, an Inf active."""
+    finite = x.isfinite().all(dim=-1)
+    return finite if finite.ndim == 1 else finite.all(dim=0)
+
+
+def _raise_nonfinite(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        finite = tensor.isfinite().all(dim=-1)
-        if not finite.all():
-            row = ", ".join(str(index) for index in (~finite).nonzero()[0].tolist())
-            raise ValueError(f"sae_attribution: {name}[{row}] holds a NaN or Inf, expected finite numbers")
+        bad = (~tensor.isfinite().all(dim=-1)).nonzero().tolist()
+        if bad:
+            row, more = ", ".join(map(str, bad[0])), f" (and {len(bad) - 1} more rows)" if len(bad) > 1 else ""
+            raise ValueError(
+                f"sae_attribution: {name}[{row}]{more} holds a NaN or Inf, expected finite numbers; nonfinite='skip'"
+                " leaves such tokens out"
+            )
+
+
+_ROUNDED: WeakKeyDictionary[SaeWeights, SaeWeights] = WeakKeyDictionary()
+
+
+def _rounded(weights: SaeWeights) -> SaeWeights:
+    """The weights with both matrices in bfloat16, kept as long as the given ones are."""
+    if weights not in _ROUNDED:
+        matrices = {name: getattr(weights, name).detach().bfloat16() for name in ("W_enc", "W_dec")}
+        _ROUNDED[weights] = replace(weights, **matrices)
+    return _ROUNDED[weights]

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 ACTIVATIONS = ("relu", "jumprelu", "topk", "batchtopk", "gated", "identity")
+NORMALIZATIONS = ("none", "constant_norm_rescale", "layer_norm")
+LAYER_NORM_EPS = 1e-5  # sae-lens's
 
 _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "b_gate", "r_mag", "b_mag")
 _GATED = ("b_gate", "r_mag", "b_mag")
@@ -22,7 +25,7 @@ _GATED = ("b_gate", "r_mag", "b_mag")
 class SaeWeights:
     """Weights of one SAE (d_in == d_out) or transcoder, checked when built.
 
-    With x' = x - b_dec if `apply_b_dec_to_input` else x, and h = x' @ W_enc + b_enc::
+    With x' = (x - shift) / scale (see `normalize`), less b_dec if `apply_b_dec_to_input`, and h = x' @ W_enc + b_enc::
 
         relu        acts = relu(h)
         jumprelu    acts = relu(h) * (h > threshold)             threshold [d_sae]
@@ -32,6 +35,15 @@ class SaeWeights:
         identity    acts = h                                     active where it is not 0
 
         x_hat = acts @ W_dec + b_dec
+
+    `normalize` names what the dictionary does to each input row (as sae-lens has it; d_in == d_out)::
+
+        none                     scale = 1                shift = 0
+        constant_norm_rescale    scale = |x| / sqrt(d)    shift = 0
+        layer_norm               scale = std(x)           shift = mean(x)     (divided by std + 1e-5, multiplied by std)
+
+    sae-lens undoes it after decoding: x_hat = scale * (acts @ W_dec + b_dec) + shift. The activations here are already
+    multiplied by scale, in the units of x, so that x_hat = acts @ W_dec + bias with bias = scale * b_dec + shift.
 
     `rescale_acts_by_decoder_norm` (topk only, as sae-lens has it): the k largest are chosen by h * |W_dec|, where
     |W_dec| is the norm of each row. sae-lens then reports relu(h * |W_dec|) and divides by |W_dec| in its decoder; the
@@ -53,10 +65,14 @@ class SaeWeights:
     r_mag: Tensor | None = None
     b_mag: Tensor | None = None
     rescale_acts_by_decoder_norm: bool = False
+    normalize: str = "none"
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"SaeWeights: activation is {self.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        if self.normalize not in NORMALIZATIONS:
+            names = ", ".join(NORMALIZATIONS)
+            raise ValueError(f"SaeWeights: normalize is {self.normalize!r}, expected one of {names}")
         _check_kinds(self)
         _check_fields(self)
         _check_shapes(self)
@@ -78,6 +94,11 @@ class SaeWeights:
     def d_out(self) -> int:
         return self.W_dec.shape[1]
 
+    @property
+    def encoder_rows(self) -> Tensor:
+        """W_enc as one row per feature, [d_sae, d_in], contiguous; a view."""
+        return self.W_enc.T
+
     @cached_property
     def decoder_norm(self) -> Tensor:
         """The Euclidean norm of each row of W_dec, [d_sae], in the dtype computed in."""
@@ -90,13 +111,40 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def pre_activations(x: Tensor, weights: SaeWeights) -> Tensor:
-    """The number h [..., d_sae] that the activation function of each feature is applied to, for x [..., d_in].
+class NormalizedInput(NamedTuple):
+    """What the encoder's product reads, and what the decoder multiplies and adds again; None where it is 1 and 0."""
 
-    `acts` equals it wherever the feature is active (gated: the magnitude path h * exp(r_mag) + b_mag; topk with
-    rescaling: before the multiplication by the decoder norm). Differentiable; computed in float32 or float64.
+    x: Tensor  # [..., d_in], in the dtype computed in, less b_dec where the dictionary subtracts it
+    scale: Tensor | None  # [...]
+    shift: Tensor | None  # [...]
+
+
+def normalized_input(x: Tensor, weights: SaeWeights) -> NormalizedInput:
+    """x as the product with W_enc reads it; the formulas are in `SaeWeights`."""
+    x = x.to(compute_dtype(x.dtype))
+    scale = shift = None
+    if weights.normalize == "constant_norm_rescale":
+        scale = torch.linalg.vector_norm(x, dim=-1) / weights.d_in**0.5
+        x = x / scale.clamp(min=torch.finfo(x.dtype).tiny)[..., None]  # a row of zeros stays one
+    elif weights.normalize == "layer_norm":
+        shift = x.mean(dim=-1)
+        x = x - shift[..., None]
+        # torch.std has other bits for a single row than for the same row among others
+        scale = (x.square().sum(dim=-1) / (weights.d_in - 1)).sqrt()
+        x = x / (scale + LAYER_NORM_EPS)[..., None]
+    if weights.apply_b_dec_to_input:
+        x = x - weights.b_dec.to(x.dtype)
+    return NormalizedInput(x, scale, shift)
+
+
+def pre_activations(x: Tensor, weights: SaeWeights) -> Tensor:
+    """The number [..., d_sae] that the activation function of each feature is applied to, for x [..., d_in].
+
+    It is h (times the input's scale), and `acts` equals it wherever the feature is active (gated: the magnitude path
+    h * exp(r_mag) + b_mag; topk with rescaling: before the multiplication by the decoder norm). Differentiable;
+    computed in float32 or float64.
     """
-    return activate(_linear(x, weights), weights)[0]
+    return _encoded(x, weights)[0]
 
 
 def encode(x: Tensor, weights: SaeWeights) -> Tensor:
@@ -104,49 +152,67 @@ def encode(x: Tensor, weights: SaeWeights) -> Tensor:
 
     Differentiable: the set of active features is a constant, so d acts / d x is W_enc of the active features.
     """
-    pre_acts, active = activate(_linear(x, weights), weights)
+    pre_acts, active = _encoded(x, weights)
     return pre_acts if weights.activation == "identity" else torch.where(active, pre_acts, 0.0)
 
 
-def decode(acts: Tensor, weights: SaeWeights) -> Tensor:
-    """x_hat = acts @ W_dec + b_dec, [..., d_out]; a skip connection is the caller's to add."""
-    return acts @ weights.W_dec.to(acts.dtype) + weights.b_dec.to(acts.dtype)
+def decode(acts: Tensor, weights: SaeWeights, x: Tensor | None = None) -> Tensor:
+    """x_hat = acts @ W_dec + bias, [..., d_out]; a skip connection is the caller's to add.
+
+    x [..., d_in] is what was encoded: the bias of a dictionary that normalises its input depends on it.
+    """
+    return acts @ weights.W_dec.to(acts.dtype) + output_bias(weights, x).to(acts.dtype)
 
 
-def center(x: Tensor, weights: SaeWeights) -> Tensor:
-    """x in the dtype computed in, less b_dec if the dictionary subtracts it from its input."""
-    x = x.to(compute_dtype(x.dtype))
-    return x - weights.b_dec.to(x.dtype) if weights.apply_b_dec_to_input else x
+def output_bias(weights: SaeWeights, x: Tensor | None = None) -> Tensor:
+    """What the decoder adds whatever the activations: b_dec [d_out], or scale * b_dec + shift [..., d_out] for x.
+
+    Raises ValueError without x for a dictionary that normalises its input.
+    """
+    if weights.normalize == "none":
+        return weights.b_dec
+    if x is None:
+        raise ValueError(f"output_bias: x is None, expected the encoded rows: the dictionary has {weights.normalize}")
+    _, scale, shift = normalized_input(x, weights)
+    assert scale is not None
+    bias = scale[..., None] * weights.b_dec.to(scale.dtype)
+    return bias if shift is None else bias + shift[..., None]
 
 
-def activate(linear: Tensor, weights: SaeWeights, columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
-    """Pre-activations and the mask of active features, from linear = x' @ W_enc + b_enc restricted to `columns`.
+def activate(linear: Tensor, weights: SaeWeights, features: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
+    """Pre-activations and the mask of active features, from linear = x' @ W_enc + b_enc of these features.
 
-    topk compares all features of a token, so `columns` must then cover all of them.
+    The last dimension runs over `features`: a slice of all features or one index per entry. topk compares all
+    features of a token, so it needs all of them.
     """
     if weights.activation == "gated":
-        b_gate, r_mag, b_mag = (getattr(weights, name)[columns].to(linear.dtype) for name in _GATED)
+        b_gate, r_mag, b_mag = (getattr(weights, name)[features].to(linear.dtype) for name in _GATED)
         pre_acts = linear * r_mag.exp() + b_mag
         return pre_acts, (linear.detach() + b_gate > 0) & (pre_acts.detach() > 0)
     if weights.activation == "identity":
         return linear, linear.detach() != 0
     if weights.activation == "topk":
-        norm = weights.decoder_norm.to(linear.dtype) if weights.rescale_acts_by_decoder_norm else 1.0
-        return linear, _top_k(linear.detach() * norm, weights.k or 0)
-    return linear, linear.detach() > _floor(weights, columns, linear.dtype)
+        return linear, _top_k(linear.detach() * score_scale(weights, features, linear.dtype), weights.k or 0)
+    return linear, linear.detach() > floor(weights, features, linear.dtype)
 
 
-def _linear(x: Tensor, weights: SaeWeights) -> Tensor:
-    x = center(x, weights)
-    return x @ weights.W_enc.to(x.dtype) + weights.b_enc.to(x.dtype)
+def score_scale(weights: SaeWeights, features: slice | Tensor, dtype: torch.dtype) -> Tensor | float:
+    """What topk multiplies h with before it compares: the decoder's norms, or 1."""
+    return weights.decoder_norm[features].to(dtype) if weights.rescale_acts_by_decoder_norm else 1.0
 
 
-def _floor(weights: SaeWeights, columns: slice, dtype: torch.dtype) -> Tensor | float:
-    """What a pre-activation must exceed; never below 0, because of the relu."""
+def floor(weights: SaeWeights, features: slice | Tensor, dtype: torch.dtype) -> Tensor | float:
+    """What h must exceed (relu, jumprelu, batchtopk); never below 0, because of the relu."""
     if weights.threshold is None:
         return 0.0
     threshold = weights.threshold.detach().to(dtype)
-    return (threshold.reshape(()) if weights.activation == "batchtopk" else threshold[columns]).clamp(min=0.0)
+    return (threshold.reshape(()) if weights.activation == "batchtopk" else threshold[features]).clamp(min=0.0)
+
+
+def _encoded(x: Tensor, weights: SaeWeights) -> tuple[Tensor, Tensor]:
+    rows, scale, _ = normalized_input(x, weights)
+    pre_acts, active = activate(rows @ weights.W_enc.to(rows.dtype) + weights.b_enc.to(rows.dtype), weights)
+    return pre_acts if scale is None else pre_acts * scale[..., None], active
 
 
 def _top_k(scores: Tensor, k: int) -> Tensor:
@@ -163,7 +229,7 @@ def _top_k(scores: Tensor, k: int) -> Tensor:
 
 
 def _check_kinds(weights: SaeWeights) -> None:
-    """Floating tensors of one dtype on one device."""
+    """Floating tensors computed in one dtype on one device."""
     first = weights.W_enc
     for name in _TENSORS:
         tensor = getattr(weights, name)
@@ -172,7 +238,10 @@ def _check_kinds(weights: SaeWeights) -> None:
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"SaeWeights: {name} is {kind}, expected a floating-point tensor")
-        if (tensor.dtype, tensor.device) != (first.dtype, first.device):
+        same = tensor.dtype == first.dtype
+        if name not in ("W_enc", "W_dec"):  # vectors may be wider than the matrices, if they are computed alike
+            same = compute_dtype(tensor.dtype) == compute_dtype(first.dtype)
+        if not same or tensor.device != first.device:
             raise ValueError(
                 f"SaeWeights: {name} is {tensor.dtype} on {tensor.device}, expected {first.dtype} on {first.device}"
                 " as W_enc is"
@@ -211,8 +280,9 @@ def _check_shapes(weights: SaeWeights) -> None:
         raise ValueError(f"SaeWeights: threshold has shape {tuple(weights.threshold.shape)}, expected one number")
     if weights.k is not None and not 1 <= weights.k <= d_sae:
         raise ValueError(f"SaeWeights: k is {weights.k}, expected 1 to {d_sae}")
-    if weights.apply_b_dec_to_input and d_in != d_out:
-        raise ValueError(f"SaeWeights: apply_b_dec_to_input needs d_in == d_out, got {d_in} and {d_out}")
+    for name in ("apply_b_dec_to_input", "normalize"):
+        if getattr(weights, name) not in (False, "none") and d_in != d_out:
+            raise ValueError(f"SaeWeights: {name} needs d_in == d_out, got {d_in} and {d_out}")
 
 
 def _check_values(weights: SaeWeights) -> None:

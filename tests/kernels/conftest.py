@@ -1,11 +1,16 @@
-"""What every kernel test shares: uninitialised memory full of NaN, one thread, one rule for tolerances."""
+"""What every kernel test shares: Triton's interpreter where there is no GPU, uninitialised memory full of NaN, one
+thread, one rule for tolerances."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined, so before they are imported
 
 
 @pytest.fixture(scope="module", autouse=True)

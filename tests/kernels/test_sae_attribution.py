@@ -17,9 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import circuitgraph_kernels
 from circuitgraph_kernels import ACTIVATIONS, SaeAttribution, SaeWeights, encode, sae_attribution
-from circuitgraph_kernels import _torch as torch_backend
+from circuitgraph_kernels import _torch_screen as torch_backend
 
 Tolerance = Callable[..., float]
+BACKENDS = pytest.mark.parametrize(
+    "backend", ["reference", "torch", "triton"] if not torch.cuda.is_available() else ["reference", "torch"]
+)
 SIZES = {
     "tokens": st.integers(1, 12),
     "d_in": st.integers(1, 20),
@@ -152,7 +155,7 @@ def test_float32_stays_within_the_rounding_bound(tolerance: Tolerance, zero: boo
     assert (got.error - expected.error).abs().max() <= tolerance(torch.float32, 300, 300 * scale * writes)
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@BACKENDS
 @pytest.mark.parametrize("zero", [False, True])
 def test_error_is_the_gradient_times_what_the_decoder_misses(tolerance: Tolerance, backend: str, zero: bool) -> None:
     clean, baseline, gradient, weights = make_case()
@@ -219,7 +222,7 @@ def test_want_chooses_the_list_or_the_sum() -> None:
     assert [len(getattr(only_sum, name)) for name in ("token", "feature", "clean_acts", "attribution")] == [0] * 4
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@BACKENDS
 def test_tokens_equal_in_both_runs_are_left_out(backend: str) -> None:
     clean, baseline, gradient, weights = make_case()
     whole = sae_attribution(clean, baseline, gradient, weights, want="both", backend=backend)
@@ -239,7 +242,7 @@ def test_tokens_equal_in_both_runs_are_left_out(backend: str) -> None:
     assert not asked.attribution.any() and not asked.feature_sum.any() and not asked.error.any()
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@BACKENDS
 @pytest.mark.parametrize("activation", ["relu", "topk"])
 def test_no_tokens_none_active_and_all_active(backend: str, activation: str) -> None:
     clean, baseline, gradient, weights = make_case(activation=activation)
@@ -304,4 +307,55 @@ def test_auto_takes_torch_and_says_so() -> None:
         sae_attribution(*case).backend == "torch" and sae_attribution(*case, backend="reference").backend == "reference"
     )
     assert sae_attribution(*case).precision == "float64"
-    assert torch.equal(sae_attribution(*case).clean_acts.unique(), encode(case[0], case[3]).unique())
+    with pytest.raises(ValueError, match="precision is 'bfloat16' and clean is torch.float64, expected 'exact'"):
+        sae_attribution(*case, precision="bfloat16")
+
+
+@BACKENDS
+def test_bfloat16_weights_are_those_rounded_by_hand(backend: str) -> None:
+    clean, baseline, gradient, weights = make_case()
+    runs, weights = (clean.float(), baseline.float(), gradient.float()), cast(weights, torch.float32)
+    rounded = replace(weights, W_enc=weights.W_enc.bfloat16(), W_dec=weights.W_dec.bfloat16())
+    got = sae_attribution(*runs, weights, precision="bfloat16", want="both", backend=backend)
+    expected = sae_attribution(*runs, rounded, want="both", backend=backend)
+    assert got.precision == "float32, weights in bfloat16" and expected.precision == "float32"
+    assert same_bits(got, replace(expected, precision=got.precision)) and got.attribution.abs().max() > 0
+    exact = sae_attribution(*runs, weights, want="both", backend=backend)
+    difference = (got.feature_sum - exact.feature_sum).abs().max()
+    assert 0 < difference < 0.1 * exact.feature_sum.abs().max()
+
+
+@BACKENDS
+def test_nonfinite_rows_are_left_out_and_named_on_request(backend: str) -> None:
+    clean, baseline, gradient, weights = make_case()
+    whole = sae_attribution(clean, baseline, gradient, weights, want="both", backend=backend)
+    clean, baseline = clean.clone(), baseline.clone()
+    clean[3, 2], baseline[5, 0], gradients = torch.nan, torch.inf, torch.stack((gradient, gradient))
+    gradients[1, 7, 1] = torch.nan
+    result = sae_attribution(clean, baseline, gradients, weights, want="both", backend=backend, nonfinite="skip")
+    assert result.skipped.tolist() == [3, 5, 7] and len(whole.skipped) == 0
+    kept = ~torch.isin(whole.token, result.skipped)
+    assert kept.sum() > 50 and torch.equal(result.token, whole.token[kept])
+    rows = [0, 1, 2, 4, 6, 8]
+    if backend == "reference":  # one dense product, whose bits depend on the number of rows
+        assert torch.allclose(result.attribution[0], whole.attribution[kept]) and result.error[:, rows].isfinite().all()
+    else:
+        assert torch.equal(result.attribution[0], whole.attribution[kept])
+        assert torch.equal(result.error[0, rows], whole.error[rows])
+    assert result.error[:, [3, 5, 7]].isnan().all() and result.feature_sum.isfinite().all()
+    with pytest.raises(ValueError, match=r"clean\[3\] holds a NaN or Inf, expected finite numbers; nonfinite='skip'"):
+        sae_attribution(clean, baseline, gradient, weights, backend=backend)
+
+
+@BACKENDS
+@pytest.mark.parametrize("rows", [3, 60])  # few and many: the float32 and the bfloat16 screen
+def test_a_feature_with_an_infinite_threshold_is_never_listed(backend: str, rows: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    runs = [x.float() for x in draw(random, 3, rows, 8)]
+    weights = cast(make_weights(random, "jumprelu", 8, 40, 8), torch.float32)
+    threshold = weights.threshold.clone()
+    threshold[::2] = torch.inf
+    result = sae_attribution(*runs, replace(weights, threshold=threshold), backend=backend)
+    alive = sae_attribution(*runs, weights, backend=backend)
+    odd = alive.feature % 2 == 1
+    assert 0 < len(result.feature) < len(alive.feature) and torch.equal(result.feature, alive.feature[odd])

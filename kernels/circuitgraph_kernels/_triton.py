@@ -1,0 +1,249 @@
+"""Feature attribution on a GPU: screen in float16, refine in float32, no [tokens, d_sae] tensor but a mask of bits.
+
+In come two runs, gradients and weights; out come the attributions of all active features and of the error node. Without
+a GPU the same kernels run in Triton's interpreter. This module checks no values and does not know what was asked for
+besides them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from circuitgraph_kernels import _tiles
+from circuitgraph_kernels import _triton_kernels as kernels
+from circuitgraph_kernels import _triton_products as products
+from circuitgraph_kernels._entries import Entries, Inputs, output_difference, row_starts, top_k_entries
+from circuitgraph_kernels._tiles import OPTIONS
+from circuitgraph_kernels._triton_screen import Candidates, screened
+from circuitgraph_kernels.weights import SaeWeights, floor, normalized_input, score_scale
+
+# The mask of one block of tokens: 64 MiB, 11,000 token pairs of 24,576 features. The lists are as long as they must be.
+MASK_BYTES = 1 << 26
+ENTRIES_PER_STEP = 128  # of the sums over lists; part of the order of summation, so a constant
+DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedEntries:
+    """Entries in buffers of a fixed capacity; those from `n_active` on are undefined."""
+
+    entries: Entries
+    n_active: Tensor  # [] int64
+    n_candidates: Tensor  # [1] int64; above the capacity means that entries were lost
+
+
+def attribute(inputs: Inputs) -> Entries:
+    """The attributions of `_reference.attribute`; waits for the GPU twice per block of tokens."""
+    n_runs = 1 if inputs.baseline is None else 2
+    step = max(1, MASK_BYTES * 8 // (n_runs * inputs.weights.d_sae))
+    parts = [_nothing(inputs)]
+    with torch.cuda.device_of(inputs.clean):
+        for start in range(0, len(inputs.clean), step):
+            padded = attribute_padded(_tokens(inputs, slice(start, start + step)))
+            parts.append(_first(padded.entries, int(padded.n_active), start))
+        token, feature, clean, baseline, attribution, error, _ = zip(*parts, strict=True)
+        entries = Entries(
+            torch.cat(token),
+            torch.cat(feature),
+            torch.cat(clean),
+            torch.cat(baseline),
+            torch.cat(attribution, dim=1),
+            torch.cat(error, dim=1),
+            None,
+        )
+        if inputs.want_sum:
+            entries = entries._replace(feature_sum=feature_sums(entries, inputs.weights.d_sae))
+    return entries
+
+
+def attribute_padded(inputs: Inputs, capacity: int | None = None) -> PaddedEntries:
+    """The same for a fixed number of candidates, without sums over tokens. With a capacity nothing waits for the GPU,
+    so that the launches can be captured in a CUDA graph."""
+    weights, gradient = inputs.weights, _rows(inputs.gradient)
+    runs = [inputs.clean] if inputs.baseline is None else [inputs.clean, inputs.baseline]
+    normalized = [normalized_input(run, weights) for run in runs]
+    rows, scales = [_rows(each.x) for each in normalized], [each.scale for each in normalized]
+    found = screened(rows, weights, capacity)
+    clean, baseline, attribution = _refined(found, rows, scales, gradient, weights)
+
+    size, n_tokens, n_gradients = len(found.token), len(inputs.clean), len(gradient)
+    ends = ((clean != 0) | (baseline != 0)).cumsum(0)
+    token, feature = (torch.empty(size, dtype=torch.int64, device=clean.device) for _ in range(2))
+    out = [torch.empty_like(each) for each in (clean, baseline, attribution)]
+    if size:
+        products.compact[(triton.cdiv(size, ENTRIES_PER_STEP),)](
+            found.token, found.feature, clean, baseline, attribution, ends, token, feature, *out,
+            n_gradients, size, BP=ENTRIES_PER_STEP, **OPTIONS,
+        )  # fmt: skip
+    # candidates up to each token -> entries up to each token
+    starts = torch.nn.functional.pad(ends, (1, 0))[torch.nn.functional.pad(found.ends, (1, 0)).clamp(max=size)]
+    error = _token_errors(gradient, _rows(output_difference(inputs)), out[2], starts, n_tokens)
+    return PaddedEntries(Entries(token, feature, out[0], out[1], out[2], error, None), starts[-1], found.total)
+
+
+def feature_sums(entries: Entries, d_sae: int) -> Tensor:
+    """[K, d_sae]: the attributions of each feature over all tokens, in the order of the tokens."""
+    attribution = entries.attribution
+    order = torch.sort(entries.feature, stable=True).indices
+    starts = row_starts(entries.feature[order], d_sae)
+    out = attribution.new_empty(len(attribution), d_sae)
+    products.feature_sums[(triton.cdiv(d_sae, ENTRIES_PER_STEP), len(attribution))](
+        attribution, order, starts, out, d_sae, attribution.stride(0), BF=ENTRIES_PER_STEP,
+        DTYPE=DTYPES[out.dtype], **OPTIONS,
+    )  # fmt: skip
+    return out
+
+
+def decode_entries(starts: Tensor, feature: Tensor, acts: Tensor, W: Tensor) -> Tensor:
+    """sum of acts * W[feature] over the entries start[t] to start[t + 1] of each token, [T, d]."""
+    n_tokens, d = len(starts) - 1, W.shape[1]
+    out = acts.new_empty(n_tokens, d)
+    block = _tiles.depth_block(d)
+    if n_tokens:
+        with torch.cuda.device_of(acts):
+            products.decode_rows[(n_tokens, triton.cdiv(d, block))](
+                feature, acts, starts, W, out, d, W.stride(0), BP=_tiles.PAIRS, BD=block,
+                DTYPE=DTYPES[out.dtype], **OPTIONS,
+            )  # fmt: skip
+    return out
+
+
+def gather_dots(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor) -> Tensor:
+    """vectors[k, rows[i]] . W[columns[i]], [K, n]."""
+    vectors, W = _rows(vectors), _rows(W)
+    out = vectors.new_empty(len(vectors), len(rows))
+    if out.numel():
+        with torch.cuda.device_of(vectors):
+            products.gather_dots[(triton.cdiv(len(rows), _tiles.PAIRS), len(vectors))](
+                vectors, rows, W, columns, out, len(rows), W.shape[1], vectors.stride(0), vectors.stride(1),
+                W.stride(0), BP=_tiles.PAIRS, BD=_tiles.depth_block(W.shape[1]), DTYPE=DTYPES[out.dtype], **OPTIONS,
+            )  # fmt: skip
+    return out
+
+
+def grouped_products(
+    readers: Tensor, reader_starts: Tensor, W: Tensor, columns: Tensor, column_starts: Tensor, out_starts: Tensor
+) -> Tensor:
+    """readers[i] . W[columns[j]] for every i and j of the same group, group after group."""
+    readers, W = _rows(readers), _rows(W)
+    block = _tiles.PRODUCT
+    n_i, n_j = (-(-starts.diff() // block) for starts in (reader_starts, column_starts))
+    n_tiles = n_i * n_j
+    group = torch.arange(len(n_tiles), device=W.device).repeat_interleave(n_tiles)
+    tile = torch.arange(len(group), device=W.device) - (n_tiles.cumsum(0) - n_tiles)[group]
+    tiles = torch.stack((group, tile // n_j[group], tile % n_j[group]), dim=1)
+    out = readers.new_empty(int(out_starts[-1]))
+    if len(tiles):
+        with torch.cuda.device_of(readers):
+            products.grouped_products[(len(tiles),)](
+                readers, W, columns, reader_starts, column_starts, out_starts, tiles, out,
+                W.shape[1], readers.stride(0), W.stride(0),
+                BM=block, BN=block, BK=32, DTYPE=DTYPES[out.dtype], **OPTIONS,
+            )  # fmt: skip
+    return out
+
+
+def _refined(
+    found: Candidates, rows: list[Tensor], scales: list[Tensor | None], gradient: Tensor, weights: SaeWeights
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both activations [capacity] and the attributions [K, capacity] of the candidates, 0 where inactive."""
+    size, clean = len(found.token), rows[0]
+    acts = [clean.new_empty(size) for _ in range(2)]
+    is_topk = weights.activation == "topk"
+    delta = clean.new_empty(size if is_topk else 0)
+    attribution = clean.new_empty(len(gradient), size)
+    if size:
+        W_enc, W_dec = weights.encoder_rows, weights.W_dec
+        parameters = _activation_parameters(weights, clean.dtype)
+        kernels.refine[(triton.cdiv(size, _tiles.PAIRS),)](
+            found.token, found.feature, found.total,
+            clean, rows[-1], W_enc, weights.b_enc, *parameters, *[clean if s is None else s for s in (scales * 2)[:2]],
+            gradient, W_dec, *acts, delta, attribution,
+            weights.d_in, weights.d_out, len(gradient), size,
+            clean.stride(0), rows[-1].stride(0), W_enc.stride(0), gradient.stride(0), gradient.stride(1), W_dec.stride(0),
+            ACTIVATION=weights.activation if weights.activation in ("topk", "identity", "gated") else "threshold",
+            RUNS=len(rows), SCALED=scales[0] is not None, DTYPE=DTYPES[clean.dtype], BP=_tiles.PAIRS,
+            BD_IN=_tiles.depth_block(weights.d_in), BD_OUT=_tiles.depth_block(weights.d_out), **_tiles.refine_options(clean.dtype),
+        )  # fmt: skip
+    if is_topk:
+        acts, attribution = _largest(found, acts, delta, attribution, weights, len(clean), len(rows))
+    return acts[0], acts[1], attribution
+
+
+def _largest(
+    found: Candidates,
+    pre_acts: list[Tensor],
+    delta: Tensor,
+    dots: Tensor,
+    weights: SaeWeights,
+    n_tokens: int,
+    n_runs: int,
+) -> tuple[list[Tensor], Tensor]:
+    """topk: the activations among all candidates of each token, and the attributions."""
+    assert weights.k is not None
+    defined = torch.arange(len(delta), device=delta.device) < found.total
+    token = torch.where(defined, found.token, n_tokens).long()  # what is undefined belongs to a token behind the last
+    feature = torch.where(defined, found.feature, 0).long()
+    scale = score_scale(weights, feature, delta.dtype)
+    active = [top_k_entries(token, pre * scale, weights.k, n_tokens + 1) & defined for pre in pre_acts[:n_runs]]
+    active += [torch.zeros_like(defined)] * (2 - n_runs)
+    acts = [torch.where(mask, pre, 0.0) for mask, pre in zip(active, pre_acts, strict=True)]
+    delta = torch.where(active[0] & active[1], delta, acts[0] - acts[1])
+    return acts, torch.where(active[0] | active[1], dots * delta, 0.0)
+
+
+def _activation_parameters(weights: SaeWeights, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """What `activated` reads per feature: the level to exceed, or the gate's bias and the magnitude's scale and bias."""
+    if weights.activation == "gated":
+        assert weights.b_gate is not None and weights.r_mag is not None and weights.b_mag is not None
+        return weights.b_gate.to(dtype), weights.r_mag.to(dtype).exp(), weights.b_mag.to(dtype)
+    level = torch.zeros(weights.d_sae, dtype=dtype, device=weights.W_enc.device)
+    if weights.threshold is not None:
+        level += floor(weights, slice(None), dtype)
+    return level, level, level
+
+
+def _token_errors(gradient: Tensor, difference: Tensor, attribution: Tensor, starts: Tensor, n_tokens: int) -> Tensor:
+    n_gradients, d_out = len(gradient), difference.shape[1]
+    error = difference.new_empty(n_gradients, n_tokens)
+    products.token_errors[(n_tokens, n_gradients)](
+        gradient, difference, attribution, starts, error,
+        d_out, n_tokens, gradient.stride(0), gradient.stride(1), difference.stride(0), attribution.stride(0),
+        BD=_tiles.depth_block(d_out), BN=ENTRIES_PER_STEP, DTYPE=DTYPES[error.dtype], **OPTIONS,
+    )  # fmt: skip
+    return error
+
+
+def _tokens(inputs: Inputs, rows: slice) -> Inputs:
+    return Inputs(
+        inputs.clean[rows],
+        None if inputs.baseline is None else inputs.baseline[rows],
+        inputs.gradient[:, rows],
+        inputs.clean_out[rows],
+        None if inputs.baseline_out is None else inputs.baseline_out[rows],
+        inputs.weights,
+        False,
+    )
+
+
+def _first(entries: Entries, n: int, start: int) -> Entries:
+    """The first n entries of a block of tokens that begins at `start`."""
+    token, feature, clean, baseline, attribution, error, _ = entries
+    return Entries(token[:n] + start, feature[:n], clean[:n], baseline[:n], attribution[:, :n], error, None)
+
+
+def _nothing(inputs: Inputs) -> Entries:
+    """The lists of no tokens."""
+    index = torch.zeros(0, dtype=torch.int64, device=inputs.clean.device)
+    values, many = inputs.clean.new_zeros(0), inputs.clean.new_zeros(len(inputs.gradient), 0)
+    return Entries(index, index, values, values, many, many, None)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with neighbouring elements of a row next to each other in memory."""
+    return x if x.stride(-1) == 1 else x.contiguous()

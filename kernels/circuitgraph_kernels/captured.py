@@ -1,0 +1,95 @@
+"""Attribution of few tokens as one CUDA graph: all launches replayed at once, because at T = 16 they cost more than the work.
+
+In come the sizes once, then tensors of these sizes; out comes the same result as from `sae_attribution`, bit for bit.
+This module computes nothing itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from circuitgraph_kernels._entries import Entries, Inputs
+from circuitgraph_kernels.sae_attribution import SaeAttribution, backend_name
+from circuitgraph_kernels.weights import SaeWeights
+
+WARM_UP = 3  # runs before the capture: they compile the kernels and fill the allocator
+
+
+class CapturedAttribution:
+    """`sae_attribution` for float32 tensors of fixed sizes, want="list", replayed as a CUDA graph.
+
+        captured = CapturedAttribution(weights, n_tokens=16, capacity=16 * 512)
+        result = captured(clean, baseline, gradient)
+
+    capacity: room for that many (token, feature) candidates; a call that needs more raises ValueError and says how many.
+    Inputs are not checked for NaN; every token is listed, those with equal rows too. Raises ValueError without a GPU.
+    """
+
+    def __init__(
+        self, weights: SaeWeights, n_tokens: int, capacity: int, *, n_gradients: int = 1, baseline: bool = True
+    ) -> None:
+        device = weights.W_enc.device
+        if device.type != "cuda":
+            raise ValueError(f"CapturedAttribution: the weights are on {device}, expected a CUDA device")
+        backend_name("triton", device)
+        from circuitgraph_kernels._triton import attribute_padded  # triton is imported only where it runs
+
+        def rows(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float32, device=device)
+
+        clean, clean_out = rows(n_tokens, weights.d_in), rows(n_tokens, weights.d_out)
+        other, other_out = (torch.zeros_like(x) if baseline else None for x in (clean, clean_out))
+        gradient = rows(n_gradients, n_tokens, weights.d_out)
+        self._inputs = Inputs(clean, other, gradient, clean_out, other_out, weights, False)
+        self.capacity = capacity
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.no_grad(), torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                attribute_padded(self._inputs, capacity)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(self._graph):
+            self._padded = attribute_padded(self._inputs, capacity)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        clean: Tensor,
+        baseline: Tensor | None,
+        gradient: Tensor,
+        *,
+        clean_out: Tensor | None = None,
+        baseline_out: Tensor | None = None,
+    ) -> SaeAttribution:
+        """The attributions of these tensors, shaped as the capture was; the result does not alias the graph's memory."""
+        mine = self._inputs
+        outs = clean if clean_out is None else clean_out, baseline if baseline_out is None else baseline_out
+        given = (clean, baseline, gradient, *outs)
+        buffers = (mine.clean, mine.baseline, mine.gradient, mine.clean_out, mine.baseline_out)
+        for buffer, tensor in zip(buffers, given, strict=True):
+            if (buffer is None) != (tensor is None):
+                raise ValueError("CapturedAttribution: a baseline is given in every call or in none, as in the capture")
+            if buffer is not None and tensor is not None:
+                buffer.copy_(tensor.view_as(buffer))
+        self._graph.replay()
+        n_active, n_candidates = torch.stack((self._padded.n_active, self._padded.n_candidates[0])).tolist()
+        if n_candidates > self.capacity:
+            raise ValueError(f"CapturedAttribution: {n_candidates} candidates, expected at most {self.capacity}")
+        found = self._padded.entries
+        entries = Entries(
+            found.token[:n_active].clone(),
+            found.feature[:n_active].clone(),
+            found.clean_acts[:n_active].clone(),
+            found.baseline_acts[:n_active].clone(),
+            found.attribution[:, :n_active].clone(),
+            found.error.clone(),
+            None,
+        )
+        shown = (
+            entries
+            if gradient.ndim == 3
+            else entries._replace(attribution=entries.attribution[0], error=entries.error[0])
+        )
+        return SaeAttribution(*shown, "triton", "float32", entries.token.new_zeros(0))
