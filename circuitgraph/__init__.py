@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from circuitgraph.check import DictionaryCheck, check_dictionaries
     from circuitgraph.dictionary_formats import load_dictionaries
     from circuitgraph.discover import discover_circuit
     from circuitgraph.errors import CircuitGraphError
@@ -33,11 +34,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CircuitGraphError": "errors",
+    "DictionaryCheck": "check",
     "Evaluation": "evaluate",
     "Node": "nodes",
     "PromptPair": "prompts",
     "Site": "nodes",
     "attach_evidence": "evaluate",
+    "check_dictionaries": "check",
     "discover_circuit": "discover",
     "evaluate_circuit": "evaluate",
     "load_dictionaries": "dictionary_formats",

@@ -40,6 +40,7 @@ def _option(defaults: dict[str, Any], name: str, help: str, **settings: Any) -> 
 _DISCOVER = _defaults("discover.py", "discover_circuit")
 _PRUNE = _defaults("prune.py", "prune_graph")
 _DEMO = _defaults("demo/run.py", "run_demo")
+_CHECK = _defaults("check.py", "check_dictionaries")
 
 
 def _common(command: Any) -> Any:
@@ -216,6 +217,86 @@ def show(graph: Path, top: int, quiet: bool, debug: bool) -> None:
     from circuitgraph.summary import summary_text
 
     click.echo(summary_text(read_graph(graph), top=top), nl=False)
+
+
+@main.command()
+@click.argument("prompts", type=click.Path(path_type=Path))
+@click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")
+@click.option(
+    "--dictionaries",
+    default=["demo"],
+    show_default=True,
+    multiple=True,
+    help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
+)
+@_option(_CHECK, "metric", "The metric whose effect the error nodes carry: logit_difference, logit, ...")
+@_option(_CHECK, "baseline", "What clean is compared with for that effect: corrupted, zero or mean.")
+@_option(_CHECK, "n_listed", "Tokens to list per site where the error carries most of the effect.")
+@click.option("--length", type=int, help="Use only pairs of this many tokens.")
+@click.option("--examples", type=click.IntRange(min=1), help="Use only this many pairs, drawn at random.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file (.json)."
+)
+@_device
+@_common
+def check(
+    prompts: Path,
+    model: str,
+    dictionaries: tuple[str, ...],
+    length: int | None,
+    examples: int | None,
+    seed: int,
+    json_file: Path | None,
+    device: str | None,
+    quiet: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Check dictionaries on the clean prompts in PROMPTS: splice, L0, explained variance, loss recovered, errors."""
+    import json
+    import random
+
+    from circuitgraph import demo as embedded
+    from circuitgraph.check import check_dictionaries, check_text
+    from circuitgraph.dictionary_formats import load_dictionaries
+    from circuitgraph.files import check_writable, write_atomically
+    from circuitgraph.model import load_model
+    from circuitgraph.prompts import read_pairs
+    from circuitgraph.tokens import pairs_of_length
+
+    if json_file is not None:
+        check_writable(json_file)
+    pairs = read_pairs(prompts)
+    with _progress(quiet) as progress:
+        progress("loading the model", 0, 1)
+        loaded = load_model(embedded.MODEL if model == "demo" else model, device=device)
+        sources = [
+            path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])
+        ]
+        found = load_dictionaries(sources, loaded)
+        if length is not None:
+            pairs = pairs_of_length(loaded, pairs, length)
+        if examples is not None and examples < len(pairs):
+            pairs = random.Random(seed).sample(pairs, examples)
+        result = check_dictionaries(loaded, found, pairs, progress=progress, **settings)
+        if json_file is not None:
+            write_atomically(json_file, json.dumps(result.record(), indent=2, allow_nan=False) + "\n")
+    click.echo(check_text(result), nl=False)
+    if json_file is not None:
+        click.echo(json_file)
+
+
+@main.command("dictionaries")
+@click.option("--model", help="Only the releases and sets of this model, named as the registry names it.")
+@_common
+def list_dictionaries(model: str | None, quiet: bool, debug: bool) -> None:
+    """List the dictionaries that sae-lens's registry knows, and the sets that have a name."""
+    from circuitgraph.registry import list_releases, list_sets, read_registry, registry_text
+
+    registry = read_registry()
+    text = registry_text(list_releases(registry, model=model), list_sets(registry, model=model))
+    click.echo(text, nl=False)
 
 
 def _report(graph: Any, quiet: bool) -> None:

@@ -36,7 +36,7 @@ def _counts(graph: nx.MultiDiGraph) -> list[str]:
     rows = [[layer, *(str(nodes[layer, kind] or "") for kind in kinds)] for layer in layers]
     edges = Counter(kind for *_, kind in graph.edges(data="kind"))
     return [
-        *_table(["layer", *kinds], rows),
+        *table_text(["layer", *kinds], rows),
         "",
         "edges      " + ", ".join(f"{edges[kind]} {kind}" for kind in EDGE_KINDS if edges[kind]),
     ]
@@ -61,7 +61,7 @@ def _strongest_nodes(graph: nx.MultiDiGraph, top: int) -> list[str]:
                 "" if effect is None else f"{effect:+.4f}",
             ]
         )
-    return _table(["strongest nodes", "token", "attribution", "effect"], rows)
+    return table_text(["strongest nodes", "token", "attribution", "effect"], rows)
 
 
 def _strongest_edges(graph: nx.MultiDiGraph, top: int) -> list[str]:
@@ -70,10 +70,10 @@ def _strongest_edges(graph: nx.MultiDiGraph, top: int) -> list[str]:
         key=lambda e: (-abs(e[2]["weight"]), Node.parse(e[1]).order, Node.parse(e[0]).order, e[2]["kind"]),
     )
     rows = [[f"{source} -> {target}", data["kind"], f"{data['weight']:+.4f}"] for source, target, data in edges[:top]]
-    return _table(["strongest edges", "kind", "weight"], rows)
+    return table_text(["strongest edges", "kind", "weight"], rows)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

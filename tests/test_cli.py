@@ -97,6 +97,44 @@ def test_prune_render_and_show_go_on_from_the_file(workplace, tmp_path):
     assert "strongest nodes" in shown and "logit_difference" in shown and shown.count("/f") >= 3
 
 
+def test_check_prints_every_site_and_writes_the_same_figures(workplace, tiny_folder, tmp_path):
+    from circuitgraph.check import check_dictionaries
+    from circuitgraph.dictionary_formats import load_dictionaries
+    from circuitgraph.model import load_model
+    from circuitgraph.prompts import read_pairs
+
+    out = tmp_path / "check.json"
+    options = ["--metric", "logit", "--baseline", "zero", "--n-listed", 1, "--length", 6, "--json", out]
+    result = run("check", workplace / "pairs.jsonl", *model(tiny_folder, workplace), *options, "--quiet")
+    assert result.exit_code == 0 and result.stderr == "" and result.stdout.endswith(f"\n{out}\n")
+    loaded = load_model(tiny_folder)
+    found = load_dictionaries(workplace / "dictionaries", loaded)
+    pairs = read_pairs(workplace / "pairs.jsonl")[:2]
+    expected = check_dictionaries(loaded, found, pairs, metric="logit", baseline="zero", n_listed=1)
+    assert json.loads(out.read_text()) == json.loads(json.dumps(expected.record()))
+    assert [row.site for row in expected.sites] == ["z.0", "mlp_out.0", "z.1", "mlp_out.1"]
+    assert all(f"\n{row.site} " in result.stdout for row in expected.sites)
+
+
+def test_check_without_a_model_checks_the_embedded_one(tmp_path):
+    from circuitgraph.prompts import pairs_to_text
+    from circuitgraph.tasks import make_pairs
+
+    prompts = tmp_path / "pairs.jsonl"
+    prompts.write_text(pairs_to_text(make_pairs("ioi", 4, template=0)))
+    result = run("check", prompts, "--examples", 2, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "2 examples of 15 tokens" in result.stdout and "\nmlp_out.3 " in result.stdout
+
+
+def test_dictionaries_lists_the_registry_and_corrects_a_typo():
+    result = run("dictionaries", "--model", "gpt2-small")
+    assert result.exit_code == 0 and "gpt2-small-hook-z-kk/blocks.*.hook_z" in result.stdout
+    assert "gpt2-small-res-jb" in result.stdout and "gemma" not in result.stdout
+    result = run("dictionaries", "--model", "gpt2-smal")
+    assert result.exit_code == 1 and result.stdout == "" and "Did you mean 'gpt2-small'?" in result.stderr
+
+
 def test_defaults_are_those_of_the_functions():
     import inspect
 

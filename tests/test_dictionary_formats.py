@@ -31,7 +31,9 @@ def save(folder, *, architecture="standard", hook="blocks.0.hook_mlp_out", hook_
         tensors["threshold"] = randn(D_SAE).abs()
     extra = {"k": 5, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
     extra |= {"d_out": d} if "transcoder" in architecture else {}
-    metadata = {"model_name": "tiny", "hook_name": hook} | ({"hook_name_out": hook_out} if hook_out else {})
+    metadata = {"sae_lens_version": "6.54.12", "model_name": "tiny", "hook_name": hook} | (
+        {"hook_name_out": hook_out} if hook_out else {}
+    )
     settings = {
         "architecture": architecture, "d_in": d, "d_sae": D_SAE, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": "transcoder" not in architecture,
         "normalize_activations": "none", "reshape_activations": "none", "metadata": metadata,
@@ -127,8 +129,8 @@ MISFITS = {
     "unknown hook": (lambda f: save(f, hook="blocks.0.hook_nonsense"), "hook 'blocks.0.hook_nonsense' is no site"),
     "no hook": (lambda f: save(f, metadata={}), "names no hook_name"),
     "unknown architecture": (
-        lambda f: save(f, architecture="temporal"),
-        "has architecture 'temporal'; supported are standard",
+        lambda f: save(f, architecture="no_such"),
+        "has architecture 'no_such'; supported are standard",
     ),
     "unfolded norm": (
         lambda f: save(f, normalize_activations="expected_average_only_in"),

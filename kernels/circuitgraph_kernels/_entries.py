@@ -6,13 +6,29 @@ module computes no activations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from circuitgraph_kernels.weights import SaeWeights, output_bias
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def full_precision(function: Function) -> Function:
+    """The function without gradients and without autocast, which would round the products of narrow weights."""
+
+    @wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        device = next(x.device for x in (*args, *options.values()) if isinstance(x, Tensor))
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return function(*args, **options)
+
+    return run  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, eq=False)

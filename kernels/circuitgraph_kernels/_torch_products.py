@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # Gathered elements per block where the native gather-dot cannot be used: 0.5 MiB in float32, twice. Four times as
 # many cost three times the CPU time.
 GATHER_ELEMENTS = 1 << 17
+WIDTH = 1 << 14  # bytes of a row per dot product
 
 
 def gather_dots(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor) -> Tensor:
@@ -50,8 +51,14 @@ def grouped_products(
 
 
 def gather_dot(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor) -> Tensor:
+    """vectors[rows[i]] . W[columns[i]], [n], in an order of summation that only the width decides."""
     if len(rows) == 0:
         return vectors.new_zeros(0)
+    step = WIDTH // vectors.dtype.itemsize
+    if vectors.shape[1] > step:  # MKL shares out a longer dot product between threads, if few of them are asked for
+        parts = slices(vectors.shape[1], step)
+        dots = [gather_dot(vectors[:, part], rows, W[:, part], columns) for part in parts]
+        return torch.stack(dots).cumsum(0)[-1]
     if W.dtype == vectors.dtype and _native_gather_dot_works(vectors.device, vectors.dtype):
         return _native_gather_dot(vectors.contiguous(), rows, W, columns)
     return _blocked_gather_dot(vectors, rows, W, columns)

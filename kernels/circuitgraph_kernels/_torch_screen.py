@@ -53,7 +53,7 @@ class _Features(NamedTuple):
     slack: list[float]  # topk: how far scores may exceed lower bounds per |x|, per |x - x~| and at least
 
 
-_FEATURES: WeakKeyDictionary[SaeWeights, dict[tuple[torch.dtype, bool], _Features]] = WeakKeyDictionary()
+_FEATURES: WeakKeyDictionary[SaeWeights, dict[object, _Features]] = WeakKeyDictionary()
 
 
 class Screen:
@@ -170,9 +170,9 @@ def screen_dtype(dtype: torch.dtype, device: torch.device, n_rows: int) -> torch
 
 
 def _features(weights: SaeWeights, dtype: torch.dtype, screen: torch.dtype) -> _Features:
-    """The weights' side of margin and bias, kept as long as the weights are."""
+    """The weights' side of margin and bias, kept as long as the weights are, and are what they were."""
     kept = _FEATURES.setdefault(weights, {})
-    if (key := (screen, _rounds_operands(screen))) not in kept:
+    if (key := (screen, _rounds_operands(screen), weights.version)) not in kept:
         kept[key] = _measured(weights, dtype, screen)
     return kept[key]
 
@@ -188,7 +188,7 @@ def _measured(weights: SaeWeights, dtype: torch.dtype, screen: torch.dtype) -> _
     # gated: the gate alone is screened, the magnitude path is left to the refine
     bias = (weights.b_enc if weights.b_gate is None else weights.b_gate).to(dtype)
     least = torch.as_tensor(floor(weights, slice(None), dtype), dtype=dtype, device=bias.device)
-    dead = torch.isinf(least).expand_as(bias)
+    dead = (least >= LARGE).expand_as(bias)  # some write a finite number for infinity
     least = torch.where(dead, 0.0, least)
     size = bias.abs() + least.abs()
     total = bias - least + (1 + 2.0**-10) * (c * size + SMALL)

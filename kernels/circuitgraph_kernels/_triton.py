@@ -24,6 +24,7 @@ from circuitgraph_kernels.weights import SaeWeights, floor, normalized_input, sc
 
 # The mask of one block of tokens: 64 MiB, 11,000 token pairs of 24,576 features. The lists are as long as they must be.
 MASK_BYTES = 1 << 26
+DENSE_PAIRS = 1 << 24  # candidates of one block where nothing can be screened
 ENTRIES_PER_STEP = 128  # of the sums over lists; part of the order of summation, so a constant
 DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -41,6 +42,8 @@ def attribute(inputs: Inputs) -> Entries:
     """The attributions of `_reference.attribute`; waits for the GPU twice per block of tokens."""
     n_runs = 1 if inputs.baseline is None else 2
     step = max(1, MASK_BYTES * 8 // (n_runs * inputs.weights.d_sae))
+    if inputs.weights.activation == "identity" or (inputs.weights.k or 0) > inputs.weights.d_sae // 32:
+        step = max(1, DENSE_PAIRS // inputs.weights.d_sae)
     parts = [_nothing(inputs)]
     with torch.cuda.device_of(inputs.clean):
         for start in range(0, len(inputs.clean), step):
@@ -66,7 +69,7 @@ def attribute_padded(inputs: Inputs, capacity: int | None = None) -> PaddedEntri
     so that the launches can be captured in a CUDA graph."""
     weights, gradient = inputs.weights, _rows(inputs.gradient)
     runs = [inputs.clean] if inputs.baseline is None else [inputs.clean, inputs.baseline]
-    normalized = [normalized_input(run, weights) for run in runs]
+    normalized = [normalized_input(_rows(run), weights) for run in runs]  # a norm of strided rows has other bits
     rows, scales = [_rows(each.x) for each in normalized], [each.scale for each in normalized]
     found = screened(rows, weights, capacity)
     clean, baseline, attribution = _refined(found, rows, scales, gradient, weights)
@@ -131,6 +134,8 @@ def grouped_products(
 ) -> Tensor:
     """readers[i] . W[columns[j]] for every i and j of the same group, group after group."""
     readers, W = _rows(readers), _rows(W)
+    if W.dtype != readers.dtype:  # widening inside the kernel spills 200 registers and more
+        W, columns = W[columns].to(readers.dtype), torch.arange(len(columns), device=W.device)
     block = _tiles.PRODUCT
     n_i, n_j = (-(-starts.diff() // block) for starts in (reader_starts, column_starts))
     n_tiles = n_i * n_j
@@ -171,7 +176,7 @@ def _refined(
             BD_IN=_tiles.depth_block(weights.d_in), BD_OUT=_tiles.depth_block(weights.d_out), **_tiles.refine_options(clean.dtype),
         )  # fmt: skip
     if is_topk:
-        acts, attribution = _largest(found, acts, delta, attribution, weights, len(clean), len(rows))
+        acts, attribution = _largest(found, acts, delta, attribution, weights, len(clean), scales)
     return acts[0], acts[1], attribution
 
 
@@ -182,9 +187,10 @@ def _largest(
     dots: Tensor,
     weights: SaeWeights,
     n_tokens: int,
-    n_runs: int,
+    scales: list[Tensor | None],
 ) -> tuple[list[Tensor], Tensor]:
     """topk: the activations among all candidates of each token, and the attributions."""
+    n_runs = len(scales)
     assert weights.k is not None
     defined = torch.arange(len(delta), device=delta.device) < found.total
     token = torch.where(defined, found.token, n_tokens).long()  # what is undefined belongs to a token behind the last
@@ -193,7 +199,12 @@ def _largest(
     active = [top_k_entries(token, pre * scale, weights.k, n_tokens + 1) & defined for pre in pre_acts[:n_runs]]
     active += [torch.zeros_like(defined)] * (2 - n_runs)
     acts = [torch.where(mask, pre, 0.0) for mask, pre in zip(active, pre_acts, strict=True)]
-    delta = torch.where(active[0] & active[1], delta, acts[0] - acts[1])
+    both = active[0] & active[1]
+    for run, scale_of_row in enumerate(scales):
+        if scale_of_row is not None:
+            acts[run] = acts[run] * scale_of_row[token.clamp(max=n_tokens - 1)]
+            both = torch.zeros_like(both)
+    delta = torch.where(both, delta, acts[0] - acts[1])
     return acts, torch.where(active[0] | active[1], dots * delta, 0.0)
 
 

@@ -15,6 +15,7 @@ import triton.language as tl
 WORD = tl.constexpr(32)  # features per word of the mask
 # The bounds of the screen are themselves rounded: enlarged by 2^-10 they still hold (sums of up to 2^13 squares).
 ENLARGED = tl.constexpr(1.0 + 2.0**-10)
+UNDERFLOWN = tl.constexpr(2.0**-40)
 
 
 @triton.jit
@@ -29,7 +30,8 @@ def round_rows(p_x, p_rounded, p_power, p_norm, p_missed, n_rows, d, stride, str
     on are zeros.
 
     rounded = float16(x * power), norm >= |x * power|, missed >= |x * power - rounded|; power puts the largest element
-    between 2^14 and 2^15. A row that holds NaN or Inf, or is too large even so, gets a NaN or Inf bound.
+    between 2^14 and 2^15. UNDERFLOWN stands for squares too small for float32. A row that holds NaN or Inf, or is too
+    large even so, gets a NaN or Inf bound.
     """
     i_row = tl.program_id(0)
     d = tl.where(i_row < n_rows, d, 0)
@@ -56,15 +58,15 @@ def round_rows(p_x, p_rounded, p_power, p_norm, p_missed, n_rows, d, stride, str
         b_missed += b_gap * b_gap
         tl.store(p_rounded + start + o_d, b_rounded, mask=start + o_d < stride_rounded)
     tl.store(p_power + i_row, power)
-    tl.store(p_norm + i_row, tl.sqrt(tl.sum(b_norm, axis=0)) * ENLARGED)
-    tl.store(p_missed + i_row, tl.sqrt(tl.sum(b_missed, axis=0)) * ENLARGED)
+    tl.store(p_norm + i_row, tl.sqrt(tl.sum(b_norm, axis=0)) * ENLARGED + UNDERFLOWN)
+    tl.store(p_missed + i_row, tl.sqrt(tl.sum(b_missed, axis=0)) * ENLARGED + UNDERFLOWN)
 
 
 @triton.jit
 def screen(
     p_x, p_power, p_norm, p_missed, p_tau,  # rows
     p_w, p_limit, p_spread, p_width, p_scale, p_bias,  # features
-    p_out, n_row_tiles, stride_out,
+    p_out, n_row_tiles, n_features, stride_out,
     D: tl.constexpr, BM: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
     """Which features can be active at which rows, from one float16 product; every operand is padded to whole tiles.
@@ -72,7 +74,7 @@ def screen(
     With margin = norm[r] * spread[f] + missed[r] * width[f], never less than the error of this product and of the
     refined one together:
 
-    MODE "mask":  bit f of out [rows, words] = not (product + margin < power[r] * limit[f])
+    MODE "mask":  bit f of out [rows, words] = not (product + margin < power[r] * limit[f]), so set for a NaN
     MODE "rank":  the same for score >= tau[r], score = product / power[r] * scale[f] + bias[f]
     MODE "group": out [rows, words] = the largest (score - its margin) of each 32 features
     """
@@ -103,6 +105,7 @@ def screen(
             tl.store(p_out, tl.max(tl.reshape(b_low, [BM, BF // WORD, WORD]), axis=2))
             return
         b_lost = (b_product + b_margin) * b_scale + b_bias < tl.load(p_tau + o_m)[:, None]
+    b_lost = b_lost | (o_f >= n_features)[None, :]
     b_bits = tl.where(b_lost, 0, 1) << (o_f % WORD)[None, :]
     tl.store(p_out, tl.sum(tl.reshape(b_bits, [BM, BF // WORD, WORD]), axis=2))
 
@@ -243,7 +246,7 @@ def refine(
             b_delta *= tl.load(p_second + o_feature, mask=m_pair, other=0.0).to(DTYPE)
         m_both = (b_clean_acts != 0) & (b_baseline_acts != 0)
         b_delta = tl.where(m_both, b_delta, b_clean_acts - b_baseline_acts)
-    if SCALED:
+    if SCALED and ACTIVATION != "topk":  # there the ranks come first
         b_clean_acts *= tl.load(p_clean_scale + o_token, mask=m_pair, other=0.0)
         if RUNS == 2:
             b_baseline_acts *= tl.load(p_baseline_scale + o_token, mask=m_pair, other=0.0)

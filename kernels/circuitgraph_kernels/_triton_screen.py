@@ -48,6 +48,7 @@ class FeatureScreen:
     scale: Tensor  # [f_pad] score per unit of the scaled product (topk)
     bias: Tensor  # [f_pad] score of an input of zeros (topk); -infinite for padding
     largest_bias: Tensor  # [] of |bias|
+    n_features: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +61,14 @@ class Candidates:
     ends: Tensor  # [T] int64: candidates up to and including each token
 
 
-_PREPARED: WeakKeyDictionary[SaeWeights, FeatureScreen] = WeakKeyDictionary()
+_PREPARED: WeakKeyDictionary[SaeWeights, tuple[object, FeatureScreen]] = WeakKeyDictionary()
 
 
 def feature_screen(weights: SaeWeights) -> FeatureScreen:
-    """The dictionary's side of the screen, kept as long as the weights are."""
-    if weights not in _PREPARED:
-        _PREPARED[weights] = _prepare(weights)
-    return _PREPARED[weights]
+    """The dictionary's side of the screen, kept as long as the weights are, and are what they were."""
+    if weights not in _PREPARED or _PREPARED[weights][0] != weights.version:
+        _PREPARED[weights] = (weights.version, _prepare(weights))
+    return _PREPARED[weights][1]
 
 
 def screened(runs: list[Tensor], weights: SaeWeights, capacity: int | None = None) -> Candidates:
@@ -143,6 +144,7 @@ def _prepare(weights: SaeWeights) -> FeatureScreen:
         scale.float(),
         offset.float(),
         (bias * score).abs().amax().float(),
+        weights.d_sae,
     )
 
 
@@ -155,7 +157,7 @@ def _product(rows: RoundedRows, prepared: FeatureScreen, tau: Tensor, tile: _til
     kernels.screen[(n_row_tiles * (n_features // tile.features),)](
         rows.rounded, rows.power, rows.norm, rows.missed, tau,
         prepared.rows.rounded, prepared.limit, prepared.spread, prepared.width, prepared.scale, prepared.bias,
-        out, n_row_tiles, out.stride(0),
+        out, n_row_tiles, prepared.n_features, out.stride(0),
         D=rows.rounded.shape[1], BM=tile.rows, BF=tile.features, BK=tile.depth, MODE=mode,
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip

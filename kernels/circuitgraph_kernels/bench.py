@@ -189,7 +189,7 @@ def _table(size: Size, device: str, names: list[str], repeats: int, limits: Ceil
     print(f"{'':48}" + "".join(f"{head:>14}" for head in heads))
     right = True
     for name, row in rows.items():
-        wrong = row.error >= (2e-2 if "bfloat16" in name else MAX_ERROR)
+        wrong = name != FLOOR and not row.error < (2e-2 if "bfloat16" in name else MAX_ERROR)
         right = right and not wrong
         ratio = "WRONG" if wrong else f"{baseline / row.seconds:.1f}"
         texts = [f"{row.seconds:.6f}", ratio, _number(row.seconds / floor, ".2f"), f"{row.first:.2f}"]

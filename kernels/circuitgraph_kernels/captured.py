@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuitgraph_kernels._entries import Entries, Inputs
-from circuitgraph_kernels.sae_attribution import SaeAttribution, backend_name
-from circuitgraph_kernels.weights import SaeWeights
+from circuitgraph_kernels._entries import Entries, Inputs, full_precision
+from circuitgraph_kernels.sae_attribution import SaeAttribution, backend_name, check_arguments
+from circuitgraph_kernels.weights import SaeWeights, compute_dtype
 
 WARM_UP = 3  # runs before the capture: they compile the kernels and fill the allocator
 
@@ -23,7 +23,8 @@ class CapturedAttribution:
         result = captured(clean, baseline, gradient)
 
     capacity: room for that many (token, feature) candidates; a call that needs more raises ValueError and says how many.
-    Inputs are not checked for NaN; every token is listed, those with equal rows too. Raises ValueError without a GPU.
+    Inputs are not checked for NaN; every token is listed, those with equal rows too. One object serves one thread and
+    stream at a time. Raises ValueError without a GPU.
     """
 
     def __init__(
@@ -32,6 +33,10 @@ class CapturedAttribution:
         device = weights.W_enc.device
         if device.type != "cuda":
             raise ValueError(f"CapturedAttribution: the weights are on {device}, expected a CUDA device")
+        if compute_dtype(weights.W_enc.dtype) != torch.float32:
+            raise ValueError(
+                f"CapturedAttribution: the weights are {weights.W_enc.dtype}, expected float32 or narrower"
+            )
         backend_name("triton", device)
         from circuitgraph_kernels._triton import attribute_padded  # triton is imported only where it runs
 
@@ -43,17 +48,18 @@ class CapturedAttribution:
         gradient = rows(n_gradients, n_tokens, weights.d_out)
         self._inputs = Inputs(clean, other, gradient, clean_out, other_out, weights, False)
         self.capacity = capacity
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                attribute_padded(self._inputs, capacity)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self._graph):
-            self._padded = attribute_padded(self._inputs, capacity)
+        with torch.no_grad(), torch.cuda.device(device), torch.autocast(device.type, enabled=False):
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    attribute_padded(self._inputs, capacity)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, stream=stream):
+                self._padded = attribute_padded(self._inputs, capacity)
 
-    @torch.no_grad()
+    @full_precision
     def __call__(
         self,
         clean: Tensor,
@@ -65,6 +71,7 @@ class CapturedAttribution:
     ) -> SaeAttribution:
         """The attributions of these tensors, shaped as the capture was; the result does not alias the graph's memory."""
         mine = self._inputs
+        check_arguments(clean, baseline, gradient, clean_out, baseline_out, mine.weights)
         outs = clean if clean_out is None else clean_out, baseline if baseline_out is None else baseline_out
         given = (clean, baseline, gradient, *outs)
         buffers = (mine.clean, mine.baseline, mine.gradient, mine.clean_out, mine.baseline_out)
@@ -72,7 +79,11 @@ class CapturedAttribution:
             if (buffer is None) != (tensor is None):
                 raise ValueError("CapturedAttribution: a baseline is given in every call or in none, as in the capture")
             if buffer is not None and tensor is not None:
-                buffer.copy_(tensor.view_as(buffer))
+                tensor = tensor[None] if tensor.ndim < buffer.ndim else tensor
+                if tensor.shape != buffer.shape or tensor.dtype != torch.float32:
+                    shape, expected = tuple(tensor.shape), tuple(buffer.shape)
+                    raise ValueError(f"CapturedAttribution: {tensor.dtype} {shape}, expected torch.float32 {expected}")
+                buffer.copy_(tensor)
         self._graph.replay()
         n_active, n_candidates = torch.stack((self._padded.n_active, self._padded.n_candidates[0])).tolist()
         if n_candidates > self.capacity:

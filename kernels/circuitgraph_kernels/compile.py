@@ -80,7 +80,7 @@ def report(arch: str, kernels: Iterable[str] | None = None) -> list[Facts]:
 
 
 def variants(arch: str) -> list[Variant]:
-    """Every launch of the package, as `_triton_screen` and `_triton` make it."""
+    """The launches of `_triton_screen` and `_triton` with a baseline and float32, and some others."""
     from circuitgraph_kernels._triton import ENTRIES_PER_STEP
 
     f32: dict[str, Any] = {"DTYPE": "float32"}
@@ -123,7 +123,16 @@ def _screens(arch: str) -> list[Variant]:
     found = []
     for mode, tile in modes:
         out = "*fp32" if mode == "group" else "*i32"
-        arguments = ["*fp16", *["*fp32"] * 4, "*fp16", *["*fp32"] * 5, out, -(-sizes[tile] // tile.rows), N_WORDS]
+        arguments = [
+            "*fp16",
+            *["*fp32"] * 4,
+            "*fp16",
+            *["*fp32"] * 5,
+            out,
+            -(-sizes[tile] // tile.rows),
+            D_SAE,
+            N_WORDS,
+        ]
         constants = {"D": D, "BM": tile.rows, "BF": tile.features, "BK": tile.depth, "MODE": mode}
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
         name = f"{mode} {tile.rows}x{tile.features}x{tile.depth} {tile.warps} warps {tile.stages} stages"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitgraph_kernels._entries import row_starts
+from circuitgraph_kernels._entries import full_precision, row_starts
 from circuitgraph_kernels.sae_attribution import BACKENDS, backend_name
 from circuitgraph_kernels.weights import compute_dtype
 
@@ -27,12 +27,14 @@ class GroupedProduct:
     columns: Tensor  # [groups] int64: n_p
 
     def block(self, group: int) -> Tensor:
-        """The products of one group, [m_p, n_p]; a view."""
+        """The products of one group, [m_p, n_p]; a view. Raises IndexError for a group that is not there."""
+        if not 0 <= group < len(self.columns):
+            raise IndexError(f"group {group}, expected 0 to {len(self.columns) - 1}")
         start, stop = self.starts[group : group + 2].tolist()
         return self.values[start:stop].view(-1, max(int(self.columns[group]), 1))[:, : int(self.columns[group])]
 
 
-@torch.no_grad()
+@full_precision
 def gather_dot(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor, *, backend: str = "auto") -> Tensor:
     """vectors[..., rows[i], :] . W[columns[i], :] for each i: [n] for vectors [T, d], [K, n] for vectors [K, T, d].
 
@@ -46,13 +48,14 @@ def gather_dot(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor, *, bac
     _check("gather_dot", vectors, W, {"rows": (rows, vectors.shape[-2]), "columns": (columns, W.shape[0])})
     if len(rows) != len(columns):
         raise ValueError(f"gather_dot: rows has {len(rows)} indices and columns {len(columns)}, expected as many")
+    rows, columns = rows.contiguous(), columns.contiguous()
     vectors = vectors.to(compute_dtype(vectors.dtype))
     dots = _backend(backend, vectors).gather_dots(vectors if vectors.ndim == 3 else vectors[None], rows, W, columns)
     result: Tensor = dots if vectors.ndim == 3 else dots[0]
     return result
 
 
-@torch.no_grad()
+@full_precision
 def decode_entries(
     token: Tensor, feature: Tensor, acts: Tensor, W_dec: Tensor, n_tokens: int, *, backend: str = "auto"
 ) -> Tensor:
@@ -72,12 +75,12 @@ def decode_entries(
     if bool((token[1:] < token[:-1]).any()):
         raise ValueError("decode_entries: token is not sorted, expected the entries of each token together, in order")
     acts = acts.to(compute_dtype(acts.dtype))
-    starts = row_starts(token, n_tokens)
-    result: Tensor = _backend(backend, acts).decode_entries(starts, feature, acts.contiguous(), W_dec)
+    starts = row_starts(token.contiguous(), n_tokens)
+    result: Tensor = _backend(backend, acts).decode_entries(starts, feature.contiguous(), acts.contiguous(), W_dec)
     return result
 
 
-@torch.no_grad()
+@full_precision
 def grouped_product(
     readers: Tensor, reader_starts: Tensor, W: Tensor, columns: Tensor, column_starts: Tensor, *, backend: str = "auto"
 ) -> GroupedProduct:
@@ -100,6 +103,7 @@ def grouped_product(
         )
         if not (fits and int(starts[0]) == 0 and int(starts[-1]) == size and bool((starts.diff() >= 0).all())):
             raise ValueError(f"grouped_product: {name} is not [groups + 1] int64 that ascends from 0 to {size}")
+    reader_starts, columns, column_starts = (x.contiguous() for x in (reader_starts, columns, column_starts))
     readers = readers.to(compute_dtype(readers.dtype))
     n_readers, n_columns = reader_starts.diff(), column_starts.diff()
     out_starts = torch.nn.functional.pad((n_readers * n_columns).cumsum(0), (1, 0))
@@ -125,8 +129,8 @@ def _check(
         if index.dtype != torch.int64 or index.ndim != 1:
             shape = f"{index.dtype} of shape {tuple(index.shape)}"
             raise ValueError(f"{name}: {key} is {shape}, expected torch.int64 of shape [n]")
-        low, high = torch.stack(index.aminmax()).tolist() if len(index) else (0, 0)
-        if low < 0 or high >= max(size, 1):
+        low, high = torch.stack(index.aminmax()).tolist() if len(index) else (0, -1)
+        if low < 0 or high >= size:
             raise ValueError(f"{name}: {key} spans {low} to {high}, expected 0 to {size - 1}")
     devices = {str(tensor.device) for tensor in (vectors, W, *(index for index, _ in indices.values()))}
     if len(devices) > 1:

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from circuitgraph_kernels._entries import Entries, Inputs
+from circuitgraph_kernels._entries import Entries, Inputs, full_precision
 from circuitgraph_kernels.weights import SaeWeights, compute_dtype
 
 # Modules with a function `attribute(Inputs) -> Entries`; imported when chosen, so that none is a dependency.
@@ -47,7 +47,7 @@ class SaeAttribution:
     skipped: Tensor  # [m] tokens left out because a row of theirs holds a NaN or Inf; their error is NaN
 
 
-@torch.no_grad()
+@full_precision
 def sae_attribution(
     clean: Tensor,
     baseline: Tensor | None,
@@ -91,11 +91,7 @@ def sae_attribution(
     _check_choices(
         threshold, {"want": (want, WANTS), "precision": (precision, PRECISIONS), "nonfinite": (nonfinite, NONFINITE)}
     )
-    _check_outputs(clean, baseline, clean_out, baseline_out, weights)
-    optional = {"baseline": baseline, "clean_out": clean_out, "baseline_out": baseline_out}
-    given = {"clean": clean, "gradient": gradient} | {key: x for key, x in optional.items() if x is not None}
-    _check_kinds(given, weights)
-    _check_shapes(given, weights)
+    given = check_arguments(clean, baseline, gradient, clean_out, baseline_out, weights)
 
     dtype = compute_dtype(clean.dtype)
     computed = str(dtype).removeprefix("torch.")
@@ -189,12 +185,30 @@ def backend_name(backend: str, device: torch.device | str = "cpu") -> str:
         raise ValueError(
             "sae_attribution: backend is 'triton', which is not installed; pip install triton, or take 'auto'"
         )
-    if backend == "triton" and kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on")
+    if backend == "triton" and kind != "cuda" and not interpreted:
         raise ValueError(
             f"sae_attribution: backend is 'triton' and the tensors are on {kind}, expected cuda; take 'auto', or set"
             " TRITON_INTERPRET=1 to test the kernels without a GPU"
         )
     return backend
+
+
+def check_arguments(
+    clean: Tensor,
+    baseline: Tensor | None,
+    gradient: Tensor,
+    clean_out: Tensor | None,
+    baseline_out: Tensor | None,
+    weights: SaeWeights,
+) -> dict[str, Tensor]:
+    """The tensors that were given, by name; ValueError for a shape, dtype or device that does not fit the weights."""
+    _check_outputs(clean, baseline, clean_out, baseline_out, weights)
+    optional = {"baseline": baseline, "clean_out": clean_out, "baseline_out": baseline_out}
+    given = {"clean": clean, "gradient": gradient} | {key: x for key, x in optional.items() if x is not None}
+    _check_kinds(given, weights)
+    _check_shapes(given, weights)
+    return given
 
 
 def _check_choices(threshold: float, choices: dict[str, tuple[str, tuple[str, ...]]]) -> None:
@@ -263,12 +277,12 @@ def _raise_nonfinite(tensors: dict[str, Tensor]) -> None:
             )
 
 
-_ROUNDED: WeakKeyDictionary[SaeWeights, SaeWeights] = WeakKeyDictionary()
+_ROUNDED: WeakKeyDictionary[SaeWeights, tuple[object, SaeWeights]] = WeakKeyDictionary()
 
 
 def _rounded(weights: SaeWeights) -> SaeWeights:
     """The weights with both matrices in bfloat16, kept as long as the given ones are."""
-    if weights not in _ROUNDED:
+    if weights not in _ROUNDED or _ROUNDED[weights][0] != weights.version:
         matrices = {name: getattr(weights, name).detach().bfloat16() for name in ("W_enc", "W_dec")}
-        _ROUNDED[weights] = replace(weights, **matrices)
-    return _ROUNDED[weights]
+        _ROUNDED[weights] = (weights.version, replace(weights, **matrices))
+    return _ROUNDED[weights][1]

@@ -49,7 +49,8 @@ class SaeWeights:
     |W_dec| is the norm of each row. sae-lens then reports relu(h * |W_dec|) and divides by |W_dec| in its decoder; the
     activations here are already divided, so that x_hat = acts @ W_dec + b_dec holds for every dictionary.
 
-    W_enc and W_dec are copied unless the weights of each feature (column, row) lie next to each other in memory.
+    W_enc and W_dec are copied unless the weights of each feature (column, row) lie next to each other in memory. Do not
+    change the tensors behind PyTorch's back (through .data) afterwards: what is derived from them is kept.
     Raises ValueError, in one line, for a wrong shape, dtype, device, missing or superfluous field, or a NaN or Inf.
     """
 
@@ -77,6 +78,9 @@ class SaeWeights:
         _check_fields(self)
         _check_shapes(self)
         _check_values(self)
+        for name in _TENSORS[1:2] + _TENSORS[3:]:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, getattr(self, name).contiguous())
         # Gathering 16,500 rows of a strided W_dec took 320 ms instead of 7, and the product of 80 tokens with a W_enc
         # [768, 24576] 130 ms instead of 65 (README).
         object.__setattr__(self, "W_enc", self.W_enc.T.contiguous().T)
@@ -93,6 +97,12 @@ class SaeWeights:
     @property
     def d_out(self) -> int:
         return self.W_dec.shape[1]
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """Changes when PyTorch sees one of the tensors change in place; what is kept per dictionary is then made anew."""
+        tensors = (getattr(self, name) for name in _TENSORS)
+        return tuple(x._version for x in tensors if x is not None and not x.is_inference())
 
     @property
     def encoder_rows(self) -> Tensor:
@@ -278,8 +288,10 @@ def _check_shapes(weights: SaeWeights) -> None:
             )
     if weights.activation == "batchtopk" and weights.threshold is not None and weights.threshold.numel() != 1:
         raise ValueError(f"SaeWeights: threshold has shape {tuple(weights.threshold.shape)}, expected one number")
-    if weights.k is not None and not 1 <= weights.k <= d_sae:
+    if weights.k is not None and not (isinstance(weights.k, int) and 1 <= weights.k <= d_sae):
         raise ValueError(f"SaeWeights: k is {weights.k}, expected 1 to {d_sae}")
+    if weights.normalize == "layer_norm" and d_in == 1:
+        raise ValueError("SaeWeights: normalize is layer_norm, expected d_in of at least 2, got 1")
     for name in ("apply_b_dec_to_input", "normalize"):
         if getattr(weights, name) not in (False, "none") and d_in != d_out:
             raise ValueError(f"SaeWeights: {name} needs d_in == d_out, got {d_in} and {d_out}")
@@ -293,7 +305,8 @@ def _check_values(weights: SaeWeights) -> None:
             continue
         # one number per tensor instead of a mask as large as the weights; a threshold of +inf is a dead feature
         total = tensor.detach().sum(dtype=compute_dtype(tensor.dtype))
-        if total.isnan() if name == "threshold" else not total.isfinite():
+        broken = tensor.isnan().any() if name == "threshold" else not (total.isfinite() or tensor.isfinite().all())
+        if broken:
             raise ValueError(f"SaeWeights: {name} holds a NaN or Inf, expected finite numbers")
     if weights.activation == "gated" and weights.b_enc.any():
         raise ValueError("SaeWeights: b_enc is not zero for gated, put its bias into b_gate and b_mag")

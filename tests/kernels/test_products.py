@@ -117,6 +117,52 @@ def test_decode_entries_refuses_an_unsorted_list_and_uneven_lengths() -> None:
         decode_entries(torch.tensor([0, 1]), torch.tensor([0]), acts, W, 2)
 
 
+@BACKENDS
+def test_strided_indices_change_nothing(backend: str) -> None:
+    random = torch.Generator().manual_seed(3)
+    vectors, W = (torch.randn(*shape, generator=random).to(DEVICE[backend]) for shape in ((6, 13), (20, 13)))
+    pairs = torch.stack((torch.arange(12) // 2, torch.randint(20, (12,), generator=random)), dim=1).to(W.device)
+    rows, columns = pairs[:, 0], pairs[:, 1]
+    starts = torch.tensor([[0, 9], [4, 9], [6, 9]], device=W.device)[:, 0]
+    edges = torch.tensor([[0, 9], [5, 9], [12, 9]], device=W.device)[:, 0]
+    flat = [x.contiguous() for x in (rows, columns, starts, edges)]
+    assert not any(x.is_contiguous() for x in (rows, columns, starts, edges))
+    results = []
+    for r, c, s, e in ((rows, columns, starts, edges), flat):
+        dots = gather_dot(vectors, r, W, c, backend=backend)
+        decoded = decode_entries(r, c, dots, W, 6, backend=backend)
+        results.append((dots, decoded, grouped_product(vectors, s, W, c, e, backend=backend).values))
+    assert all(torch.equal(a, b) and b.abs().max() > 0 for a, b in zip(*results, strict=True))
+
+
+@BACKENDS
+def test_no_index_fits_into_nothing(backend: str) -> None:
+    zero = torch.tensor([0], device=DEVICE[backend])
+    empty, W = torch.zeros(0, 3, device=zero.device), torch.ones(2, 3, device=zero.device)
+    with pytest.raises(ValueError, match="rows spans 0 to 0, expected 0 to -1"):
+        gather_dot(empty, zero, W, zero, backend=backend)
+    with pytest.raises(ValueError, match="feature spans 0 to 0, expected 0 to -1"):
+        decode_entries(zero, zero, torch.ones(1, device=zero.device), empty, 1, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wide_rows_do_not_depend_on_threads_or_company(dtype: torch.dtype) -> None:
+    """MKL would share out one long dot product between threads, but not many of them."""
+    random = torch.Generator().manual_seed(4)
+    vectors, W = torch.randn(2, 3, 9001, generator=random, dtype=dtype)
+    many = torch.arange(3).repeat(1500)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        whole, few = gather_dot(vectors, many, W, many), gather_dot(vectors, many[:3], W, many[:3])
+        torch.set_num_threads(1)
+        alone = gather_dot(vectors, many[:1], W, many[:1])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(whole[:3], few) and torch.equal(few[:1], alone)
+    assert torch.allclose(few, (vectors * W).sum(dim=1), rtol=1e-4)
+
+
 def test_the_native_gather_dot_is_in_use_here() -> None:
     assert torch_backend._native_gather_dot_works(torch.device("cpu"), torch.float32)
     assert torch_backend._native_gather_dot_works(torch.device("cpu"), torch.float64)

@@ -90,6 +90,8 @@ BAD_WEIGHTS = {
     "threshold holds a NaN": {"activation": "jumprelu", "threshold": torch.full((6,), float("nan"))},
     "k is None for topk, expected a value": {"activation": "topk"},
     "k is 7, expected 1 to 6": {"activation": "topk", "k": 7},
+    "k is 2.5, expected 1 to 6": {"activation": "topk", "k": 2.5},
+    "normalize is 'batch', expected one of none, constant_norm_rescale, layer_norm": {"normalize": "batch"},
     "k is 0, expected 1 to 6": {"activation": "topk", "k": 0},
     "r_mag is None for gated, expected a value": GATED | {"r_mag": None},
     "b_mag has shape (4,), expected (6,)": GATED | {"b_mag": torch.zeros(4)},

@@ -186,19 +186,89 @@ def test_many_gradients_give_the_bits_of_single_calls(activation: str) -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk"])
-@pytest.mark.parametrize("grid", [True, False])
-def test_tokens_do_not_see_each_other(tolerance: Tolerance, activation: str, grid: bool) -> None:
-    """Bit for bit where the product is exact; BLAS may order its sums by the number of rows, so else to rounding."""
-    *runs, weights = make_case(activation=activation, tokens=17, grid=grid)
+def test_tokens_do_not_see_each_other(activation: str) -> None:
+    *runs, weights = make_case(activation=activation, tokens=17)
     whole = dense(sae_attribution(*runs, weights), 17, 40)
     order = torch.randperm(17, generator=torch.Generator().manual_seed(1))
     permuted = dense(sae_attribution(*(run[order] for run in runs), weights), 17, 40)
     parts = [dense(sae_attribution(*(run[rows] for run in runs), weights), n, 40)
              for n, rows in ((5, slice(0, 5)), (1, slice(5, 6)), (11, slice(6, 17)))]  # fmt: skip
     assert whole[2].abs().max() > 0
-    bound = 0.0 if grid else tolerance(torch.float64, 8, 1e3)
-    assert (permuted - whole[:, order]).abs().max() <= bound
-    assert (torch.cat(parts, dim=1) - whole).abs().max() <= bound
+    assert torch.equal(permuted, whole[:, order]) and torch.equal(torch.cat(parts, dim=1), whole)
+
+
+@BACKENDS
+def test_fields_that_are_strided_in_memory_change_nothing(backend: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    runs = draw(random, 3, 5, 8)
+    for activation in ("gated", "jumprelu"):
+        weights = make_weights(random, activation, 8, 40, 8)
+        names = [
+            name for name in ("b_enc", "threshold", "b_gate", "r_mag", "b_mag") if getattr(weights, name) is not None
+        ]
+        wide = {name: torch.stack([getattr(weights, name)] * 3, dim=1)[:, 0] for name in names}
+        assert not wide["b_enc"].is_contiguous()
+        got, expected = (
+            sae_attribution(*runs, w, want="both", backend=backend) for w in (replace(weights, **wide), weights)
+        )
+        assert same_bits(got, expected) and got.attribution.abs().max() > 0
+
+
+@BACKENDS
+def test_strided_rows_that_are_normalised_change_nothing(backend: str) -> None:
+    clean, baseline, gradient, weights = make_case(tokens=3, d=33, d_sae=20, normalize="layer_norm")
+    got, expected = (
+        sae_attribution(*rows, gradient, weights, backend=backend)
+        for rows in ([x.T.contiguous().T for x in (clean, baseline)], [clean, baseline])
+    )
+    assert len(got.token) > 20 and (backend == "reference" or same_bits(got, expected))
+
+
+@BACKENDS
+def test_weights_that_change_in_place_are_noticed(backend: str) -> None:
+    clean, baseline, gradient, weights = make_case(tokens=3, d_sae=20)
+    before = sae_attribution(clean, baseline, gradient, weights, backend=backend)
+    weights.b_enc.add_(20)
+    after = sae_attribution(clean, baseline, gradient, weights, backend=backend)
+    assert len(before.token) < len(after.token) == 60
+
+
+@BACKENDS
+def test_autocast_changes_nothing(backend: str) -> None:
+    clean, baseline, gradient, weights = make_case(tokens=3, d_sae=20)
+    runs, narrow = [x.float() for x in (clean, baseline, gradient)], cast(weights, torch.bfloat16)
+    expected = sae_attribution(*runs, narrow, want="both", backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = sae_attribution(*runs, narrow, want="both", backend=backend)
+    assert same_bits(got, expected) and got.attribution.abs().max() > 0
+
+
+@BACKENDS
+def test_what_underflows_is_not_lost(backend: str) -> None:
+    """x . w = 2^-120 > 2^-121, though the square of x or of w is no float32."""
+    for small in (0, 1):
+        x, w = [(2.0**20, 2.0**-140), (2.0**-140, 2.0**20)][small]
+        bias = torch.full((3,), -(2.0**-121))
+        rows = torch.full((3, 1), w)
+        weights = SaeWeights(rows.T, bias, rows, torch.zeros(1))
+        result = sae_attribution(torch.full((1, 1), x), None, torch.ones(1, 1), weights, backend=backend)
+        assert result.feature.tolist() == [0, 1, 2] and result.clean_acts.min() > 0
+
+
+def test_topk_ranks_before_it_scales() -> None:
+    """Both scores times the row's scale are the same float32, the larger one wins all the same."""
+    h = torch.tensor([1.8764441, 1.8764442])
+    for seed in range(200):
+        x = torch.randn(1, 4, generator=torch.Generator().manual_seed(seed))
+        scale = x.norm(dim=1) / 2
+        if h[0] * scale == h[1] * scale:
+            break
+    weights = SaeWeights(
+        torch.zeros(4, 2), h, torch.ones(2, 4), torch.zeros(4), "topk", k=1, normalize="constant_norm_rescale"
+    )
+    assert h[0] < h[1] and h[0] * scale == h[1] * scale
+    for backend in ("torch", "triton"):
+        assert sae_attribution(x, None, torch.ones(1, 4), weights, backend=backend).feature.tolist() == [1]
 
 
 def test_threshold_drops_small_entries_and_nothing_else() -> None:
@@ -348,7 +418,7 @@ def test_nonfinite_rows_are_left_out_and_named_on_request(backend: str) -> None:
 
 
 @BACKENDS
-@pytest.mark.parametrize("rows", [3, 60])  # few and many: the float32 and the bfloat16 screen
+@pytest.mark.parametrize("rows", [3, 24])  # few and many: the float32 and the bfloat16 screen
 def test_a_feature_with_an_infinite_threshold_is_never_listed(backend: str, rows: int) -> None:
     random = torch.Generator().manual_seed(0)
     runs = [x.float() for x in draw(random, 3, rows, 8)]

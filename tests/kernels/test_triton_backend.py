@@ -240,6 +240,26 @@ def test_a_fixed_capacity_changes_no_bit_and_reports_an_overflow(activation: str
     assert int(_triton.attribute_padded(inputs, capacity=10).n_candidates) == int(padded.n_candidates) > 10
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # the interpreter's, for Inf - Inf
+def test_padding_is_never_a_candidate() -> None:
+    """A row too large for the screen lets every feature pass, but none behind the last."""
+    random = torch.Generator().manual_seed(7)
+    weights = make_weights(random, "relu", 20, 40, 20)
+    x = draw(random, 3, 20) * torch.tensor([1.0, 1e45, 1.0], dtype=torch.float64)[:, None]
+    found = _triton_screen.screened([x.to(DEVICE)], weights)
+    assert found.feature.max() == 39 and (found.token == 1).sum() == 40
+    got, expected = (run(x, None, x, weights, backend=name) for name in ("triton", "torch"))
+    assert torch.equal(got.feature, expected.feature) and torch.equal(got.token, expected.token) and len(got.token) > 20
+
+
+def test_a_captured_graph_needs_a_gpu() -> None:
+    from circuitgraph_kernels import CapturedAttribution
+
+    weights = SaeWeights(torch.ones(4, 6), torch.zeros(6), torch.ones(6, 4), torch.zeros(4))
+    with pytest.raises(ValueError, match="the weights are on cpu, expected a CUDA device"):
+        CapturedAttribution(weights, 16, 100)
+
+
 @triton.jit
 def write_offset(p_out, stride):
     tl.store(p_out, at_row(tl.program_id(0) + 3, stride))
