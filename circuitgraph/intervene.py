@@ -1,4 +1,4 @@
-"""Running the model with nodes set to their baseline: the only code that changes activations.
+"""Running the model with nodes set to their baseline value.
 
 In come the model, dictionaries, tokens and which nodes keep their value; out come logits or measured effects. A
 dictionary is spliced in as x + (decode(edited) - decode(acts)) + (edited error - error), so that keeping every node

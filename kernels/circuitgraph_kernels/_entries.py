@@ -24,7 +24,8 @@ def full_precision(function: Function) -> Function:
 
     @wraps(function)
     def run(*args: Any, **options: Any) -> Any:
-        device = next(x.device for x in (*args, *options.values()) if isinstance(x, Tensor))
+        devices = (x.device for x in (*args, *options.values()) if isinstance(x, Tensor))
+        device = next(devices, torch.device("cpu"))
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             return function(*args, **options)
 
