@@ -135,30 +135,13 @@ def discover(
     **settings: Any,
 ) -> None:
     """Build the circuit graph of the prompt pairs in PROMPTS (JSON lines, or auto-circuit's JSON)."""
-    import random
-
-    from circuitgraph import demo as embedded
-    from circuitgraph.dictionary_formats import load_dictionaries
     from circuitgraph.discover import discover_circuit
     from circuitgraph.files import check_writable
     from circuitgraph.formats import write_graph
-    from circuitgraph.model import load_model
-    from circuitgraph.prompts import read_pairs
-    from circuitgraph.tokens import pairs_of_length
 
     check_writable(output)
-    pairs = read_pairs(prompts)
     with _progress(quiet) as progress:
-        progress("loading the model", 0, 1)
-        loaded = load_model(embedded.MODEL if model == "demo" else model, device=device)
-        sources = [
-            path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])
-        ]
-        found = load_dictionaries(sources, loaded)
-        if length is not None:
-            pairs = pairs_of_length(loaded, pairs, length)
-        if examples is not None and examples < len(pairs):
-            pairs = random.Random(seed).sample(pairs, examples)
+        loaded, found, pairs = _load(prompts, model, dictionaries, length, examples, seed, device, progress)
         graph = discover_circuit(loaded, found, pairs, progress=progress, **settings)
         if examples is not None:
             graph.graph["provenance"]["settings"]["seed"] = seed
@@ -255,30 +238,14 @@ def check(
 ) -> None:
     """Check dictionaries on the clean prompts in PROMPTS: splice, L0, explained variance, loss recovered, errors."""
     import json
-    import random
 
-    from circuitgraph import demo as embedded
     from circuitgraph.check import check_dictionaries, check_text
-    from circuitgraph.dictionary_formats import load_dictionaries
     from circuitgraph.files import check_writable, write_atomically
-    from circuitgraph.model import load_model
-    from circuitgraph.prompts import read_pairs
-    from circuitgraph.tokens import pairs_of_length
 
     if json_file is not None:
         check_writable(json_file)
-    pairs = read_pairs(prompts)
     with _progress(quiet) as progress:
-        progress("loading the model", 0, 1)
-        loaded = load_model(embedded.MODEL if model == "demo" else model, device=device)
-        sources = [
-            path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])
-        ]
-        found = load_dictionaries(sources, loaded)
-        if length is not None:
-            pairs = pairs_of_length(loaded, pairs, length)
-        if examples is not None and examples < len(pairs):
-            pairs = random.Random(seed).sample(pairs, examples)
+        loaded, found, pairs = _load(prompts, model, dictionaries, length, examples, seed, device, progress)
         result = check_dictionaries(loaded, found, pairs, progress=progress, **settings)
         if json_file is not None:
             write_atomically(json_file, json.dumps(result.record(), indent=2, allow_nan=False) + "\n")
@@ -297,6 +264,39 @@ def list_dictionaries(model: str | None, quiet: bool, debug: bool) -> None:
     registry = read_registry()
     text = registry_text(list_releases(registry, model=model), list_sets(registry, model=model))
     click.echo(text, nl=False)
+
+
+def _load(
+    prompts: Path,
+    model: str,
+    dictionaries: tuple[str, ...],
+    length: int | None,
+    examples: int | None,
+    seed: int,
+    device: str | None,
+    progress: Callable[[str, int, int], None],
+) -> tuple[Any, Any, Any]:
+    """The model, its dictionaries and the pairs that the options name; the prompts are read first."""
+    import random
+
+    from circuitgraph import demo as embedded
+    from circuitgraph.dictionary_formats import load_dictionaries
+    from circuitgraph.model import load_model
+    from circuitgraph.prompts import read_pairs
+    from circuitgraph.tokens import pairs_of_length
+
+    pairs = read_pairs(prompts)
+    progress("loading the model", 0, 1)
+    loaded = load_model(embedded.MODEL if model == "demo" else model, device=device)
+    sources = [
+        path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])
+    ]
+    found = load_dictionaries(sources, loaded)
+    if length is not None:
+        pairs = pairs_of_length(loaded, pairs, length)
+    if examples is not None and examples < len(pairs):
+        pairs = random.Random(seed).sample(pairs, examples)
+    return loaded, found, pairs
 
 
 def _report(graph: Any, quiet: bool) -> None:

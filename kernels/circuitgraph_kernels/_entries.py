@@ -7,7 +7,7 @@ module computes no activations.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,6 +43,17 @@ class Inputs:
     baseline_out: Tensor | None  # [T, d_out]
     weights: SaeWeights
     want_sum: bool
+
+    def of_tokens(self, rows: slice | Tensor) -> Inputs:
+        """The same for these tokens only."""
+        return replace(
+            self,
+            clean=self.clean[rows],
+            baseline=None if self.baseline is None else self.baseline[rows],
+            gradient=self.gradient[:, rows],
+            clean_out=self.clean_out[rows],
+            baseline_out=None if self.baseline_out is None else self.baseline_out[rows],
+        )
 
 
 class Entries(NamedTuple):

@@ -47,7 +47,7 @@ def attribute(inputs: Inputs) -> Entries:
     parts = [_nothing(inputs)]
     with torch.cuda.device_of(inputs.clean):
         for start in range(0, len(inputs.clean), step):
-            padded = attribute_padded(_tokens(inputs, slice(start, start + step)))
+            padded = attribute_padded(inputs.of_tokens(slice(start, start + step)))
             parts.append(_first(padded.entries, int(padded.n_active), start))
         token, feature, clean, baseline, attribution, error, _ = zip(*parts, strict=True)
         entries = Entries(
@@ -228,18 +228,6 @@ def _token_errors(gradient: Tensor, difference: Tensor, attribution: Tensor, sta
         BD=_tiles.depth_block(d_out), BN=ENTRIES_PER_STEP, DTYPE=DTYPES[error.dtype], **OPTIONS,
     )  # fmt: skip
     return error
-
-
-def _tokens(inputs: Inputs, rows: slice) -> Inputs:
-    return Inputs(
-        inputs.clean[rows],
-        None if inputs.baseline is None else inputs.baseline[rows],
-        inputs.gradient[:, rows],
-        inputs.clean_out[rows],
-        None if inputs.baseline_out is None else inputs.baseline_out[rows],
-        inputs.weights,
-        False,
-    )
 
 
 def _first(entries: Entries, n: int, start: int) -> Entries:

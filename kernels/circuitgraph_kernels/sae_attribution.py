@@ -138,16 +138,7 @@ def _changed(inputs: Inputs) -> Tensor:
 def _attribute_some(inputs: Inputs, attribute: Callable[[Inputs], Entries], wanted: Tensor) -> Entries:
     """Attribute these tokens only; the error of the others is 0."""
     kept = wanted.nonzero()[:, 0]
-    entries = attribute(
-        replace(
-            inputs,
-            clean=inputs.clean[kept],
-            baseline=None if inputs.baseline is None else inputs.baseline[kept],
-            gradient=inputs.gradient[:, kept],
-            clean_out=inputs.clean_out[kept],
-            baseline_out=None if inputs.baseline_out is None else inputs.baseline_out[kept],
-        )
-    )
+    entries = attribute(inputs.of_tokens(kept))
     error = entries.error.new_zeros((len(inputs.gradient), len(wanted)))
     error[:, kept] = entries.error
     return entries._replace(token=kept[entries.token], error=error)

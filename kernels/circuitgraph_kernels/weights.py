@@ -7,7 +7,6 @@ reconstructions. This module does not know where the weights were loaded from, n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -109,11 +108,15 @@ class SaeWeights:
         """W_enc as one row per feature, [d_sae, d_in], contiguous; a view."""
         return self.W_enc.T
 
-    @cached_property
+    @property
     def decoder_norm(self) -> Tensor:
-        """The Euclidean norm of each row of W_dec, [d_sae], in the dtype computed in."""
-        norm: Tensor = torch.linalg.vector_norm(self.W_dec.detach(), dim=-1, dtype=compute_dtype(self.W_dec.dtype))
-        return norm
+        """The Euclidean norm of each row of W_dec, [d_sae], in the dtype computed in; kept while the weights stay."""
+        kept: tuple[object, Tensor] | None = self.__dict__.get("_decoder_norm")
+        if kept is None or kept[0] != self.version:
+            norm = torch.linalg.vector_norm(self.W_dec.detach(), dim=-1, dtype=compute_dtype(self.W_dec.dtype))
+            kept = self.version, norm
+            self.__dict__["_decoder_norm"] = kept
+        return kept[1]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -57,7 +57,7 @@ def make_weights(
 
 def cast(weights: SaeWeights, dtype: torch.dtype) -> SaeWeights:
     tensors = {name: value.to(dtype) for name, value in vars(weights).items() if isinstance(value, Tensor)}
-    return replace(weights, **{name: value for name, value in tensors.items() if name != "decoder_norm"})
+    return replace(weights, **tensors)
 
 
 def make_case(seed: int = 0, *, tokens: int = 9, d: int = 8, d_sae: int = 40, grid: bool = False, **fields: object):

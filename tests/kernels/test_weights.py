@@ -141,3 +141,10 @@ def test_narrow_inputs_are_encoded_in_float32() -> None:
     x = draw(0, 5, D_IN).bfloat16()
     assert encode(x, weights).dtype == torch.float32 and encode(x.double(), weights).dtype == torch.float64
     assert torch.equal(encode(x, weights), encode(x.float(), weights))
+
+
+def test_decoder_norms_follow_a_change_in_place() -> None:
+    weights = SaeWeights(torch.ones(4, 6), torch.zeros(6), torch.ones(6, 4), torch.zeros(4), "topk", k=2)
+    assert torch.equal(weights.decoder_norm, torch.full((6,), 2.0)) and weights.decoder_norm is weights.decoder_norm
+    weights.W_dec.mul_(3)
+    assert torch.equal(weights.decoder_norm, torch.full((6,), 6.0))
