@@ -1,7 +1,7 @@
-"""Tiny random checkpoints of the model families, written as Hugging Face writes them, and the reference that reads them.
+"""Tiny random checkpoints of the model families, written as Hugging Face writes them, and two references that read them.
 
-In come a folder and the name of a family; out come a checkpoint with a word tokenizer beside it, and the plain Hugging
-Face model of such a folder. Knows nothing of circuitgraph. Sizes are chosen so that a mistake shows: eps is large enough
+In come a folder and the name of a family; out come a checkpoint with a word tokenizer beside it, and for such a folder the
+plain Hugging Face model and TransformerLens' HookedTransformer. Knows nothing of circuitgraph. Sizes are chosen so that a mistake shows: eps is large enough
 to matter, gains and biases are random, rotary angles differ within a head (four rotated dimensions at least, as two are
 the same in the half-split and the interleaved convention), windows and soft caps are small enough to bite.
 """
@@ -29,7 +29,12 @@ class Family:
     settings: Mapping[str, Any]
     weight: float = 0.35  # standard deviation of matrices: scores of order 1, neither uniform nor saturated patterns
     embedding: float = 0.5
-    rms: bool = True  # transformers computes RMSNorm in float32, whatever the model's dtype
+    rms: bool = True
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The precision of a float64 model: transformers' RMSNorm, rotary angles and softmax of NeoX are float32 inside."""
+        return torch.float64 if self.model_type == "gpt2" else torch.float32
 
 
 _ROTARY = {"rope_type": "default", "rope_theta": 100.0}
@@ -133,3 +138,91 @@ def hf_blocks(model: Any) -> Any:
     if hasattr(model, "transformer"):
         return model.transformer.h
     return model.gpt_neox.layers if hasattr(model, "gpt_neox") else model.model.layers
+
+
+def hooked_transformer(folder: Path) -> Any:
+    """The HookedTransformer of a folder in float64, weights unprocessed and without gradients.
+
+    Its own loader knows published names only, so the settings are read from the checkpoint's config here; the weights go
+    through its own converters.
+    """
+    from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
+
+    hf = hf_model(folder)
+    config = HookedTransformerConfig(
+        **_oracle_settings(hf.config), original_architecture=type(hf).__name__, dtype=torch.float64, device="cpu"
+    )
+    weights = loading_from_pretrained.get_pretrained_state_dict(str(folder), config, hf, dtype=torch.float64)
+    oracle = HookedTransformer(config, move_to_device=False)
+    raw = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+    oracle.load_and_process_state_dict(weights, **dict.fromkeys(raw, False))
+    return oracle.eval().requires_grad_(False)
+
+
+def _oracle_settings(config: Any) -> dict[str, Any]:
+    if config.model_type == "gpt2":
+        return {
+            "d_model": config.n_embd,
+            "n_layers": config.n_layer,
+            "n_heads": config.n_head,
+            "d_head": config.n_embd // config.n_head,
+            "d_mlp": config.n_inner or 4 * config.n_embd,
+            "n_ctx": config.n_positions,
+            "d_vocab": config.vocab_size,
+            "eps": config.layer_norm_epsilon,
+            "act_fn": config.activation_function,
+            "normalization_type": "LN",
+        }
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    everywhere = rope.get("full_attention", rope)
+    settings = {
+        "d_model": config.hidden_size,
+        "n_layers": config.num_hidden_layers,
+        "n_heads": config.num_attention_heads,
+        "d_head": d_head,
+        "d_mlp": config.intermediate_size,
+        "n_ctx": config.max_position_embeddings,
+        "d_vocab": config.vocab_size,
+        "positional_embedding_type": "rotary",
+        "rotary_base": int(everywhere["rope_theta"]),
+        "rotary_dim": int(everywhere.get("partial_rotary_factor", 1) * d_head),
+    }
+    if config.model_type == "gpt_neox":
+        parallel = {"parallel_attn_mlp": config.use_parallel_residual}
+        return (
+            settings
+            | parallel
+            | {"eps": config.layer_norm_eps, "act_fn": config.hidden_act, "normalization_type": "LN"}
+        )
+    settings |= {
+        "n_key_value_heads": config.num_key_value_heads,
+        "eps": config.rms_norm_eps,
+        "act_fn": getattr(config, "hidden_activation", None) or config.hidden_act,
+        "normalization_type": "RMS",
+        "final_rms": True,
+        "gated_mlp": True,
+        "use_qk_norm": config.model_type in ("qwen3", "gemma3_text"),
+    }
+    if "sliding_attention" in rope:
+        settings["rotary_base_local"] = int(rope["sliding_attention"]["rope_theta"])
+    if everywhere["rope_type"] == "llama3":
+        settings |= {
+            "use_NTK_by_parts_rope": True,
+            "NTK_original_ctx_len": everywhere["original_max_position_embeddings"],
+            "NTK_by_parts_low_freq_factor": everywhere["low_freq_factor"],
+            "NTK_by_parts_high_freq_factor": everywhere["high_freq_factor"],
+            "NTK_by_parts_factor": everywhere["factor"],
+        }
+    if getattr(config, "sliding_window", None):
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+        local = ["local" if kind == "sliding_attention" else "global" for kind in kinds]
+        settings |= {"use_local_attn": True, "window_size": config.sliding_window, "attn_types": local}
+    if config.model_type.startswith("gemma"):
+        settings |= {
+            "attn_scale": config.query_pre_attn_scalar**0.5,
+            "use_normalization_before_and_after": True,
+            "attn_scores_soft_cap": config.attn_logit_softcapping or -1.0,
+            "output_logits_soft_cap": config.final_logit_softcapping or -1.0,
+        }
+    return settings
