@@ -18,7 +18,15 @@ from torch import Tensor
 
 from circuitgraph.errors import ModelError
 from circuitgraph.model_formulas import AttentionState, attention_difference, attention_state, mlp_difference
-from circuitgraph.model_layout import AttentionWeights, BridgeLayout, MlpWeights, Norm, layout_of
+from circuitgraph.model_layout import (
+    AttentionWeights,
+    BridgeLayout,
+    MlpWeights,
+    Norm,
+    boot,
+    is_library_model,
+    layout_of,
+)
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import compute_dtype
 
@@ -51,7 +59,7 @@ DTYPES = {
 class Model:
     """A loaded model. Sizes are attributes; `run` is the only way to its activations.
 
-    differences: what of the formulas on which edges rest is not this model's, per (part, layer); model_check fills it.
+    differences: what of the formulas on which edges rest is not this model's, per (part, layer); `check_model` fills it.
     """
 
     library: Any
@@ -248,6 +256,11 @@ class Model:
 
         wanted = set(record)
         sites = wanted | set(replace)
+        if differentiable and (aside := [str(site) for site in replace if site.kind in _ASIDE]):
+            raise ModelError(
+                f"{self.name}: gradients do not pass a replaced {aside[0]}, which the library computes beside its forward"
+                " pass; replace it in a run without gradients"
+            )
         if start is not None:
             sites.add(entry)
         elif differentiable:
@@ -292,9 +305,7 @@ def load_model(
     float32 (the default), bfloat16, float16 or float64; a loaded model keeps its own dtype and device.
     Raises ModelError for a missing or broken folder, for NaN weights, and for models that cannot be attributed yet.
     """
-    from transformer_lens.model_bridge import TransformerBridge
-
-    if isinstance(model, TransformerBridge) or _is_hooked_transformer(model):
+    if is_library_model(model):
         library: Any = model
         name = str(library.cfg.model_name)
         if device is not None or dtype is not None:
@@ -307,7 +318,7 @@ def load_model(
         name = Path(str(model)).name if Path(str(model)).is_dir() else str(model)
         if dtype not in (None, *DTYPES.values()):
             raise ModelError(f"{name} cannot be loaded in {dtype}; expected one of {', '.join(DTYPES)}")
-        library = _boot(TransformerBridge, str(model), device, dtype or torch.float32)
+        library = boot(str(model), device, dtype or torch.float32)
     if library.W_U.dtype not in DTYPES.values():
         raise ModelError(f"{name} is in {library.W_U.dtype}; expected one of {', '.join(DTYPES)}")
     library.requires_grad_(False)
@@ -320,11 +331,6 @@ def load_model(
         raise ModelError(f"{name}: no tokenizer was found beside the weights; save one into the same folder")
     cfg = library.cfg
     return check_model(Model(library, layout, name, cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.n_ctx))
-
-
-def _is_hooked_transformer(model: object) -> bool:
-    """Whether this is a HookedTransformer; TransformerLens 4 has none, and nothing is imported to find out."""
-    return any(cls.__name__ == "HookedTransformer" for cls in type(model).__mro__)
 
 
 def check_model(model: Model) -> Model:
@@ -365,35 +371,3 @@ def _note_differences(model: Model, layer: int, found: Mapping[Site, Tensor]) ->
     for part, reason in (("attention", attention), ("MLP", mlp)):
         if reason:
             model.differences[part, layer] = reason
-
-
-def _boot(bridge: Any, name: str, device: str | torch.device | None, dtype: torch.dtype) -> Any:
-    looks_local = Path(name).is_absolute() or name.startswith((".", "~"))
-    folder = Path(name).expanduser()
-    if looks_local and not folder.is_dir():
-        raise ModelError(
-            f"model folder {name} does not exist; give a folder written by save_pretrained, or a model name"
-        )
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {name} holds no config.json; give a folder written by save_pretrained")
-    try:
-        with _without_progress_bars():
-            return bridge.boot_transformers(str(folder) if folder.is_dir() else name, device=device, dtype=dtype)
-    except Exception as error:  # the library raises whatever its dependencies raise; the cause stays attached
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model {name!r} does not load: {reason or type(error).__name__}") from error
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """transformers draws a bar on stderr even for weights that load in a millisecond."""
-    from transformers.utils import logging
-
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()

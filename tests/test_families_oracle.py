@@ -15,11 +15,12 @@ from test_laws import assert_close
 
 from circuitgraph import model as adapter
 from circuitgraph.errors import GraphError, ModelError
-from circuitgraph.model import load_model, site_of_hook
+from circuitgraph.model import load_model
+from circuitgraph.model_layout import site_of_hook
 from circuitgraph.nodes import Site
 
 # Families that load_model refuses as yet; a name is taken out when it loads.
-NOT_YET = {"gemma2", "gemma3"}
+NOT_YET: set[str] = set()
 # Families in which replacing a norm's scale by itself cuts the gradient: TransformerBridge computes their norms' hooks
 # under no_grad unless it sees a hook of its own.
 SCALE_NOT_YET = set(FAMILIES) - NOT_YET - {"gpt2"}

@@ -475,7 +475,7 @@ def test_patching_a_node_of_every_kind_gives_the_effect_of_its_difference(case):
         node = table.node(i)
         out = node.site.output
 
-        def subtract(x, recorded, table=table, i=i, node=node):
+        def subtract(x, recorded, table=table, i=i, node=node, out=out):
             x = x.clone()
             x[:, node.pos] -= table.differences(i)[out]
             return x
