@@ -360,7 +360,7 @@ def check_model(model: Model) -> Model:
 def _note_differences(model: Model, layer: int, found: Mapping[Site, Tensor]) -> None:
     """Compare the formulas of one block with what the model computed, for edges to rest on."""
     site, layout = Site("z", layer), model.layout
-    eps = torch.finfo(torch.float32 if model.dtype == torch.float64 and layout.cfg.uses_rms_norm else model.dtype).eps
+    eps = torch.finfo(torch.float32 if model.dtype == torch.float64 and layout.rms else model.dtype).eps
     ln1, ln2, post = (model.norm(site, name) for name in ("ln1", "ln2", "ln2_post"))
     cos_sin = layout.rotary_cos_sin(layer)
     try:

@@ -130,6 +130,11 @@ class BridgeLayout:
     def __init__(self, library: Any, dtype: torch.dtype) -> None:
         self.library, self.cfg, self.dtype = library, library.cfg, dtype
 
+    @property
+    def rms(self) -> bool:
+        """Whether the norms are RMSNorm, which does not centre."""
+        return bool(self.cfg.uses_rms_norm)
+
     def parameters(self) -> Any:
         """(name, weight) of the model."""
         for name, value in self.library.original_model.named_parameters():
@@ -160,7 +165,7 @@ class BridgeLayout:
         module = getattr(block, name, None)
         if module is None:
             return None
-        return Norm(self._gain(module), self._read(module, "bias"), centred=not self.cfg.uses_rms_norm)
+        return Norm(self._gain(module), self._read(module, "bias"), centred=not self.rms)
 
     def attention(self, layer: int) -> AttentionWeights:
         """The weights of that layer's attention."""
@@ -212,6 +217,11 @@ class HookedLayout(BridgeLayout):
 
     hooks: Mapping[str, str] = _HOOKED_HOOKS
 
+    @property
+    def rms(self) -> bool:
+        """Whether the norms are RMSNorm, which does not centre."""
+        return str(self.cfg.normalization_type).startswith("RMS")
+
     def processing(self) -> frozenset[str]:
         """What TransformerLens did to the weights when it loaded them."""
         return self._processing()
@@ -233,7 +243,7 @@ class HookedLayout(BridgeLayout):
         module = getattr(block, name, None)
         if module is None:
             return None
-        return Norm(self._read(module, "w"), self._read(module, "b"), not self.cfg.uses_rms_norm)
+        return Norm(self._read(module, "w"), self._read(module, "b"), centred=not self.rms)
 
     def attention(self, layer: int) -> AttentionWeights:
         """The weights of that layer's attention."""

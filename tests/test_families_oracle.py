@@ -13,32 +13,18 @@ from conftest import WORDS
 from families import FAMILIES, N_LAYERS, TOKENS, hf_blocks, hf_model, hooked_transformer, save_family
 from test_laws import assert_close
 
-from circuitgraph import model as adapter
+from circuitgraph import model_layout
 from circuitgraph.errors import GraphError, ModelError
 from circuitgraph.model import load_model
 from circuitgraph.model_layout import site_of_hook
 from circuitgraph.nodes import Site
 
-# Families that load_model refuses as yet; a name is taken out when it loads.
-NOT_YET: set[str] = set()
-# Families in which replacing a norm's scale by itself cuts the gradient: TransformerBridge computes their norms' hooks
-# under no_grad unless it sees a hook of its own.
-SCALE_NOT_YET = set(FAMILIES) - NOT_YET - {"gpt2"}
-
 SERIAL = [family for family in FAMILIES if family != "gpt_neox"]
 
 
-def marked(families, *refused):
-    """The families as parameters; those in the refused sets are expected to raise or to differ."""
-    names = NOT_YET.union(*refused)
-    errors = (ModelError, AssertionError)
-    mark = pytest.mark.xfail(strict=True, raises=errors, reason="not supported yet")
-    return [pytest.param(family, marks=mark) if family in names else family for family in families]
-
-
-def each(families=FAMILIES, *refused):
+def each(families=FAMILIES):
     """The test once per family."""
-    return pytest.mark.parametrize("family", marked(families, *refused))
+    return pytest.mark.parametrize("family", families)
 
 
 @pytest.fixture(scope="module")
@@ -246,10 +232,10 @@ def test_float32_is_computed_as_hugging_face_computes_it(folder, family):
 
 @each()
 def test_no_parameter_requires_a_gradient_after_loading(loaded, family):
-    bridge = loaded(family).bridge
+    bridge = loaded(family).library
     bridge.requires_grad_(True)
     again = load_model(bridge)
-    parameters = list(again.bridge.original_model.parameters()) + list(again.bridge.parameters())
+    parameters = list(again.library.original_model.parameters()) + list(again.library.parameters())
     assert len(parameters) > 20 and not any(parameter.requires_grad for parameter in parameters)
 
 
@@ -306,15 +292,15 @@ def test_a_site_that_the_family_lacks_is_refused(loaded):
 
 
 def test_a_misspelt_hook_name_is_refused(loaded, monkeypatch):
-    monkeypatch.setitem(adapter._HOOKS, "z", "blocks.{}.attn.o.hook_inn")
+    monkeypatch.setitem(model_layout._BRIDGE_HOOKS, "z", "blocks.{}.attn.o.hook_inn")
     with pytest.raises(ModelError, match="has no site z.0"):
         loaded("llama").run(TOKENS, record=[Site("z", 0)])
 
 
 def test_a_hook_that_is_listed_and_never_fires_is_refused(loaded, monkeypatch):
     """On NeoX the bridge lists the rotated queries and never computes them there."""
-    monkeypatch.setitem(adapter._HOOKS, "q", "blocks.{}.attn.hook_rot_q")
-    assert "blocks.0.attn.hook_rot_q" in loaded("gpt_neox").bridge.hook_dict
+    monkeypatch.setitem(model_layout._BRIDGE_HOOKS, "q", "blocks.{}.attn.hook_rot_q")
+    assert "blocks.0.attn.hook_rot_q" in loaded("gpt_neox").library.hook_dict
     with pytest.raises(ModelError, match="without reaching q.0"):
         loaded("gpt_neox").run(TOKENS, record=[Site("q", 0)])
 
@@ -355,7 +341,7 @@ def test_recorded_widths_follow_the_number_of_key_heads(loaded, plain, family):
 
 def test_no_site_is_the_bridge_s_resid_mid():
     """There a change reaches the MLP and not the stream beside it; attn_out stands in for it."""
-    assert not any("resid_mid" in hook or hook.endswith("ln2.hook_in") for hook in adapter._HOOKS.values())
+    assert not any("resid_mid" in hook or hook.endswith("ln2.hook_in") for hook in model_layout._BRIDGE_HOOKS.values())
     assert site_of_hook("blocks.0.hook_resid_mid") is None
     assert site_of_hook("blocks.0.ln2.hook_in") is None
 
@@ -394,30 +380,57 @@ def test_the_gradient_past_a_frozen_pattern_is_that_of_the_oracle(loaded, folder
     check_frozen(loaded(family), hooked_transformer(folder(family)), family, "pattern")
 
 
-@each(FAMILIES, SCALE_NOT_YET)
+@each()
 @pytest.mark.parametrize("kind", ["ln1_scale", "ln2_scale"])
-def test_the_gradient_past_a_frozen_norm_scale_is_that_of_the_oracle(loaded, folder, family, kind):
-    check_frozen(loaded(family), hooked_transformer(folder(family)), family, kind)
+def test_a_gradient_past_a_replaced_norm_scale_is_refused(loaded, family, kind):
+    """The bridge computes a norm's scale beside the forward pass, under no_grad: replaced there, the gradient is lost."""
+    frozen = {Site(kind, 1): lambda value, _: value.detach().clone()}
+    with pytest.raises(ModelError, match=f"gradients do not pass a replaced {kind}.1"):
+        loaded(family).run(TOKENS, replace=frozen, differentiable=True)
+    plain, doubled = loaded(family).run(TOKENS)[0], {Site(kind, 1): lambda value, _: 2 * value}
+    assert not torch.allclose(plain, loaded(family).run(TOKENS, replace=doubled)[0]), "without gradients it is replaced"
 
 
 # the beginning of a prompt ----------------------------------------------------------------------------------------------
 
 # Trained without one; the bridge says so too and yet hands out a tokenizer that adds it.
 WITHOUT_BOS = {"gpt_neox", "gpt_neox_serial", "qwen2", "qwen3"}
-BOS_NOT_YET = WITHOUT_BOS
 
 
 @each()
-def test_a_prompt_whose_tokenizer_adds_bos_has_it_once(loaded, family):
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_prompt_begins_as_the_family_was_trained_whatever_its_tokenizer_does(folder, tmp_path, family, adds):
     assert WORDS[1] == "<bos>"
-    assert loaded(family).tokens("a b") == [1, 3, 4]
-    assert loaded(family).continuation("a b") == [3, 4]
+    copy = shutil.copytree(folder(family), tmp_path / "copy")
+    if not adds:
+        tokenizer = json.loads((copy / "tokenizer.json").read_text())
+        tokenizer["post_processor"] = None
+        (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    model = load_model(copy)
+    assert model.tokens("a b") == ([3, 4] if family in WITHOUT_BOS else [1, 3, 4])
+    assert model.continuation("a b") == [3, 4]
 
 
-@each(FAMILIES, BOS_NOT_YET)
-def test_a_prompt_whose_tokenizer_adds_no_bos_gets_it_where_the_family_was_trained_with_it(folder, tmp_path, family):
-    silent = shutil.copytree(folder(family), tmp_path / "silent")
-    tokenizer = json.loads((silent / "tokenizer.json").read_text())
-    tokenizer["post_processor"] = None
-    (silent / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert load_model(silent).tokens("a b") == ([3, 4] if family in WITHOUT_BOS else [1, 3, 4])
+# HookedTransformer as an already loaded model ---------------------------------------------------------------------------
+
+
+@each()
+def test_a_loaded_hooked_transformer_shows_what_the_bridge_shows(loaded, folder, family):
+    """Also the weights and formulas on which edges rest: none differs, and queries and keys rotate alike."""
+    bridge, reference = loaded(family), hooked_transformer(folder(family))
+    reference.tokenizer = bridge.library.tokenizer
+    hooked = load_model(reference)
+    assert not bridge.differences and not hooked.differences
+    kinds = ("q", "k", "v", "pattern", "z", "ln1_post_scale", "attn_out", "ln2_scale", "ln2_normalized", "mlp_pre")
+    kinds += ("mlp_gate", "mlp_post", "mlp_out", "resid_post", "ln1_scale")
+    sites = [Site("embed"), *(s for kind in kinds for layer in range(N_LAYERS) if bridge.has(s := Site(kind, layer)))]
+    shown, expected = (model.run(TOKENS, record=sites)[1] for model in (hooked, bridge))
+    for site in sites:
+        close(shown[site], expected[site], FAMILIES[family].precision)
+    for layer in range(N_LAYERS):
+        states = []
+        for model in (hooked, bridge):
+            values = model.run(TOKENS, record=model.attention_sites(layer))[1]
+            states.append(model.attention_state(layer, values))
+        for part in ("q", "k", "v"):
+            close(getattr(states[0], part), getattr(states[1], part), FAMILIES[family].precision)
