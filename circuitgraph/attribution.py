@@ -112,7 +112,12 @@ def _attribute_features(
     except ValueError as error:
         raise CircuitGraphError(f"attribution at {dictionary.writes}: {error}") from None
     delta = found.clean_acts - found.baseline_acts
-    decoded = decode_entries(found.token, found.feature, delta, weights.W_dec, batch * n_pos).unflatten(0, (batch, -1))
+    if weights.basis:  # neurons: no product with an identity
+        decoded = delta.new_zeros(batch * n_pos, weights.d_out)
+        decoded[found.token, found.feature] = delta
+    else:
+        decoded = decode_entries(found.token, found.feature, delta, weights.W_dec, batch * n_pos)
+    decoded = decoded.unflatten(0, (batch, -1))
     rest = affine_part(dictionary, read)
     if base is not None:
         rest = rest - affine_part(dictionary, base[dictionary.reads])
@@ -144,7 +149,11 @@ def _feature_table(
 
     acts = rows(found.clean_acts)
     tokens = torch.arange(batch, device=key.device).repeat_interleave(len(key)) * n_pos + pos.repeat(batch)
-    slope = gather_dot(gradient.flatten(0, 1), tokens, dictionary.weights.W_dec, feature.repeat(batch)).view(batch, -1)
+    if dictionary.weights.basis:
+        slope = gradient.flatten(0, 1)[tokens, feature.repeat(batch)].view(batch, -1)
+    else:
+        W_dec = dictionary.weights.W_dec
+        slope = gather_dot(gradient.flatten(0, 1), tokens, W_dec, feature.repeat(batch)).view(batch, -1)
     site = dictionary.writes
     scale = output_scale(model, site, clean)
     return FeatureTable(
