@@ -57,8 +57,13 @@ class Baseline:
     metric: Tensor
 
 
-def sites_of(model: Model, dictionaries: Iterable[Dictionary]) -> list[Site]:
-    """Every site whose activations the nodes and edges of these dictionaries need, in forward order."""
+def sites_of(
+    model: Model, dictionaries: Iterable[Dictionary], *, neurons: bool = False, scores: bool = False
+) -> list[Site]:
+    """Every site whose activations the nodes and edges of these dictionaries need, in forward order.
+
+    neurons: also the neurons of every MLP, to linearise it; scores: also the attention scores, for what the mask hides.
+    """
     sites = {Site("embed")}
     if model.has(Site("pos_embed")):
         sites.add(Site("pos_embed"))
@@ -66,7 +71,21 @@ def sites_of(model: Model, dictionaries: Iterable[Dictionary]) -> list[Site]:
         sites |= {dictionary.reads, *dictionary.sites}
         if dictionary.reads.kind in ("mlp_post", "mlp_out"):
             sites |= {Site(kind, dictionary.reads.layer) for kind in ("mlp_gate", "mlp_pre", "mlp_post")}
-    kinds = ("ln1_scale", "z", "ln1_post_scale", "attn_out", "ln2_scale", "ln2_post_scale", "mlp_out", "resid_post")
+    kinds: tuple[str, ...] = (
+        "ln1_scale",
+        "z",
+        "ln1_post_scale",
+        "attn_out",
+        "ln2_scale",
+        "ln2_post_scale",
+        "mlp_out",
+        "resid_post",
+    )
+    sites.add(Site("final_scale"))
+    if neurons:
+        kinds += ("mlp_gate", "mlp_pre", "mlp_post")
+    if scores:
+        kinds += ("attn_scores",)
     for layer in range(model.n_layers):
         sites |= {*model.attention_sites(layer), *(Site(kind, layer) for kind in kinds)}
     return sorted((site for site in sites if model.has(site)), key=lambda site: site.depth)

@@ -8,18 +8,42 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from circuitgraph.activations import Baseline
 from circuitgraph.dictionary import Dictionary
-from circuitgraph.errors import CircuitGraphError, DictionaryError
+from circuitgraph.errors import CircuitGraphError, DictionaryError, did_you_mean
 from circuitgraph.model import Model
 from circuitgraph.nodes import Node, NodeKind, Site
 from circuitgraph.tables import FeatureTable, NodeTable, VectorTable
+from circuitgraph.through import Through
 from circuitgraph_kernels import SaeAttribution, decode_entries, gather_dot, sae_attribution
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What attention and MLPs without a dictionary are: "component" (one node per position, explained by nothing), "through"
+    (a linear map, frozen at the clean run, that reading vectors pass) or "cut" (left out: what they add is missing)."""
+
+    attention: str = "component"
+    mlp: str = "component"
+
+    def __post_init__(self) -> None:
+        for name, role in (("attention", self.attention), ("mlp", self.mlp)):
+            if role not in ROLES:
+                raise CircuitGraphError(
+                    f"{name} is {role!r}; expected one of {', '.join(ROLES)}.{did_you_mean(role, ROLES)}"
+                )
+
+    def of(self, site: Site) -> str:
+        """The role of the component that writes at the site."""
+        return self.attention if site.kind in ("z", "attn_out") else self.mlp
+
+
+ROLES = ("component", "through", "cut")
 
 
 def component_sites(model: Model, dictionaries: Mapping[Site, Dictionary]) -> list[Site]:
@@ -40,10 +64,21 @@ def component_sites(model: Model, dictionaries: Mapping[Site, Dictionary]) -> li
     return sites
 
 
-def node_sites(model: Model, dictionaries: Mapping[Site, Dictionary]) -> list[Site]:
-    """Every site that has nodes of its own besides the embeddings: components and dictionaries, in forward order."""
-    sites = set(component_sites(model, dictionaries)) | written_sites(dictionaries)
-    return sorted(sites, key=lambda site: site.depth)
+def node_sites(model: Model, dictionaries: Mapping[Site, Dictionary], roles: Roles | None = None) -> list[Site]:
+    """Every site that has nodes of its own besides the embeddings: dictionaries and components, in forward order.
+
+    Components that are not "component" are left out; `through_sites` are those that only pass on.
+    """
+    roles, written = roles or Roles(), written_sites(dictionaries)
+    own = {site for site in component_sites(model, dictionaries) if roles.of(site) == "component"}
+    return sorted(own | written, key=lambda site: site.depth)
+
+
+def through_sites(model: Model, dictionaries: Mapping[Site, Dictionary], roles: Roles) -> list[Site]:
+    """The outputs of components without a dictionary whose role is "through", in forward order."""
+    sites = set(component_sites(model, dictionaries)) - written_sites(dictionaries)
+    found = [site.output for site in sites if roles.of(site) == "through"]
+    return sorted(found, key=lambda site: site.depth)
 
 
 def written_sites(dictionaries: Mapping[Site, Dictionary]) -> set[Site]:
@@ -58,6 +93,8 @@ def attribute_nodes(
     baseline: Baseline,
     gradients: Mapping[Site, Tensor],
     *,
+    roles: Roles | None = None,
+    throughs: Mapping[Site, Through] | None = None,
     backend: str = "auto",
 ) -> list[NodeTable]:
     """Every node's attribution, in tables in forward order.
@@ -71,11 +108,14 @@ def attribute_nodes(
     feature the products at all its sites are summed. A positive attribution says that the node's clean value supports the
     metric. Components without a dictionary are one error node per position: nothing of them is explained. With baseline
     zero a feature, an error and a bias are compared with nothing. A skip connection is no node: it is linear, so what
-    passes it belongs to the nodes before it.
+    passes it belongs to the nodes before it. A component that is through (throughs: output site -> map) likewise: what its
+    frozen map does not carry is one node per position, a bias with baseline zero, an error with another.
     """
     tables = _embedding_tables(model, clean, baseline, gradients)
     explained: dict[Site, Tensor] = {}
-    for site in node_sites(model, dictionaries):
+    for site, through in (throughs or {}).items():
+        tables += _rest_table(model, site, through, clean, baseline.values, gradients)
+    for site in node_sites(model, dictionaries, roles):
         dictionary = dictionaries.get(site)
         if dictionary is not None:
             tables.append(_attribute_features(model, dictionary, clean, baseline.values, gradients, backend, explained))
@@ -85,6 +125,33 @@ def attribute_nodes(
             difference = difference - explained[site]
         tables.append(_vector_table(model, "error", site, difference, gradients[site], clean))
     return tables
+
+
+def _rest_table(
+    model: Model,
+    site: Site,
+    through: Through,
+    clean: Mapping[Site, Tensor],
+    base: Mapping[Site, Tensor] | None,
+    gradients: Mapping[Site, Tensor],
+) -> list[NodeTable]:
+    """What a frozen component adds beyond its map: its constants, and against another baseline its changed pattern."""
+    change = {where: clean[where] if base is None else clean[where] - base[where] for where in (site, _stream_of(site))}
+    stream = change[_stream_of(site)]
+    if site.layer == 0 and Site("pos_embed") in clean:
+        pos_embed = Site("pos_embed")
+        stream = stream + (clean[pos_embed] if base is None else clean[pos_embed] - base[pos_embed])
+    if site.kind == "mlp_out" and not model.parallel:
+        attention = Site("attn_out", site.layer)
+        stream = stream + (clean[attention] if base is None else clean[attention] - base[attention])
+    rest = change[site] - through.apply(stream)
+    table = _vector_table(model, "bias" if base is None else "error", site, rest, gradients[site], clean)
+    return [table] if bool(table.vectors.any()) else []
+
+
+def _stream_of(site: Site) -> Site:
+    """Where the stream that enters the site's layer was recorded."""
+    return Site("resid_post", site.layer - 1) if site.layer else Site("embed")
 
 
 def _attribute_features(

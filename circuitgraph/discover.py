@@ -15,17 +15,21 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import Baseline, CleanRun, run_baseline, run_clean, sites_of
-from circuitgraph.attribution import affine_part, attribute_nodes, node_sites, rank_nodes
+from circuitgraph.attribution import Roles, affine_part, attribute_nodes, node_sites, rank_nodes, through_sites
 from circuitgraph.dictionary import Dictionary
-from circuitgraph.edges import attribute_edges, check_readers
+from circuitgraph.edge_table import EdgeTable
+from circuitgraph.edges import QK, Selection, TracedEdges, attribute_edges, check_readers
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.graph import build_graph
+from circuitgraph.influence import graph_scores, prune_by_influence
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
-from circuitgraph.nodes import Site
+from circuitgraph.nodes import Node, Site
 from circuitgraph.prompts import PromptPair
 from circuitgraph.tables import NodeTable
+from circuitgraph.targets import LogitTargets, Target, given_logits, likeliest_logits, logit_targets
+from circuitgraph.through import component_through
 from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
 from circuitgraph_kernels import backend_name
 
@@ -41,90 +45,189 @@ def discover_circuit(
     pairs: Sequence[PromptPair],
     *,
     metric: str | MetricFunction = "logit_difference",
+    targets: str | Sequence[str] = "metric",
     baseline: str = "corrupted",
     method: str = "gradient",
     steps: int = 10,
     rule: str = "gauss-legendre",
+    attention: str = "component",
+    mlp: str = "component",
+    qk: str = "derivative",
     max_nodes: int = 1000,
+    max_readers: int | None = None,
     edge_threshold: float = 0.001,
+    relative_threshold: float = 0.0,
     top_k: int | None = None,
+    node_influence: float | None = None,
+    edge_influence: float | None = None,
+    memory: float = 1.0,
     backend: str = "auto",
     progress: Progress = lambda stage, done, total: None,
 ) -> nx.MultiDiGraph:
     """The circuit graph of the metric's difference between clean and baseline, averaged over the pairs.
 
     The max_nodes nodes with the largest |attribution| are candidates; from the metric down, edges with
-    |weight| > edge_threshold (a fraction of |metric clean - corrupted|) connect them, at most top_k per target.
-    method "integrated" averages the gradient over `steps` points from baseline to clean; the slopes of edges inside the
-    model, and the metric's own inputs, stay those of the clean run. `progress` is told
+    |weight| > edge_threshold (a fraction of |metric clean - corrupted|) connect them, at most top_k per target, each at
+    least relative_threshold of what its target reads. targets "logits" explains the likeliest next tokens, and a list of
+    token texts those logits, in place of the metric. attention, mlp: what these are where no dictionary is: "component",
+    "through" or "cut" (`attribution.Roles`). method "integrated" averages the gradient over `steps` points from baseline
+    to clean; the slopes of edges inside the model, and the metric's own inputs, stay those of the clean run. qk
+    "recompute" measures q and k edges by the change of the pattern. max_readers: trace only so many features, the most
+    influential first. node_influence, edge_influence: keep the nodes and edges that carry these shares of all influence
+    on the targets (circuit-tracer's pruning). memory: GiB that reading vectors may take at once. `progress` is told
     (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
     """
-    resolved = _check_settings(model, method, max_nodes, top_k, edge_threshold, backend)
-    check_readers(model, dictionaries.values())
+    settings = dict(locals())
+    resolved = _check_settings(settings)
+    roles = Roles(attention, mlp)
+    check_readers(model, dictionaries.values(), qk)
     tokens = tokenize_pairs(model, pairs)
-    score = build_metric(metric, tokens.answers, tokens.wrong_answers)
-    sites = sites_of(model, dictionaries.values())
+    logits = _chosen_logits(model, tokens, targets)
+    score = build_metric(metric, tokens.answers, tokens.wrong_answers) if logits is None else logits.metric()
+    passing = through_sites(model, dictionaries, roles)
+    neurons = mlp == "through"
+    sites = sites_of(model, dictionaries.values(), neurons=neurons, scores=qk == "recompute")
 
     progress("running clean and corrupted prompts", 0, 1)
     clean = run_clean(model, tokens, sites, score)
     base = run_baseline(model, tokens, sites, score, baseline)
+    values = clean.values
 
     progress("gradients of the metric", 0, 1)
     gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method=method, steps=steps, rule=rule)
     last = Site("resid_post", model.n_layers - 1)
     metric_gradient = metric_gradients(clean, [last])[last]
+    linear_layers = [site.layer for site in passing if site.kind == "mlp_out"]
+    slopes = mlp_slopes(clean, dictionaries.values(), linear_layers)
+    throughs = {site: component_through(model, site, values, slopes) for site in passing}
 
     progress("attributing every feature", 0, 1)
-    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients, backend=backend)
+    tables = attribute_nodes(
+        model, dictionaries, values, base, gradients, roles=roles, throughs=throughs, backend=backend
+    )
     candidates, report = strongest_nodes(tables, max_nodes)
 
-    unit = abs(float((clean.metric - base.metric).mean()))
-    edges = attribute_edges(
+    unit = abs(float((clean.metric - base.metric).mean())) or abs(float(clean.metric.mean()))
+    traced = attribute_edges(
         model,
         candidates,
-        clean.values,
+        values,
         metric_gradient,
-        slopes=mlp_slopes(clean, dictionaries.values()),
-        threshold=edge_threshold * unit,
-        top_k=top_k,
+        base=base.values,
+        targets=_targets(model, logits, clean.logits, base.logits, values),
+        slopes=slopes,
+        throughs=list(throughs.values()),
+        qk=qk,
+        selection=Selection(edge_threshold * unit, relative_threshold, top_k, max_readers),
+        memory=int(memory * (1 << 30)),
         progress=progress,
     )
+    edges, scores = traced.table, None
+    reports = [report, *inflow_report(traced)]
+    if node_influence is not None or edge_influence is not None:
+        progress("pruning by influence", 0, 1)
+        scores = graph_scores(edges, traced.weights)
+        edges = prune_by_influence(
+            edges, traced.weights, node_share=node_influence or 1.0, edge_share=edge_influence or 1.0
+        )
+        reports.append(f"influence: {len(edges)} of {len(traced.table)} edges kept")
 
-    settings = {"metric": score.name, "baseline": baseline, "method": method, "max_nodes": max_nodes}
-    settings |= {"edge_threshold": edge_threshold, "top_k": top_k, "backend": resolved} | (
-        {"steps": steps, "rule": rule} if method == "integrated" else {}
-    )
-    facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, settings)
-    graph = build_graph(model, candidates, edges, facts)
+    facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, _recorded(settings, score.name, resolved))
+    if scores is not None:
+        facts["scores"] = {key: value for key, value in asdict(scores).items() if value is not None}
+    graph = build_graph(model, candidates, edges, facts, inflow=inflow_of(traced, edges))
     unreached = sum(map(len, candidates)) + 1 - len(graph)
-    graph.graph["reports"] = [
-        report,
-        f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric",
-    ]
+    reports.append(f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric")
     if len(graph) == 1:
-        graph.graph["reports"].append("the graph is empty: no node changes the metric between clean and baseline")
+        reports.append("the graph is empty: no node changes the metric between clean and baseline")
+    graph.graph["reports"] = reports
     return graph
 
 
-def _check_settings(
-    model: Model, method: str, max_nodes: int, top_k: int | None, edge_threshold: float, backend: str
-) -> str:
-    """The backend that will run; CircuitGraphError for a setting that makes no sense, before any work is done."""
-    if method not in METHODS:
+def _chosen_logits(model: Model, tokens: TokenizedPairs, targets: str | Sequence[str]) -> LogitTargets | None:
+    """The logits to explain; None for the metric."""
+    if targets == "metric":
+        return None
+    if targets == "logits":
+        return likeliest_logits(model.run(tokens.clean)[0])
+    if isinstance(targets, str):
         raise CircuitGraphError(
-            f"method {method!r} is unknown; expected one of {', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
+            f"targets is {targets!r}; expected 'metric', 'logits' or a list of token texts such as [' Mary']"
         )
-    for name, count in (("max_nodes", max_nodes), ("top_k", top_k)):
-        if count is not None and count < 1:
-            raise CircuitGraphError(f"{name} is {count}; expected at least 1")
-    if not 0 <= edge_threshold < float("inf"):
+    return given_logits(model, targets)
+
+
+def _targets(
+    model: Model, logits: LogitTargets | None, clean: Tensor, base: Tensor, values: Mapping[Site, Tensor]
+) -> list[Target]:
+    if logits is None:
+        return []
+    stream = values[Site("resid_post", model.n_layers - 1)]
+    return logit_targets(model, logits, clean, base, stream, values.get(Site("final_scale")))
+
+
+def _check_settings(settings: Mapping[str, Any]) -> str:
+    """The backend that will run; CircuitGraphError for a setting that makes no sense, before any work is done."""
+    for name, known in (("method", METHODS), ("qk", QK)):
+        if settings[name] not in known:
+            value = settings[name]
+            raise CircuitGraphError(
+                f"{name} {value!r} is unknown; expected one of {', '.join(known)}.{did_you_mean(value, known)}"
+            )
+    for name in ("max_nodes", "top_k", "max_readers"):
+        if settings[name] is not None and settings[name] < 1:
+            raise CircuitGraphError(f"{name} is {settings[name]}; expected at least 1")
+    for name in ("edge_threshold", "relative_threshold"):
+        if not 0 <= settings[name] < float("inf"):
+            of = "the metric's difference" if name == "edge_threshold" else "what the target reads"
+            raise CircuitGraphError(f"{name} is {settings[name]}; expected a number >= 0, as a fraction of {of}")
+    for name in ("node_influence", "edge_influence"):
+        if settings[name] is not None and not 0 < settings[name] <= 1:
+            raise CircuitGraphError(f"{name} is {settings[name]}; expected a share above 0 and at most 1")
+    if not settings["memory"] > 0:
+        raise CircuitGraphError(f"memory is {settings['memory']}; expected a number of GiB above 0")
+    if settings["qk"] == "recompute" and "through" in (settings["attention"], settings["mlp"]):
         raise CircuitGraphError(
-            f"edge_threshold is {edge_threshold}; expected a number >= 0, as a fraction of the metric's difference"
+            "qk 'recompute' passes no component that is 'through'; take 'derivative' or 'component'"
         )
     try:
-        return backend_name(backend, model.device)
+        return backend_name(settings["backend"], settings["model"].device)
     except ValueError as error:
         raise CircuitGraphError(str(error)) from None
+
+
+def _recorded(settings: Mapping[str, Any], metric: str, backend: str) -> dict[str, Any]:
+    """The settings as the provenance keeps them."""
+    left_out = {"model", "dictionaries", "pairs", "progress", "memory"}
+    if settings["method"] != "integrated":
+        left_out |= {"steps", "rule"}
+    kept = {key: value for key, value in settings.items() if key not in left_out}
+    if not isinstance(kept["targets"], str):
+        kept["targets"] = list(kept["targets"])
+    return kept | {"metric": metric, "backend": backend}
+
+
+def inflow_of(traced: TracedEdges, edges: EdgeTable) -> dict[Node, tuple[float, float]]:
+    """target -> (what it reads of the streams' difference, the part of it that no kept edge explains)."""
+    explained = torch.zeros(len(edges.nodes), dtype=torch.float64)
+    explained.index_add_(0, edges.target.long(), edges.local_weight.to(torch.float64))
+    return {edges.nodes[i]: (value, value - float(explained[i])) for i, value in traced.stream.items()}
+
+
+def inflow_report(traced: TracedEdges) -> list[str]:
+    """How much of what the traced targets read comes from candidates, over the targets."""
+    missing = [
+        abs(value - traced.inflow[i]) / max(abs(value), abs(traced.inflow[i]))
+        for i, value in traced.stream.items()
+        if value
+    ]
+    if not missing:
+        return []
+    shares = torch.tensor(missing).quantile(torch.tensor([0.5, 0.9])).tolist()
+    return [
+        f"inflow: of what {len(missing)} targets read, nodes that are no candidates carry {shares[0]:.1%} (median),"
+        f" {shares[1]:.1%} (90th percentile)"
+    ]
 
 
 def node_gradients(

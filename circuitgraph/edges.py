@@ -1,8 +1,8 @@
-"""Typed edges between nodes, with exact derivatives, greedily from the metric down.
+"""Typed edges between nodes, with exact derivatives, from the targets down.
 
-In come node tables, clean activations and the metric's gradient; out comes a table of edges. Norm scales and everything
-outside the path are frozen at the clean run. This module selects edges; reading vectors are `reading`'s, and it knows no
-graph.
+In come node tables, clean activations and targets; out comes a table of edges. Norm scales and everything outside the path
+are frozen at the clean run. This module decides who reads and which edges stay; reading vectors are `reading`'s, products
+`inflow`'s, and it knows no graph.
 
 Edge u -> v: u writes write_u * delta_u (or a difference vector) into the residual stream at its position, v reads it
 through a path of one kind with reading vector r:
@@ -10,9 +10,9 @@ through a path of one kind with reading vector r:
     local_weight = (write_u . r) * delta_u                contribution to v's pre-activation
     weight       = node_gradient(v) * local_weight        contribution to the metric through v
 
-For the metric r = dm/d(resid_post of the last layer). A linear skip connection between u and v is passed; a dictionary of
-the residual stream between them is not: its own nodes carry on. A cross-layer transcoder's feature writes at several
-sites, and what stands below the reader is summed.
+For the metric r = dm/d(resid_post of the last layer). A linear skip connection between u and v, and attention and MLPs
+that are `through`, are passed; a dictionary of the residual stream between them is not: its own nodes carry on. A
+cross-layer transcoder's feature writes at several sites, and what stands below the reader is summed.
 """
 
 from __future__ import annotations
@@ -24,47 +24,46 @@ import torch
 from torch import Tensor
 
 from circuitgraph.dictionary import Dictionary
+from circuitgraph.edge_table import EdgeCollector, EdgeTable
 from circuitgraph.errors import DictionaryError
+from circuitgraph.inflow import Block, Inflow, floors
+from circuitgraph.influence import node_influence
 from circuitgraph.model import Model
-from circuitgraph.nodes import EdgeKind, Node, Site
-from circuitgraph.reading import Path, Projection, Reader, Skip, check_reader, floors, skip_of
+from circuitgraph.nodes import Node, Site
+from circuitgraph.reading import Reader, check_reader
 from circuitgraph.tables import FeatureTable, NodeTable
+from circuitgraph.targets import Target
+from circuitgraph.through import Through, skip_through
+
+QK = ("derivative", "recompute")
+_TYPED = ("ov", "q", "k")  # kinds that keep a loading per head
 
 
 @dataclass(frozen=True)
-class Edge:
-    """One edge: means over the examples of weight, local_weight and |weight|, and the per-head terms of local_weight."""
+class Selection:
+    """Which edges stay. threshold: smallest |weight|, in the metric's unit. relative_threshold: smallest |local_weight|
+    as a share of what the target reads in all, sum of |local_weight|. top_k: inputs per target. max_readers: features
+    whose inputs are traced, the most influential first; None traces every feature that a kept edge leaves."""
 
-    source: Node
-    target: Node
-    kind: EdgeKind
-    weight: float
-    local_weight: float
-    weight_abs: float
-    heads: tuple[float, ...] = ()
+    threshold: float = 0.0
+    relative_threshold: float = 0.0
+    top_k: int | None = None
+    max_readers: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class _Block:
-    """Weights between readers of one position and the columns of one source table, by one kind of path.
+class TracedEdges:
+    """The edges that stay, and per target that was traced what it reads in all, by node id, means over the examples.
 
-    local [batch, readers, heads, columns]; heads is 1 for paths that do not split by head.
+    inflow: sum of local weights of all sources before selection; stream: what it reads of the difference of the streams
+    themselves, which does not know the nodes. The two are equal up to rounding where every source is a node. Differences
+    of patterns (qk "recompute") are no sums and are left out of both. weights [n_nodes]: of the targets in the metric.
     """
 
-    kind: EdgeKind
-    table: NodeTable
-    columns: slice
-    local: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """What the nodes of a table write at one depth: vectors [batch or 1, n, d_model] times amount [batch, n] or 1."""
-
-    table: NodeTable
-    depth: int
-    vectors: Tensor
-    amount: Tensor | None
+    table: EdgeTable
+    inflow: Mapping[int, float]
+    stream: Mapping[int, float]
+    weights: Tensor
 
 
 def attribute_edges(
@@ -73,43 +72,36 @@ def attribute_edges(
     clean: Mapping[Site, Tensor],
     metric_gradient: Tensor,
     *,
+    base: Mapping[Site, Tensor] | None = None,
+    targets: Sequence[Target] = (),
     slopes: Mapping[Site, Tensor] | None = None,
-    threshold: float = 0.0,
-    top_k: int | None = None,
+    throughs: Sequence[Through] = (),
+    qk: str = "derivative",
+    selection: Selection | None = None,
+    memory: int = 1 << 30,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> list[Edge]:
-    """Edges with |weight| > threshold, at most top_k per target, reachable backwards from the metric.
+) -> TracedEdges:
+    """Edges that pass the selection and reach the metric.
 
-    Greedy: first the metric's own inputs, then layer by layer downwards the inputs of every feature that was kept as
-    the source of a kept edge. metric_gradient [batch, pos, d_model] is dm/d(resid_post of the last layer). threshold
-    has the metric's unit. slopes: `gradients.mlp_slopes`, needed for dictionaries that read behind an MLP's neurons.
+    First the inputs of the targets (of the metric itself without any), then those of every feature that was kept as the
+    source of a kept edge: layer by layer downwards, or with max_readers the most influential first. metric_gradient
+    [batch, pos, d_model] is dm/d(resid_post of the last layer). base: the baseline's activations, None for zero. slopes:
+    `gradients.mlp_slopes`, needed for dictionaries that read behind an MLP's neurons. qk "recompute" takes the difference
+    of the pattern with and without each source for q and k edges. memory: bytes that reading vectors may take at once.
     Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced.
     """
-    dictionaries = [table.dictionary for table in tables if isinstance(table, FeatureTable)]
-    check_readers(model, dictionaries)
-    inflow = _Inflow(model, tables, clean, dictionaries)
-    n_pos = metric_gradient.shape[1]
-    metric = Node("metric", Site("metric"), n_pos - 1)
-    ones = torch.ones_like(metric_gradient[:, :1, 0])
-    kept: dict[tuple[str, Site], Tensor] = {}
-    edges = _select([metric], ones, inflow.of_metric(metric_gradient), threshold, top_k, kept)
-    readable = sorted((t for t in tables if isinstance(t, FeatureTable)), key=lambda t: -t.site.depth)
-    for done, table in enumerate(readable):
-        progress("tracing edges", done, len(readable))
-        mask = kept.get((table.kind, table.site), torch.zeros_like(table.pos, dtype=torch.bool))
-        if not bool(mask.any()):
-            continue
-        reader = Reader(model, table.dictionary.reads, clean, slopes)
-        inflow.forget()
-        for pos in torch.unique(table.pos[mask]).tolist():
-            readers = table.take((mask & (table.pos == pos)).nonzero().flatten())
-            blocks = inflow.of_paths(reader.paths(readers.reads, pos))
-            nodes = [readers.node(i) for i in range(len(readers))]
-            edges += _select(nodes, readers.node_gradient, blocks, threshold, top_k, kept)
-    return edges
+    tracer = _Tracer(model, tables, clean, base, slopes, throughs, qk, selection or Selection(), memory)
+    tracer.trace_targets(metric_gradient, targets)
+    if tracer.selection.max_readers is None:
+        for done, index in enumerate(tracer.readable):
+            progress("tracing edges", done, len(tracer.readable))
+            tracer.trace(index, tracer.kept[index].nonzero().flatten())
+    else:
+        tracer.trace_most_influential(tracer.selection.max_readers, progress)
+    return TracedEdges(tracer.collector.table(), tracer.inflows, tracer.streams, tracer.weights)
 
 
-def check_readers(model: Model, dictionaries: Iterable[Dictionary]) -> None:
+def check_readers(model: Model, dictionaries: Iterable[Dictionary], qk: str = "derivative") -> None:
     """DictionaryError or ModelError unless the inputs of all these dictionaries' features can be traced."""
     for dictionary in dictionaries:
         check_reader(model, dictionary.reads)
@@ -118,162 +110,179 @@ def check_readers(model: Model, dictionaries: Iterable[Dictionary]) -> None:
                 f"dictionary {dictionary.name} skips from {dictionary.reads}; edges pass skip connections of transcoders"
                 " that read the MLP's input only"
             )
+        if dictionary.W_skip is not None and qk == "recompute":
+            raise DictionaryError(
+                f"dictionary {dictionary.name} skips, and qk 'recompute' passes no skip connections; take 'derivative'"
+            )
 
 
-class _Inflow:
-    """What readers read of every table: products of reading vectors and write vectors, one per table."""
+class _Tracer:
+    """Numbers the nodes, traces readers group by group and collects the edges that stay."""
 
     def __init__(
         self,
         model: Model,
         tables: Sequence[NodeTable],
         clean: Mapping[Site, Tensor],
-        dictionaries: Sequence[Dictionary],
+        base: Mapping[Site, Tensor] | None,
+        slopes: Mapping[Site, Tensor] | None,
+        throughs: Sequence[Through],
+        qk: str,
+        selection: Selection,
+        memory: int,
     ) -> None:
-        self.parts = sorted((part for table in tables for part in _parts(table)), key=lambda part: -part.depth)
-        self.floors = floors([dictionary.writes for dictionary in dictionaries])
-        skips = [d for d in dictionaries if d.W_skip is not None]
-        self.skips: list[Skip] = sorted(
-            (skip_of(model, d.reads, d.writes, d.W_skip, clean) for d in skips if d.W_skip is not None),
-            key=lambda skip: -skip.out,
-        )
-        self.projected: dict[tuple[int, int], Tensor] = {}
+        self.model, self.tables, self.clean, self.base, self.slopes = model, tables, clean, base, slopes
+        self.qk, self.selection, self.memory = qk, selection, memory
+        dictionaries = [table.dictionary for table in tables if isinstance(table, FeatureTable)]
+        check_readers(model, dictionaries, qk)
+        skips = [skip_through(model, d.reads, d.writes, d.W_skip, clean) for d in dictionaries if d.W_skip is not None]
+        written = [dictionary.writes for dictionary in dictionaries]
+        self.inflow = Inflow(tables, [*skips, *throughs], floors(written))
+        self.nodes: list[Node] = [node for table in tables for node in table.nodes()]
+        sizes = torch.tensor([0, *(len(table) for table in tables)])
+        self.offsets: list[int] = sizes.cumsum(0).tolist()
+        self.collector = EdgeCollector(self.nodes)
+        self.kept = [torch.zeros_like(table.pos, dtype=torch.bool) for table in tables]
+        readable = [i for i, table in enumerate(tables) if isinstance(table, FeatureTable)]
+        self.readable = sorted(readable, key=lambda i: -tables[i].site.depth)
+        self.weights = torch.zeros(len(self.nodes), dtype=torch.float64)
+        self.inflows: dict[int, float] = {}
+        self.streams: dict[int, float] = {}
 
-    def forget(self) -> None:
-        """Drop the projections of the tables for the last reader's layer."""
-        self.projected.clear()
+    def trace_targets(self, metric_gradient: Tensor, targets: Sequence[Target]) -> None:
+        """The inputs of the metric, or of the targets and their edges to the metric."""
+        metric = Node("metric", Site("metric"), metric_gradient.shape[1] - 1)
+        first = len(self.nodes)
+        self.nodes += [*(target.node for target in targets), metric]
+        self.weights = torch.zeros(len(self.nodes), dtype=torch.float64)
+        if not targets:
+            self.weights[-1] = 1
+            ones = torch.ones_like(metric_gradient[:, :1, 0])
+            self._keep(torch.tensor([first]), ones, self.inflow.of_stream(metric_gradient[:, None]))
+            self._note([first], (metric_gradient * self._stream_end()).sum((1, 2))[:, None])
+            return
+        ids = torch.arange(first, first + len(targets))
+        weights = torch.stack([target.weight for target in targets], 1)
+        gradient = torch.stack([target.gradient for target in targets], 1)
+        self._keep(ids, weights, self.inflow.of_stream(gradient))
+        self._note(ids.tolist(), torch.einsum("brpd,bpd->br", gradient, self._stream_end()))
+        local = torch.stack([t.clean if self.base is None else t.clean - t.baseline for t in targets], 1)
+        self.weights[first:-1] = weights.mean(0).to("cpu", torch.float64)
+        weight = weights * local
+        metric_ids = torch.full_like(ids, len(self.nodes) - 1)
+        self.collector.add("metric", ids, metric_ids, weight.mean(0), weight.mean(0), weight.abs().mean(0), None)
 
-    def of_metric(self, gradient: Tensor) -> list[_Block]:
-        """Blocks into the metric, with gradient [batch, pos, d_model] at the end of the stream."""
-        return self._walk("metric", gradient[:, None, None], 0, 1 << 29)
+    def trace(self, index: int, columns: Tensor) -> None:
+        """The inputs of these columns of a feature table."""
+        table = self.tables[index]
+        if not len(columns) or not isinstance(table, FeatureTable):
+            return
+        reader = Reader(self.model, table.dictionary.reads, self.clean, self.slopes, recompute=self.qk == "recompute")
+        self.inflow.forget()
+        positions = table.pos[columns]
+        change = self._stream_before(table.dictionary.reads)
+        for pos in torch.unique(positions).tolist():
+            for here in columns[positions == pos].split(self._group(reader, pos)):
+                readers = table.take(here)
+                paths = reader.paths(readers.reads, pos)
+                ids = (here + self.offsets[index]).cpu()
+                self._keep(ids, readers.node_gradient, self.inflow.of_paths(paths))
+                linear = [path.of_stream(change).sum(2) for path in paths if path.softmax is None]
+                self._note(ids.tolist(), torch.stack(torch.broadcast_tensors(*linear)).sum(0))
 
-    def of_paths(self, paths: Sequence[Path]) -> list[_Block]:
-        """Blocks into readers at one position along these paths."""
-        blocks = []
-        for path in paths:
-            if any(self._floor(path.entry) <= skip.out < path.entry for skip in self.skips):
-                blocks += self._walk(path.kind, path.dense(), path.first, path.entry)
-            else:
-                blocks += self._direct(path)
-        return blocks
+    def trace_most_influential(self, budget: int, progress: Callable[[str, int, int], None]) -> None:
+        """Trace `budget` features in eight rounds, the most influential on the targets first in each."""
+        traced = torch.zeros(self.offsets[-1], dtype=torch.bool)
+        readable = torch.zeros_like(traced)
+        for index in self.readable:
+            readable[self.offsets[index] : self.offsets[index + 1]] = True
+        while (done := int(traced.sum())) < budget:
+            progress("tracing edges", done, budget)
+            influence = node_influence(self.collector.table(), self.weights)[: len(traced)]
+            open_ = torch.where(readable & ~traced, influence, 0)
+            chosen = open_.topk(min(budget - done, max(256, budget // 8), len(open_))).indices
+            chosen = chosen[open_[chosen] > 0].sort().values
+            if not len(chosen):
+                break
+            traced[chosen] = True
+            for index in self.readable:
+                start, stop = self.offsets[index : index + 2]
+                here = chosen[(chosen >= start) & (chosen < stop)] - start
+                self.trace(index, here.to(self.tables[index].pos.device))
 
-    def _direct(self, path: Path) -> list[_Block]:
-        blocks = _Sums(path.kind)
-        for part in self._below(path.entry):
-            columns = _columns(part.table, path.first, path.last)
-            if columns.start < columns.stop:
-                pos = part.table.pos[columns]
-                local = path.read(self._project(path.projection, part)[:, columns], pos)
-                blocks.add(part, columns, local)
-        return blocks.blocks()
+    def _group(self, reader: Reader, pos: int) -> int:
+        """How many readers at one position fit into the memory."""
+        batch = len(self.clean[Site("embed")])
+        heads = self.model.n_heads if reader.state is not None else 1
+        crossed = bool(self.inflow.crossed(reader.entry))
+        row = (pos + 1) * self.model.d_model * 4 if crossed else 2 * max((len(t) for t in self.tables), default=1)
+        return max(1, self.memory // (8 * batch * heads * row))
 
-    def _walk(self, kind: EdgeKind, dense: Tensor, first: int, entry: int) -> list[_Block]:
-        """The same with dense vectors [batch, readers, heads, n, d_model] that pass skip connections on the way down."""
-        blocks = _Sums(kind)
-        skips = [skip for skip in self.skips if self._floor(entry) <= skip.out < entry]
-        for part in self._below(entry):
-            while skips and part.depth < skips[0].entry:
-                dense = skips.pop(0).pull_back(dense, first)
-            columns = _columns(part.table, first, first + dense.shape[3] - 1)
-            if columns.start < columns.stop:
-                blocks.add(part, columns, _read_dense(dense, part.vectors[:, columns], part.table.pos[columns] - first))
-        return blocks.blocks()
+    def _stream_end(self) -> Tensor:
+        """The difference of the streams behind the last layer, [batch, pos, d_model]."""
+        return self._difference(Site("resid_post", self.model.n_layers - 1))
 
-    def _below(self, entry: int) -> list[_Part]:
-        floor = self._floor(entry)
-        return [part for part in self.parts if floor <= part.depth < entry]
+    def _stream_before(self, reads: Site) -> Tensor:
+        """The difference of the streams that a component reads, [batch, pos, d_model]."""
+        layer = reads.layer or 0
+        if reads.kind in ("resid_pre", "resid_post"):
+            return self._difference(reads)
+        before = self._difference(Site("resid_post", layer - 1)) if layer else self._difference(Site("embed"))
+        if not layer and Site("pos_embed") in self.clean:
+            before = before + self._difference(Site("pos_embed"))
+        if reads.kind in ("z", "attn_out") or self.model.parallel:
+            return before
+        return before + self._difference(Site("attn_out", layer))
 
-    def _floor(self, entry: int) -> int:
-        """The depth of the nearest residual-stream dictionary below: nothing under it is read directly."""
-        return max((floor for floor in self.floors if floor < entry), default=-(1 << 29))
+    def _difference(self, site: Site) -> Tensor:
+        return self.clean[site] if self.base is None else self.clean[site] - self.base[site]
 
-    def _project(self, projection: Projection, part: _Part) -> Tensor:
-        key = (id(projection), id(part))
-        if key not in self.projected:
-            self.projected[key] = projection.of(part.vectors, part.table.pos)
-        return self.projected[key]
+    def _note(self, ids: Sequence[int], stream: Tensor) -> None:
+        for i, value in zip(ids, stream.mean(0).tolist(), strict=True):
+            self.streams[i] = value
 
+    def _keep(self, ids: Tensor, node_gradient: Tensor, blocks: Sequence[Block]) -> None:
+        """Collect the edges of these blocks into readers ids [r] that pass; mark their sources in `kept`."""
+        local = [block.local.sum(2) for block in blocks]
+        weights = [node_gradient[:, :, None] * values for values in local]
+        means = [weight.mean(0) for weight in weights]
+        local_means = [values.mean(0) for values in local]
+        linear = [v for v, b in zip(local_means, blocks, strict=True) if self.qk != "recompute" or b.kind not in "qk"]
+        inflow = torch.stack([values.sum(-1) for values in linear]).sum(0) if linear else torch.zeros(len(ids))
+        self.inflows |= dict(zip(ids.tolist(), inflow.tolist(), strict=True))
+        for block, weight, mean, local_mean, keep in zip(
+            blocks, weights, means, local_means, self._passing(means, local_means), strict=True
+        ):
+            r, c = keep.nonzero(as_tuple=True)
+            if not len(r):
+                continue
+            columns = c + block.columns.start
+            self.kept[block.table][columns] = True
+            heads = None
+            if block.kind in _TYPED:
+                heads = block.local.mean(0)[r, :, c]
+            self.collector.add(
+                block.kind,
+                columns + self.offsets[block.table],
+                ids.to(r.device)[r],
+                mean[r, c],
+                local_mean[r, c],
+                weight.abs().mean(0)[r, c],
+                heads,
+            )
 
-class _Sums:
-    """Blocks of one kind, one per table: what a table writes at several depths is added up."""
-
-    def __init__(self, kind: EdgeKind) -> None:
-        self.kind = kind
-        self.found: dict[int, _Block] = {}
-
-    def add(self, part: _Part, columns: slice, local: Tensor) -> None:
-        if part.amount is not None:
-            local = local * part.amount[:, None, None, columns]
-        before = self.found.get(id(part.table))
-        if before is not None:
-            local = local + before.local
-        self.found[id(part.table)] = _Block(self.kind, part.table, columns, local)
-
-    def blocks(self) -> list[_Block]:
-        return list(self.found.values())
-
-
-def _parts(table: NodeTable) -> list[_Part]:
-    if not isinstance(table, FeatureTable):
-        return [_Part(table, table.site.depth, table.vectors, None)]
-    return [
-        _Part(table, site.depth, table.writes[None, :, i], table.amount)
-        for i, site in enumerate(table.dictionary.sites)
-    ]
-
-
-def _columns(table: NodeTable, first: int, last: int) -> slice:
-    """The columns at positions first..last."""
-    bounds = torch.tensor([first, last + 1], device=table.pos.device)
-    start, stop = torch.searchsorted(table.pos, bounds).tolist()
-    return slice(start, stop)
-
-
-def _read_dense(dense: Tensor, vectors: Tensor, at: Tensor) -> Tensor:
-    """dense [batch, readers, heads, pos, d] . vectors [batch or 1, n, d] at positions at [n] -> [batch, readers, heads, n]."""
-    if dense.shape[1] == 1:
-        return (dense[:, :, :, at] * vectors[:, None, None]).sum(-1)
-    batch, readers, heads = dense.shape[:3]
-    result = dense.new_empty(batch, readers, heads, len(at))
-    for pos in torch.unique(at).tolist():
-        here = at == pos
-        result[..., here] = dense[:, :, :, pos] @ vectors[:, None, here].transpose(-1, -2)
-    return result
-
-
-def _select(
-    targets: Sequence[Node],
-    node_gradient: Tensor,
-    blocks: Sequence[_Block],
-    threshold: float,
-    top_k: int | None,
-    kept: dict[tuple[str, Site], Tensor],
-) -> list[Edge]:
-    """The edges of these blocks that pass; marks their sources in `kept` ((kind, site) -> mask of columns)."""
-    weights = [node_gradient[:, :, None] * block.local.sum(2) for block in blocks]
-    means = [weight.mean(0) for weight in weights]
-    passed = [(mean.abs() > threshold) & (mean != 0) for mean in means]
-    if top_k is not None and means:
-        floor = _kth_largest(
-            torch.cat([mean.abs() * keep for mean, keep in zip(means, passed, strict=True)], -1), top_k
-        )
-        passed = [keep & (mean.abs() >= floor) for mean, keep in zip(means, passed, strict=True)]
-    edges = []
-    for block, weight, mean, keep in zip(blocks, weights, means, passed, strict=True):
-        r, c = keep.nonzero(as_tuple=True)
-        if not len(r):
-            continue
-        table, columns = block.table, c + block.columns.start
-        kept.setdefault((table.kind, table.site), torch.zeros_like(table.pos, dtype=torch.bool))[columns] = True
-        heads = block.local.expand(-1, len(targets), -1, -1).mean(0)[r, :, c]
-        local = heads.sum(-1).tolist()
-        magnitude = weight.abs().mean(0)[r, c].tolist()
-        loadings = heads.tolist() if block.kind in ("ov", "q", "k") else [[]] * len(r)
-        rows = zip(r.tolist(), columns.tolist(), mean[r, c].tolist(), local, magnitude, loadings, strict=True)
-        edges += [Edge(table.node(c), targets[r], block.kind, w, lw, m, tuple(h)) for r, c, w, lw, m, h in rows]
-    return edges
-
-
-def _kth_largest(values: Tensor, k: int) -> Tensor:
-    """[readers, 1]: the k-th largest value of each row; ties with it all pass."""
-    return values.topk(min(k, values.shape[-1]), dim=-1).values[:, -1:]
+    def _passing(self, means: Sequence[Tensor], local_means: Sequence[Tensor]) -> list[Tensor]:
+        """Which edges [readers, columns] of each block pass the selection."""
+        select = self.selection
+        passed = [(mean.abs() > select.threshold) & (mean != 0) for mean in means]
+        if select.relative_threshold and means:
+            total = torch.stack([local.abs().sum(-1) for local in local_means]).sum(0)[:, None]
+            passed = [
+                keep & (local.abs() >= select.relative_threshold * total)
+                for keep, local in zip(passed, local_means, strict=True)
+            ]
+        if select.top_k is not None and means:
+            everything = torch.cat([mean.abs() * keep for mean, keep in zip(means, passed, strict=True)], -1)
+            floor = everything.topk(min(select.top_k, everything.shape[-1]), dim=-1).values[:, -1:]
+            passed = [keep & (mean.abs() >= floor) for mean, keep in zip(means, passed, strict=True)]
+        return passed

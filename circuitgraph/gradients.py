@@ -40,13 +40,15 @@ def metric_gradients(clean: CleanRun, sites: Iterable[Site]) -> dict[Site, Tenso
     }
 
 
-def mlp_slopes(clean: CleanRun, dictionaries: Iterable[Dictionary]) -> dict[Site, Tensor]:
+def mlp_slopes(
+    clean: CleanRun, dictionaries: Iterable[Dictionary], layers: Iterable[int | None] = ()
+) -> dict[Site, Tensor]:
     """d mlp_post / d mlp_pre and, of a gated MLP, / d mlp_gate: one number per neuron, [batch, pos, d_mlp] each.
 
-    For every layer where a dictionary reads behind the neurons (mlp_post, mlp_out).
+    For every layer where a dictionary reads behind the neurons (mlp_post, mlp_out), and for the given layers.
     """
     slopes: dict[Site, Tensor] = {}
-    for layer in {d.reads.layer for d in dictionaries if d.reads.kind in ("mlp_post", "mlp_out")}:
+    for layer in {d.reads.layer for d in dictionaries if d.reads.kind in ("mlp_post", "mlp_out")} | set(layers):
         inner = [s for kind in ("mlp_gate", "mlp_pre") if (s := Site(kind, layer)) in clean.attached]
         post = clean.attached[Site("mlp_post", layer)]
         gradients = torch.autograd.grad(post.sum(), [clean.attached[site] for site in inner], retain_graph=True)

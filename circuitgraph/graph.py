@@ -4,33 +4,36 @@ In come node tables, edges and the facts of the run; out comes a graph whose nod
 edges are keyed by kind. Attributes are finite Python values. This module attributes and draws nothing.
 
 Node attributes
-    kind                  embedding, pos_embedding, bias, feature, error, metric
+    kind                  embedding, pos_embedding, bias, feature, error, logit, metric
     site, layer, pos, feature   where it stands; layer is None for embeddings and the metric, feature for all but features
     attribution           estimated contribution to the metric clean - baseline, mean over the examples; the metric node
                           has the measured clean - corrupted
     activation, baseline_activation   mean over the examples, features only
     top_tokens            tokens that the write vector promotes directly, features only
+    token                 the text of a logit's token
+    inflow, unexplained   what a target reads of clean minus baseline through its (linear) paths, measured on the streams,
+                          and the part of it that none of its edges explains; targets whose inputs were traced only
     effect                measured contribution, once it was measured
     label                 the user's words
 Edge attributes
-    kind                  ov, q, k, mlp, metric (also the edge key)
+    kind                  ov, q, k, mlp, residual, metric (also the edge key)
     weight                estimated contribution to the metric through the target, mean over the examples
     local_weight          contribution to the target's pre-activation, mean over the examples
     weight_abs            mean of |weight| over the examples: how much the mean hides
     heads                 local_weight by attention head, on ov, q and k
 Graph attributes
-    tokens, logits, metric, n_layers, n_examples, provenance, reports, evidence
+    tokens, logits, metric, n_layers, n_examples, provenance, reports, evidence; scores where influence was computed
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import networkx as nx
 
-from circuitgraph.edges import Edge
+from circuitgraph.edge_table import Edge
 from circuitgraph.errors import GraphError
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node, Site
@@ -40,9 +43,15 @@ N_TOP_TOKENS = 5
 
 
 def build_graph(
-    model: Model, tables: Sequence[NodeTable], edges: Iterable[Edge], facts: dict[str, Any]
+    model: Model,
+    tables: Sequence[NodeTable],
+    edges: Iterable[Edge],
+    facts: dict[str, Any],
+    *,
+    inflow: Mapping[Node, tuple[float, float]] | None = None,
 ) -> nx.MultiDiGraph:
-    """The graph of these edges, their end nodes and the metric. `facts` become the graph attributes.
+    """The graph of these edges, their end nodes and the metric. `facts` become the graph attributes; inflow: target ->
+    (what it reads, what of it no edge explains).
 
     facts["metric"] holds the metric's clean and corrupted means, whose difference is the metric node's attribution.
     """
@@ -51,8 +60,15 @@ def build_graph(
     used = {edge.source for edge in edges} | {edge.target for edge in edges}
     metric = Node("metric", Site("metric"), len(facts["tokens"]["clean"]) - 1)
     rows = [row for table in tables for row in _node_rows(model, table, used)]
+    for node in sorted((node for node in used if node.kind == "logit"), key=lambda node: node.order):
+        (edge,) = (edge for edge in edges if edge.source == node)
+        token = model.token_strings([node.feature or 0])[0]
+        rows.append((node, {"attribution": edge.weight, "token": token}))
     rows.append((metric, {"attribution": facts["metric"]["clean"] - facts["metric"]["corrupted"]}))
     for node, attributes in rows:
+        if node in (inflow or {}):
+            read, unexplained = (inflow or {})[node]
+            attributes = attributes | {"inflow": read, "unexplained": unexplained}
         graph.add_node(str(node), **node.place, **attributes)
     for edge in edges:
         attributes = {"weight": edge.weight, "local_weight": edge.local_weight, "weight_abs": edge.weight_abs}

@@ -33,7 +33,16 @@ from circuitgraph_kernels import compute_dtype
 Replace = Callable[[Tensor, Mapping[Site, Tensor]], Tensor]
 
 _BY_HEAD = ("q", "k", "v", "z")  # HookedTransformer keeps heads apart
-_ASIDE = ("ln1_scale", "ln1_post_scale", "ln2_scale", "ln2_normalized", "ln2_post_scale", "rotary_cos", "rotary_sin")
+_ASIDE = (
+    "final_scale",
+    "ln1_scale",
+    "ln1_post_scale",
+    "ln2_scale",
+    "ln2_normalized",
+    "ln2_post_scale",
+    "rotary_cos",
+    "rotary_sin",
+)
 _ATTENTION = ("ln1_scale", "rotary_cos", "rotary_sin", "q", "k", "v", "pattern")
 _CHECKED = (
     *_ATTENTION,
@@ -89,6 +98,11 @@ class Model:
         return bool(self.library.cfg.parallel_attn_mlp)
 
     @property
+    def causal(self) -> bool:
+        """Whether a position sees none after it."""
+        return str(getattr(self.library.cfg, "attention_dir", "causal")) == "causal"
+
+    @property
     def processing(self) -> frozenset[str]:
         """What TransformerLens did to the weights on loading: fold_ln, center_writing_weights, fold_value_biases."""
         return self.layout.processing()
@@ -142,7 +156,8 @@ class Model:
 
     def attention_state(self, layer: int, values: Mapping[Site, Tensor]) -> AttentionState:
         """Queries, keys and values of a layer in the run that recorded `attention_sites`. Raises as `attention` does."""
-        return attention_state(self.attention(layer), layer, values, self.layout.rotary_cos_sin(layer))
+        cos_sin = self.layout.rotary_cos_sin(layer)
+        return attention_state(self.attention(layer), layer, values, cos_sin, causal=self.causal)
 
     def mlp(self, layer: int) -> MlpWeights:
         """The weights of one MLP. ModelError where its formula is not that of `MlpWeights`."""
@@ -193,6 +208,13 @@ class Model:
         norm = self.layout.norm(self.library, "ln_final")
         logits: Tensor = (vectors if norm is None else norm.apply(vectors)) @ self.library.W_U.detach().to(vectors)
         return logits
+
+    def unembedding(self, tokens: Sequence[int]) -> Tensor:
+        """d (logit - mean logit) / d stream at its end, [len(tokens), d_model], without the final norm's 1/scale."""
+        W_U = self.library.W_U.detach().to(self.layout.dtype)
+        vectors = (W_U[:, list(tokens)] - W_U.mean(-1, keepdim=True)).T
+        norm = self.layout.norm(self.library, "ln_final")
+        return vectors if norm is None else norm.pull_back(vectors)
 
     def _check_formula(self, part: str, layer: int) -> None:
         if reason := self.differences.get((part, layer)):

@@ -60,6 +60,11 @@ class AttentionState:
     q_scale: Tensor | None
     k_scale: Tensor | None
     rotation: Rotation | None
+    causal: bool = True
+
+    def keys(self, pos: int) -> slice:
+        """The positions that the query at pos may attend to."""
+        return slice(0, pos + 1) if self.causal else slice(0, self.k.shape[1])
 
     @property
     def group(self) -> int:
@@ -83,7 +88,12 @@ class AttentionState:
 
 
 def attention_state(
-    weights: AttentionWeights, layer: int, values: Mapping[Site, Tensor], cos_sin: tuple[Tensor, Tensor] | None = None
+    weights: AttentionWeights,
+    layer: int,
+    values: Mapping[Site, Tensor],
+    cos_sin: tuple[Tensor, Tensor] | None = None,
+    *,
+    causal: bool = True,
 ) -> AttentionState:
     """The state of a layer from the recorded q, k, v, pattern and rotary cos and sin (or those given)."""
     d_head = weights.W_Q.shape[-1]
@@ -98,7 +108,7 @@ def attention_state(
     k, k_scale = _head_norm(k, weights.k_gain, weights.eps)
     if rotation is not None:
         q, k = rotation.apply(q), rotation.apply(k)
-    return AttentionState(weights, q, k, v, values[Site("pattern", layer)], q_scale, k_scale, rotation)
+    return AttentionState(weights, q, k, v, values[Site("pattern", layer)], q_scale, k_scale, rotation, causal)
 
 
 def _head_norm(x: Tensor, gain: Tensor | None, eps: float) -> tuple[Tensor, Tensor | None]:
@@ -121,9 +131,9 @@ def attention_difference(
     Compared are q, k and v with the norm of the stream times the weights, and the pattern with the softmax of the scores
     over the keys that the model lets through.
     """
-    if any(Site(kind, layer) not in values for kind in ("q", "k", "v", "pattern", "ln1_scale")):
+    if any(Site(kind, layer) not in values for kind in ("q", "k", "v", "pattern")):
         return "its queries, keys, values or attention pattern cannot be read"
-    normed = _normed(norm, values[Site("resid_pre", layer)], values[Site("ln1_scale", layer)])
+    normed = _normed(norm, values[Site("resid_pre", layer)], values.get(Site("ln1_scale", layer)))
     for name, W, b in (
         ("q", weights.W_Q, weights.b_Q),
         ("k", weights.W_K, weights.b_K),
@@ -150,13 +160,12 @@ def mlp_difference(
     parallel: bool,
 ) -> str:
     """What of a layer's MLP is not what its weights say, on recorded activations; empty if all is."""
-    needed = ("ln2_scale", "mlp_post")
-    if any(Site(kind, layer) not in values for kind in needed):
-        return "its input norm or its neurons cannot be read"
+    if Site("mlp_post", layer) not in values:
+        return "its neurons cannot be read"
     stream = values[Site("resid_pre", layer)]
     if not parallel:
         stream = stream + values[Site("attn_out", layer)]
-    normed = _normed(norm, stream, values[Site("ln2_scale", layer)])
+    normed = _normed(norm, stream, values.get(Site("ln2_scale", layer)))
     if Site("mlp_in", layer) in values and not _close(values[Site("mlp_in", layer)], normed, eps):
         return "its input is not the norm of the stream"
     out = values[Site("mlp_post", layer)] @ weights.W_out + (0 if weights.b_out is None else weights.b_out)
@@ -165,11 +174,10 @@ def mlp_difference(
     return "" if _close(values[Site("mlp_out", layer)], out, eps) else "its output is not its neurons times W_out"
 
 
-def _normed(norm: Norm | None, x: Tensor, scale: Tensor) -> Tensor:
-    if norm is None:
-        return x / scale
-    y = norm.apply(x) / scale
-    return y if norm.bias is None else y + norm.bias
+def _normed(norm: Norm | None, x: Tensor, scale: Tensor | None) -> Tensor:
+    y = x if norm is None else norm.apply(x)
+    y = y if scale is None else y / scale
+    return y if norm is None or norm.bias is None else y + norm.bias
 
 
 def _close(found: Tensor, expected: Tensor, eps: float) -> bool:

@@ -25,6 +25,7 @@ from circuitgraph.nodes import Site
 # the branch to the MLP only. `hook_attn_out` and `hook_mlp_out` are what is added to the stream, after a post-norm.
 _SHARED_HOOKS = {
     "ln1_scale": "blocks.{}.ln1.hook_scale",
+    "attn_scores": "blocks.{}.attn.hook_attn_scores",
     "pattern": "blocks.{}.attn.hook_pattern",
     "ln1_post_scale": "blocks.{}.ln1_post.hook_scale",
     "attn_out": "blocks.{}.hook_attn_out",
@@ -48,6 +49,7 @@ _BRIDGE_HOOKS = _SHARED_HOOKS | {
     "mlp_pre": "blocks.{}.mlp.in.hook_out",
     "mlp_post": "blocks.{}.mlp.out.hook_in",
     "resid_post": "blocks.{}.hook_out",
+    "final_scale": "ln_final.hook_scale",
 }
 _HOOKED_HOOKS = _SHARED_HOOKS | {
     "embed": "hook_embed",
@@ -59,6 +61,7 @@ _HOOKED_HOOKS = _SHARED_HOOKS | {
     "z": "blocks.{}.attn.hook_z",
     "mlp_post": "blocks.{}.mlp.hook_post",
     "resid_post": "blocks.{}.hook_resid_post",
+    "final_scale": "ln_final.hook_scale",
 }
 
 
@@ -241,7 +244,7 @@ class HookedLayout(BridgeLayout):
     def norm(self, block: Any, name: str) -> Norm | None:
         """The norm called so, or None."""
         module = getattr(block, name, None)
-        if module is None:
+        if module is None or self.cfg.normalization_type is None:
             return None
         return Norm(self._read(module, "w"), self._read(module, "b"), centred=not self.rms)
 

@@ -7,6 +7,7 @@ the metric that reads it), at one position. The text form of a node is unique an
     mlp_out.3/error@5    what that dictionary misses at position 5
     embed@2  pos_embed@2 token and positional embedding
     mlp_out.3/bias@5     the constant that site adds at position 5
+    logit/t262@14        the logit of token 262 above the mean logit, at position 14
     metric@14            the metric, at the position whose logits it reads
 
 This module holds the only index arithmetic on nodes and knows neither models nor graphs.
@@ -20,10 +21,10 @@ from typing import Literal
 
 from circuitgraph.errors import GraphError, did_you_mean
 
-NodeKind = Literal["feature", "error", "embedding", "pos_embedding", "bias", "metric"]
+NodeKind = Literal["feature", "error", "embedding", "pos_embedding", "bias", "logit", "metric"]
 EdgeKind = Literal["ov", "q", "k", "mlp", "residual", "metric"]
 
-NODE_KINDS: tuple[NodeKind, ...] = ("embedding", "pos_embedding", "bias", "feature", "error", "metric")
+NODE_KINDS: tuple[NodeKind, ...] = ("embedding", "pos_embedding", "bias", "feature", "error", "logit", "metric")
 EDGE_KINDS: tuple[EdgeKind, ...] = ("ov", "q", "k", "mlp", "residual", "metric")
 
 # Order inside one layer of a serial block: what stands later may read what stands earlier.
@@ -35,6 +36,7 @@ LAYER_SITES = (
     "q",
     "k",
     "v",
+    "attn_scores",
     "pattern",
     "z",
     "ln1_post_scale",
@@ -49,7 +51,7 @@ LAYER_SITES = (
     "mlp_out",
     "resid_post",
 )
-GLOBAL_SITES = ("embed", "pos_embed", "metric")
+GLOBAL_SITES = ("embed", "pos_embed", "final_scale", "logit", "metric")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,13 @@ class Site:
     def depth(self) -> int:
         """Rank along the forward pass: embeddings first, then layer by layer, the metric last."""
         if self.layer is None:
-            return {"embed": -2, "pos_embed": -1, "metric": 1 << 30}[self.kind]
+            return {
+                "embed": -2,
+                "pos_embed": -1,
+                "final_scale": (1 << 30) - 2,
+                "logit": (1 << 30) - 1,
+                "metric": 1 << 30,
+            }[self.kind]
         return self.layer * len(LAYER_SITES) + LAYER_SITES.index(self.kind)
 
     @property
@@ -95,7 +103,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Node:
-    """One node of a circuit; `feature` is set for kind "feature" only."""
+    """One node of a circuit; `feature` is set for kind "feature", and for "logit" to the token's id."""
 
     kind: NodeKind
     site: Site
@@ -105,6 +113,8 @@ class Node:
     def __str__(self) -> str:
         if self.kind == "feature":
             return f"{self.site}/f{self.feature}@{self.pos}"
+        if self.kind == "logit":
+            return f"{self.site}/t{self.feature}@{self.pos}"
         if self.kind in ("error", "bias"):
             return f"{self.site}/{self.kind}@{self.pos}"
         return f"{self.site}@{self.pos}"
@@ -130,14 +140,18 @@ class Node:
                 f"node {text!r} does not parse: expected for instance 'mlp_out.3/f1024@5', 'z.2/error@5' or 'embed@2'"
             )
         site, part, pos = Site.parse(match["site"]), match["part"], int(match["pos"])
+        if (site.kind == "logit") != (part is not None and part.startswith("t")):
+            raise GraphError(f"node {text!r} does not parse: a token id stands behind logit and nowhere else")
         if part is None:
-            if site.layer is not None:
+            if site.kind not in _GLOBAL_NODES:
                 raise GraphError(f"node {text!r} names no feature, error or bias of its site")
             return cls(_GLOBAL_NODES[site.kind], site, pos)
+        if part.startswith("t"):
+            return cls("logit", site, pos, int(part[1:]))
         if part in ("error", "bias"):
             return cls(part, site, pos)  # type: ignore[arg-type]
         return cls("feature", site, pos, int(part[1:]))
 
 
 _GLOBAL_NODES: dict[str, NodeKind] = {"embed": "embedding", "pos_embed": "pos_embedding", "metric": "metric"}
-_NODE = re.compile(r"(?P<site>[a-z_0-9]+(\.\d+)?)(/(?P<part>f\d+|error|bias))?@(?P<pos>\d+)")
+_NODE = re.compile(r"(?P<site>[a-z_0-9]+(\.\d+)?)(/(?P<part>f\d+|t\d+|error|bias))?@(?P<pos>\d+)")

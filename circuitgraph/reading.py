@@ -15,8 +15,8 @@ the soft cap and the scale of the scores; q and k are normed and rotated (R), N 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from circuitgraph.model import Model
 from circuitgraph.model_formulas import AttentionState, Rotation
 from circuitgraph.model_layout import Norm
 from circuitgraph.nodes import EdgeKind, Site
+from circuitgraph.through import mlp_entry
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +72,56 @@ class Projection:
 
 
 @dataclass(frozen=True, eq=False)
+class Softmax:
+    """The attention of one query position, for differences of its pattern instead of the derivative.
+
+    query [batch, heads, d_head], keys [batch, key, heads, d_head] as they enter the scores, s [batch, readers, heads, key]
+    what each key's value adds to each reader, hidden [batch, heads, key] what the model's mask hides.
+    """
+
+    query: Tensor
+    keys: Tensor
+    s: Tensor
+    hidden: Tensor
+    scale: float
+    soft_cap: float | None
+
+    def without_query(self, change: Tensor) -> Tensor:
+        """What readers lose when `change` [batch, n, heads, d_head] is taken out of the query, [batch, readers, heads, n]."""
+        queries = self.query[:, None] - change
+        scores = self._capped(torch.einsum("bnhx,bkhx->bnhk", queries, self.keys))
+        pattern = scores.masked_fill(self.hidden[:, None], -torch.inf).softmax(-1)
+        lost = self.pattern()[:, None] - pattern
+        return torch.einsum("brhk,bnhk->brhn", self.s, lost)
+
+    def without_key(self, change: Tensor, at: Tensor) -> Tensor:
+        """The same when it is taken out of the key at positions at [n]: one score of each pattern moves."""
+        scores = self._capped(torch.einsum("bhx,bkhx->bhk", self.query, self.keys))[..., at]
+        moved = self._capped(torch.einsum("bhx,bnhx->bhn", self.query, self.keys[:, at] - change))
+        there = self.pattern()[..., at].masked_fill(self.hidden[..., at], 0)
+        # in logarithms, so that a pattern of 0 and a huge new score stay finite
+        grown = (there.log() + (moved - scores)).clamp(max=80).exp()
+        before = (self.pattern()[:, None] * self.s).sum(-1, keepdim=True)
+        after = (before + ((grown - there)[:, None]) * self.s[..., at]) / (1 + grown - there)[:, None]
+        return before - after
+
+    def pattern(self) -> Tensor:
+        """The pattern [batch, heads, key], from the same formula as the changed ones."""
+        scores = self._capped(torch.einsum("bhx,bkhx->bhk", self.query, self.keys))
+        return scores.masked_fill(self.hidden, -torch.inf).softmax(-1)
+
+    def _capped(self, products: Tensor) -> Tensor:
+        scores = products * self.scale
+        return scores if self.soft_cap is None else self.soft_cap * torch.tanh(scores / self.soft_cap)
+
+
+@dataclass(frozen=True, eq=False)
 class Path:
     """One way from the residual stream at positions first..last into readers that stand at one position.
 
     Read is factor * (vectors . projection(x)), summed over heads later: vectors [batch or 1, readers or 1, heads, d],
-    factor [batch, readers or 1, heads or 1, last - first + 1]. Writers below `entry` (a depth) are read.
+    factor [batch, readers or 1, heads or 1, last - first + 1]. Writers below `entry` (a depth) are read. With `softmax`
+    what is read is the difference that taking out projection(x) * factor of the query or key makes, and is not linear.
     """
 
     kind: EdgeKind
@@ -85,11 +131,25 @@ class Path:
     factor: Tensor
     first: int
     last: int
+    softmax: Softmax | None = None
 
-    def read(self, projected: Tensor, pos: Tensor) -> Tensor:
-        """What [batch, readers, heads, n] of projected [batch or 1, n, heads, d] at positions pos is read."""
-        product = self.vectors.transpose(1, 2) @ projected.permute(0, 2, 3, 1)
-        return product.transpose(1, 2) * self.factor[..., pos - self.first]
+    def read(self, projected: Tensor, pos: Tensor, amount: Tensor | None) -> Tensor:
+        """What [batch, readers, heads, n] of projected [batch or 1, n, heads, d] times amount [batch, n] at positions pos
+        is read."""
+        if self.softmax is not None:
+            change = projected * self.factor[:, 0, :, pos - self.first].transpose(1, 2)[..., None]
+            change = change if amount is None else change * amount[..., None, None]
+            if self.kind == "q":
+                return self.softmax.without_query(change)
+            return self.softmax.without_key(change, pos)
+        product = (self.vectors.transpose(1, 2) @ projected.permute(0, 2, 3, 1)).transpose(1, 2)
+        product = product * self.factor[..., pos - self.first]
+        return product if amount is None else product * amount[:, None, None]
+
+    def of_stream(self, x: Tensor) -> Tensor:
+        """What [batch, readers, heads] a linear path reads of a whole change of the stream x [batch, pos, d_model]."""
+        pos = torch.arange(self.first, self.last + 1, device=x.device)
+        return self.read(self.projection.of(x[:, pos], pos), pos, None).sum(-1)
 
     def dense(self) -> Tensor:
         """The reading vectors themselves, [batch, readers, heads, last - first + 1, d_model]."""
@@ -112,12 +172,20 @@ class Reader:
     """Makes the paths of one dictionary's features, position by position.
 
     reads: the site that is read. slopes: d mlp_post / d mlp_pre (and / d mlp_gate), for what reads behind the neurons.
+    recompute: q and k by the difference of the pattern with and without each source, for heads that are saturated.
     """
 
     def __init__(
-        self, model: Model, reads: Site, clean: Mapping[Site, Tensor], slopes: Mapping[Site, Tensor] | None = None
+        self,
+        model: Model,
+        reads: Site,
+        clean: Mapping[Site, Tensor],
+        slopes: Mapping[Site, Tensor] | None = None,
+        *,
+        recompute: bool = False,
     ) -> None:
         self.model, self.reads, self.clean, self.slopes = model, reads, clean, slopes or {}
+        self.recompute = recompute
         layer, kind = reads.layer or 0, reads.kind
         self.state: AttentionState | None = None
         if kind in ("z", "attn_out"):
@@ -140,30 +208,39 @@ class Reader:
         kind = self.reads.kind
         if kind in ("resid_pre", "resid_post"):
             return self.reads.depth
-        attention = kind in ("z", "attn_out") or self.model.parallel
-        return Site("ln1_scale" if attention else "ln2_scale", self.reads.layer).depth
+        if kind in ("z", "attn_out"):
+            return Site("ln1_scale", self.reads.layer).depth
+        return mlp_entry(self.model, self.reads)
 
     def paths(self, vectors: Tensor, pos: int) -> list[Path]:
-        """The paths into readers at position pos with encoder vectors [readers, d_in]."""
+        """The paths into readers at position pos with encoder vectors [readers, d_in] or [batch, readers, d_in]."""
+        vectors = vectors if vectors.ndim == 3 else vectors[None]
         if self.state is not None:
             return self._attention_paths(self.state, self._behind(vectors, pos), pos)
         if "residual" in self.projections:
             ones = vectors.new_ones(len(self.clean[self.reads]), 1, 1, 1)
-            return [self._path("residual", vectors[None, :, None], ones, pos, pos)]
+            return [self._path("residual", vectors[:, :, None], ones, pos, pos)]
         e = self._behind(vectors, pos)
         if self.reads.kind in ("mlp_post", "mlp_out"):
             e = self._before_neurons(e, pos)
-        scale = self.clean[Site("ln2_scale", self.reads.layer)][:, pos, 0]
+        scale = self._scale("ln2")[:, pos]
         return [self._path("mlp", e[:, :, None], (1 / scale)[:, None, None, None], pos, pos)]
+
+    def _scale(self, name: str) -> Tensor:
+        """The clean scale of a norm in front of the component, [batch, pos]; 1 where the model has no norm."""
+        found = self.clean.get(Site(f"{name}_scale", self.reads.layer))
+        if found is None:
+            batch, n_pos = self.clean[Site("embed")].shape[:2]
+            return self.clean[Site("embed")].new_ones(batch, n_pos)
+        return found[..., 0]
 
     def _behind(self, vectors: Tensor, pos: int) -> Tensor:
         """Vectors at the output of attention or MLP as vectors [batch or 1, readers, d] at z or mlp_post."""
         kind, layer = self.reads.kind, self.reads.layer
         if kind not in ("attn_out", "mlp_out"):
-            return vectors[None]
+            return vectors
         inner = Site("z" if kind == "attn_out" else "mlp_post", layer)
         post = self.model.output_norm(inner)
-        vectors = vectors[None]
         if post is not None:
             vectors = post[0].pull_back(vectors) / self.clean[post[1]][:, pos, None]
         if kind == "attn_out":
@@ -182,60 +259,34 @@ class Reader:
     def _attention_paths(self, state: AttentionState, e: Tensor, pos: int) -> list[Path]:
         heads = (state.q.shape[2], state.q.shape[3])
         e = e.unflatten(-1, heads)  # [batch or 1, readers, heads, d_head]
-        seen = slice(0, pos + 1)
+        seen = state.keys(pos)
+        last = seen.stop - 1
         pattern = state.pattern[:, :, pos, seen]
-        slope = state.scores(pos)[1][:, :, 0, seen]
-        scale = self.clean[Site("ln1_scale", self.reads.layer)][..., 0]
+        scale = self._scale("ln1")
         v = state.per_query_head(state.v[:, seen], 2)
         s = (e.transpose(1, 2) @ v.permute(0, 2, 3, 1)).transpose(1, 2)  # [batch, readers, heads, key]
-        weighted = pattern[:, None]
-        d_scores = weighted * (s - (weighted * s).sum(-1, keepdim=True)) * (slope * state.weights.scale)[:, None]
         keys = state.per_query_head(state.k[:, seen], 2)
-        query_read = (d_scores.transpose(1, 2) @ keys.transpose(1, 2)).transpose(1, 2)
         q_factor, k_factor = 1 / scale[:, pos, None], 1 / scale[:, None, seen]
         if state.q_scale is not None and state.k_scale is not None:
             q_factor = q_factor / state.q_scale[:, pos]
             k_factor = k_factor / state.per_query_head(state.k_scale[:, seen], 2).transpose(1, 2)
+        k_factor = k_factor.expand(-1, heads[0], -1)
+        paths = [self._path("ov", e, (pattern / scale[:, None, seen])[:, None], 0, last)]
+        if self.recompute:
+            query, ones = state.q[:, pos], torch.ones_like(q_factor)[:, None, :, None]
+            hidden = self.clean[Site("attn_scores", self.reads.layer)][:, :, pos, seen] < -1e30
+            softmax = Softmax(query, keys, s, hidden, state.weights.scale, state.weights.soft_cap)
+            paths.append(replace(self._path("q", e, q_factor[:, None, :, None] * ones, pos, pos), softmax=softmax))
+            return [*paths, replace(self._path("k", e, k_factor[:, None], 0, last), softmax=softmax)]
+        slope = state.scores(pos)[1][:, :, 0, seen]
+        weighted = pattern[:, None]
+        d_scores = weighted * (s - (weighted * s).sum(-1, keepdim=True)) * (slope * state.weights.scale)[:, None]
+        query_read = (d_scores.transpose(1, 2) @ keys.transpose(1, 2)).transpose(1, 2)
         return [
-            self._path("ov", e, (pattern / scale[:, None, seen])[:, None], 0, pos),
+            *paths,
             self._path("q", query_read, q_factor[:, None, :, None], pos, pos),
-            self._path("k", state.q[:, pos][:, None], d_scores * k_factor[:, None], 0, pos),
+            self._path("k", state.q[:, pos][:, None], d_scores * k_factor[:, None], 0, last),
         ]
 
     def _path(self, kind: EdgeKind, vectors: Tensor, factor: Tensor, first: int, last: int) -> Path:
         return Path(kind, self.entry, self.projections[kind], vectors, factor, first, last)
-
-
-@dataclass(frozen=True, eq=False)
-class Skip:
-    """A linear skip connection past the features of a transcoder: x_out += norm(x) @ W_skip, position by position.
-
-    Reading vectors at depths from `out` down to `entry` pass it: r += J^T r. scale [batch, pos, 1] is the norm's.
-    """
-
-    out: int
-    entry: int
-    projection: Projection
-    W_skip: Tensor
-    scale: Tensor
-
-    def pull_back(self, dense: Tensor, first: int) -> Tensor:
-        """dense [batch, readers, heads, n, d_model] at positions from `first` on, with what arrives through the skip."""
-        norm = self.projection.norm
-        arriving = dense @ self.W_skip.T
-        if norm is not None:
-            arriving = norm.pull_back(arriving, gain=self.projection.gain)
-        scale = self.scale[:, first : first + dense.shape[3]]
-        return dense + arriving / scale[:, None, None]
-
-
-def skip_of(model: Model, reads: Site, writes: Site, W_skip: Tensor, clean: Mapping[Site, Tensor]) -> Skip:
-    """The skip connection of a transcoder between these sites."""
-    reader = Reader(model, reads, clean)
-    scale = clean[Site("ln2_scale", reads.layer)]
-    return Skip(writes.depth, reader.entry, reader.projections["mlp"], W_skip.to(scale.dtype), scale)
-
-
-def floors(sites: Sequence[Site]) -> list[int]:
-    """Depths of residual-stream dictionaries, ascending: what is written below one reaches readers above through it."""
-    return sorted(site.depth for site in sites if site.kind in ("resid_pre", "resid_post"))

@@ -14,9 +14,9 @@ import torch
 from circuitgraph.activations import run_baseline, run_clean, sites_of
 from circuitgraph.attribution import attribute_nodes
 from circuitgraph.discover import discover_circuit, node_gradients
-from circuitgraph.edges import attribute_edges
+from circuitgraph.edges import Selection, attribute_edges
 from circuitgraph.evaluate import evaluate_circuit
-from circuitgraph.gradients import integrated_gradients, metric_gradients
+from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.intervene import kept_nodes, patch_effects, run_with_nodes
 from circuitgraph.metrics import build_metric
 from circuitgraph.nodes import Node, Site
@@ -55,7 +55,18 @@ class Case:
 
     def edges(self, **settings: Any) -> list:
         gradient = metric_gradients(self.clean, [self.last])[self.last]
-        return attribute_edges(self.model, self.tables, self.clean.values, gradient, **settings)
+        selection = Selection(**{key: settings.pop(key) for key in ("threshold", "top_k") if key in settings})
+        settings.setdefault("slopes", mlp_slopes(self.clean, self.dictionaries.values()))
+        traced = attribute_edges(
+            self.model,
+            self.tables,
+            self.clean.values,
+            gradient,
+            base=self.base.values,
+            selection=selection,
+            **settings,
+        )
+        return list(traced.table)
 
     def total(self, site: Site, kinds: tuple[str, ...] = ("feature", "error")) -> torch.Tensor:
         """Summed attribution [batch, pos] of the tables at a site."""

@@ -1,0 +1,39 @@
+"""Graphs of the field as settings of one engine: data, not logic.
+
+    leap                    z-SAEs and transcoders as nodes, typed ov, q, k, mlp and metric edges (IndirectLEAP)
+    attribution-graph       transcoders as nodes, attention frozen and passed through, compared with nothing, the likeliest
+                            logits explained, pruned by influence (circuit-tracer)
+    sparse-feature-circuit  residual, attention and MLP SAEs as nodes, integrated gradients (feature-circuits)
+    mixed                   whatever dictionaries there are; components without one are frozen and passed through
+
+Every value is a keyword of `discover_circuit`: discover_circuit(model, dictionaries, pairs, **PRESETS["leap"]).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "leap": {"baseline": "corrupted", "attention": "component", "mlp": "component", "edge_threshold": 0.001},
+    "attribution-graph": {
+        "baseline": "zero",
+        "attention": "through",
+        "mlp": "component",
+        "targets": "logits",
+        "max_nodes": 1_000_000,
+        "max_readers": 7500,
+        "edge_threshold": 0.0,
+        "node_influence": 0.8,
+        "edge_influence": 0.98,
+    },
+    "sparse-feature-circuit": {
+        "baseline": "corrupted",
+        "method": "integrated",
+        "steps": 10,
+        "rule": "left",
+        "attention": "component",
+        "mlp": "component",
+        "edge_threshold": 0.01,
+    },
+    "mixed": {"baseline": "corrupted", "attention": "through", "mlp": "through", "edge_threshold": 0.001},
+}
