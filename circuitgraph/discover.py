@@ -25,7 +25,7 @@ from circuitgraph.graph import build_graph
 from circuitgraph.influence import graph_scores, prune_by_influence
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
-from circuitgraph.nodes import Node, Site
+from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
 from circuitgraph.tables import NodeTable
 from circuitgraph.targets import LogitTargets, Target, given_logits, likeliest_logits, logit_targets
@@ -207,11 +207,12 @@ def _recorded(settings: Mapping[str, Any], metric: str, backend: str) -> dict[st
     return kept | {"metric": metric, "backend": backend}
 
 
-def inflow_of(traced: TracedEdges, edges: EdgeTable) -> dict[Node, tuple[float, float]]:
+def inflow_of(traced: TracedEdges, edges: EdgeTable) -> dict[int, tuple[float, float]]:
     """target -> (what it reads of the streams' difference, the part of it that no kept edge explains)."""
     explained = torch.zeros(len(edges.nodes), dtype=torch.float64)
     explained.index_add_(0, edges.target.long(), edges.local_weight.to(torch.float64))
-    return {edges.nodes[i]: (value, value - float(explained[i])) for i, value in traced.stream.items()}
+    rest = explained.tolist()
+    return {i: (value, value - rest[i]) for i, value in traced.stream.items()}
 
 
 def inflow_report(traced: TracedEdges) -> list[str]:

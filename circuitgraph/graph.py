@@ -28,15 +28,17 @@ Graph attributes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import networkx as nx
+import torch
+from torch import Tensor
 
-from circuitgraph.edge_table import Edge
+from circuitgraph.edge_table import EdgeTable
 from circuitgraph.errors import GraphError
 from circuitgraph.model import Model
-from circuitgraph.nodes import EDGE_KINDS, Node, Site
+from circuitgraph.nodes import EDGE_KINDS, Node
 from circuitgraph.tables import FeatureTable, NodeTable
 
 N_TOP_TOKENS = 5
@@ -45,53 +47,56 @@ N_TOP_TOKENS = 5
 def build_graph(
     model: Model,
     tables: Sequence[NodeTable],
-    edges: Iterable[Edge],
+    edges: EdgeTable,
     facts: dict[str, Any],
     *,
-    inflow: Mapping[Node, tuple[float, float]] | None = None,
+    inflow: Mapping[int, tuple[float, float]] | None = None,
 ) -> nx.MultiDiGraph:
-    """The graph of these edges, their end nodes and the metric. `facts` become the graph attributes; inflow: target ->
-    (what it reads, what of it no edge explains).
+    """The graph of these edges, their end nodes and the metric. `facts` become the graph attributes.
 
-    facts["metric"] holds the metric's clean and corrupted means, whose difference is the metric node's attribution.
+    The edges' nodes are those of the tables, one table after the other, then targets and the metric. inflow: number of a
+    target -> (what it reads, what of it no edge explains). facts["metric"] holds the metric's clean and corrupted means,
+    whose difference is the metric node's attribution.
     """
     graph = nx.MultiDiGraph(**facts)
-    edges = list(edges)
-    used = {edge.source for edge in edges} | {edge.target for edge in edges}
-    metric = Node("metric", Site("metric"), len(facts["tokens"]["clean"]) - 1)
-    rows = [row for table in tables for row in _node_rows(model, table, used)]
-    for node in sorted((node for node in used if node.kind == "logit"), key=lambda node: node.order):
-        (edge,) = (edge for edge in edges if edge.source == node)
-        token = model.token_strings([node.feature or 0])[0]
-        rows.append((node, {"attribution": edge.weight, "token": token}))
-    rows.append((metric, {"attribution": facts["metric"]["clean"] - facts["metric"]["corrupted"]}))
-    for node, attributes in rows:
-        if node in (inflow or {}):
-            read, unexplained = (inflow or {})[node]
-            attributes = attributes | {"inflow": read, "unexplained": unexplained}
-        graph.add_node(str(node), **node.place, **attributes)
-    for edge in edges:
-        attributes = {"weight": edge.weight, "local_weight": edge.local_weight, "weight_abs": edge.weight_abs}
-        if edge.heads:
-            attributes["heads"] = list(edge.heads)
-        graph.add_edge(str(edge.source), str(edge.target), key=edge.kind, kind=edge.kind, **attributes)
+    used = torch.zeros(len(edges.nodes), dtype=torch.bool)
+    used[edges.source.long()] = used[edges.target.long()] = True
+    rows: dict[int, dict[str, Any]] = {}
+    first = 0
+    for table in tables:
+        columns = used[first : first + len(table)].nonzero()[:, 0]
+        rows |= _node_rows(model, table, first, columns.to(table.pos.device))
+        first += len(table)
+    top = (edges.source >= first).nonzero()[:, 0]
+    for i, weight in zip(edges.source[top].tolist(), edges.weight[top].tolist(), strict=True):
+        rows[i] = {"attribution": weight, "token": model.token_strings([edges.nodes[i].feature or 0])[0]}
+    rows[len(edges.nodes) - 1] = {"attribution": facts["metric"]["clean"] - facts["metric"]["corrupted"]}
+    names = {i: str(edges.nodes[i]) for i in rows}
+    for i, attributes in rows.items():
+        if i in (inflow or {}):
+            attributes["inflow"], attributes["unexplained"] = (inflow or {})[i]
+        graph.add_node(names[i], **edges.nodes[i].place, **attributes)
+    loadings = dict(zip(edges.head_of.tolist(), edges.heads.tolist(), strict=True))
+    columns_ = (edges.source, edges.target, edges.kind, edges.weight, edges.local_weight, edges.weight_abs)
+    for i, (u, v, k, w, lw, m) in enumerate(zip(*(column.tolist() for column in columns_), strict=True)):
+        kind = EDGE_KINDS[k]
+        attributes = {"kind": kind, "weight": w, "local_weight": lw, "weight_abs": m}
+        if i in loadings:
+            attributes["heads"] = loadings[i]
+        graph.add_edge(names[u], names[v], key=kind, **attributes)
     return graph
 
 
-def _node_rows(model: Model, table: NodeTable, used: set[Node]) -> list[tuple[Node, dict[str, Any]]]:
-    nodes, attribution = table.nodes(), table.attribution.mean(0).tolist()
-    columns = [i for i, node in enumerate(nodes) if node in used]
-    rows = [(nodes[i], {"attribution": attribution[i]}) for i in columns]
-    if isinstance(table, FeatureTable) and columns:
+def _node_rows(model: Model, table: NodeTable, first: int, columns: Tensor) -> dict[int, dict[str, Any]]:
+    """number -> attributes of these columns of a table whose first column has the number `first`."""
+    table = table.take(columns)
+    rows = [{"attribution": value} for value in table.attribution.mean(0).tolist()]
+    if isinstance(table, FeatureTable) and rows:
         acts, baseline = table.acts.mean(0).tolist(), table.baseline_acts.mean(0).tolist()
-        top = model.logit_lens(table.writes[columns].sum(1)).topk(N_TOP_TOKENS).indices.tolist()
-        for (_, attributes), i, tokens in zip(rows, columns, top, strict=True):
-            attributes |= {
-                "activation": acts[i],
-                "baseline_activation": baseline[i],
-                "top_tokens": model.token_strings(tokens),
-            }
-    return rows
+        top = model.logit_lens(table.writes.sum(1)).topk(N_TOP_TOKENS).indices.tolist()
+        for row, act, base, tokens in zip(rows, acts, baseline, top, strict=True):
+            row |= {"activation": act, "baseline_activation": base, "top_tokens": model.token_strings(tokens)}
+    return dict(zip((columns + first).tolist(), rows, strict=True))
 
 
 def metric_node(graph: nx.MultiDiGraph) -> str:

@@ -115,7 +115,7 @@ class Model:
 
     def has(self, site: Site) -> bool:
         """Whether this model has the site (layer in range, hook present)."""
-        return self.layout.hook_name(site) in self.library.hook_dict
+        return self.layout.hook_name(site) in self.layout.points
 
     @property
     def unknown_token(self) -> int | None:
@@ -301,8 +301,7 @@ class Model:
     def _point(self, site: Site) -> torch.nn.Module:
         if not self.has(site):
             raise ModelError(f"{self.name} has no site {site}; it has {self.n_layers} layers (0-{self.n_layers - 1})")
-        point: torch.nn.Module = self.library.hook_dict[self.layout.hook_name(site)]
-        return point
+        return self.layout.points[self.layout.hook_name(site)]
 
     @contextlib.contextmanager
     def _skipping(self, first: int) -> Iterator[None]:

@@ -11,6 +11,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,11 @@ class BridgeLayout:
 
     def __init__(self, library: Any, dtype: torch.dtype) -> None:
         self.library, self.cfg, self.dtype = library, library.cfg, dtype
+
+    @cached_property
+    def points(self) -> Mapping[str, torch.nn.Module]:
+        """name -> hook point; the bridge makes its own table anew, in 20 ms, each time it is asked."""
+        return dict(self.library.hook_dict)
 
     @property
     def rms(self) -> bool:

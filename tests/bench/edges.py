@@ -45,7 +45,9 @@ def random_gpt2(folder: Path, *, n_layers: int, d_model: int, vocab: int, n_ctx:
     return folder
 
 
-def random_dictionary(model: Model, reads: Site, d_sae: int, l0: int, x: torch.Tensor, dtype: torch.dtype) -> Dictionary:
+def random_dictionary(
+    model: Model, reads: Site, d_sae: int, l0: int, x: torch.Tensor, dtype: torch.dtype
+) -> Dictionary:
     """A jumprelu dictionary whose threshold lets about l0 features pass on the rows x [n, d]."""
     generator = torch.Generator().manual_seed(reads.depth)
     d = x.shape[-1]
