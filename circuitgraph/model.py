@@ -139,6 +139,25 @@ class Model:
         bias = getattr(attn.o, "bias", None)
         return W_O, W_O.new_zeros(self.d_model) if bias is None else bias.detach()
 
+    @property
+    def centres(self) -> bool:
+        """Whether its norms take the mean off what they read (LayerNorm; RMSNorm does not)."""
+        return not bool(self.bridge.cfg.uses_rms_norm)
+
+    def value_bias(self, site: Site, *, norm: bool) -> Tensor:
+        """What the value biases of the site's layer add to z, [n_heads * d_head]; it is constant, as patterns sum to 1.
+
+        norm: with what the bias of ln1 adds through W_V, which becomes part of b_V where that norm is folded.
+        """
+        block = self._block(site)
+        W_V, bias = block.attn.W_V.detach(), getattr(block.attn, "b_V", None)
+        bias = W_V.new_zeros(W_V.shape[0], W_V.shape[2]) if bias is None else bias.detach()
+        shift = getattr(block.ln1, "bias", None) if norm else None
+        if shift is not None:
+            bias = bias + torch.einsum("d,hdk->hk", shift.detach(), W_V)
+        value_bias: Tensor = bias.repeat_interleave(self.n_heads // bias.shape[0], dim=0).flatten()
+        return value_bias
+
     def through_norm(self, site: Site, norm: str, vectors: Tensor, *, gain: bool = True) -> Tensor:
         """vectors [..., d_model] at the output of norm `ln1` or `ln2` of the site's layer pulled back to its input, up to
         the frozen 1/scale.
