@@ -1,8 +1,8 @@
 """Tensors under our names -> Dictionary, checked before anything is built.
 
 In come the tensors of one dictionary, a function that gives them the names of SaeWeights' fields, and a place; out comes a
-Dictionary on the model's device, or one line that says which tensor is wrong. Weights keep the dtype they are stored in,
-unless the model is in float64. This module knows no file format.
+Dictionary in the model's dtype and on its device, or one line that says which tensor is wrong. Matrices that are read lazily
+keep the narrower dtype they are stored in. This module knows no file format.
 """
 
 from __future__ import annotations
@@ -58,12 +58,11 @@ def build(
     place, translate = translation(name, wanted, place, model)
 
     def weights() -> SaeWeights:
-        return _weights(name, interpret(tensors.read()), translate, model)
+        return _weights(name, interpret(tensors.read()), translate, request)
 
     def skip() -> Tensor:
-        return _skip(name, interpret(tensors.read()), translate, model)
+        return _skip(name, interpret(tensors.read()), translate, request)
 
-    stored, W_skip = None, None
     if request.lazy:
         outline = interpret(tensors.outline()).tensors
         _check_kinds(name, outline)
@@ -74,8 +73,8 @@ def build(
         W_skip = cast(Tensor, Deferred(skip)) if "W_skip" in outline else None
     else:
         parts = interpret(tensors.read())
-        stored = _weights(name, parts, translate, model)
-        W_skip = _skip(name, parts, translate, model) if "W_skip" in parts.tensors else None
+        stored = _weights(name, parts, translate, request)
+        W_skip = _skip(name, parts, translate, request) if "W_skip" in parts.tensors else None
     dictionary = Dictionary(stored, place.reads, place.writes, name, W_skip, later)
     check_fit(dictionary, model)
     return dictionary
@@ -123,16 +122,18 @@ def short_name(path: Path) -> str:
     return "/".join(path.absolute().parts[-2:])
 
 
-def _weights(name: str, parts: Parts, translate: Translate, model: Model) -> SaeWeights:
+def _weights(name: str, parts: Parts, translate: Translate, request: Request) -> SaeWeights:
     _check_kinds(name, parts.tensors)
     for key, value in parts.tensors.items():
         _check_values(name, key, value)
     _check_shapes(name, parts.tensors)
     parts = translate(parts)
     tensors = {key: value for key, value in parts.tensors.items() if key != "W_skip"}
-    dtypes = {key: _dtype(value, model) for key, value in tensors.items()}
+    dtypes = {key: _dtype(key, value, request) for key, value in tensors.items()}
     dtypes["W_enc"] = dtypes["W_dec"] = torch.promote_types(dtypes["W_enc"], dtypes["W_dec"])
-    converted: dict[str, Any] = {key: _convert(name, key, value, dtypes[key], model) for key, value in tensors.items()}
+    converted: dict[str, Any] = {
+        key: _convert(name, key, value, dtypes[key], request.model) for key, value in tensors.items()
+    }
     if "b_gate" in converted:
         converted["b_enc"] = torch.zeros_like(converted["b_gate"])
     try:
@@ -141,10 +142,10 @@ def _weights(name: str, parts: Parts, translate: Translate, model: Model) -> Sae
         raise DictionaryError(f"dictionary {name}: {str(error).removeprefix('SaeWeights: ')}") from None
 
 
-def _skip(name: str, parts: Parts, translate: Translate, model: Model) -> Tensor:
+def _skip(name: str, parts: Parts, translate: Translate, request: Request) -> Tensor:
     value = translate(parts).tensors["W_skip"]
     _check_values(name, "W_skip", value)
-    return _convert(name, "W_skip", value, _dtype(value, model), model)
+    return _convert(name, "W_skip", value, _dtype("W_skip", value, request), request.model)
 
 
 def _check_kinds(name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -183,11 +184,13 @@ def _check_shapes(name: str, tensors: Mapping[str, Tensor]) -> None:
         raise DictionaryError(f"dictionary {name}: {key} has shape {shape}; expected {wanted} by its biases; {what}")
 
 
-def _dtype(value: Tensor, model: Model) -> torch.dtype:
-    """As stored, but float64 for a model in float64 and for no other."""
-    if model.dtype == torch.float64:
-        return torch.float64
-    return torch.float32 if value.dtype == torch.float64 else value.dtype
+def _dtype(key: str, value: Tensor, request: Request) -> torch.dtype:
+    """The model's, but for matrices of a lazy dictionary, which stay in half precision if they are stored in it.
+
+    The kernels compute with those in float32. They would do so for all; what else multiplies with W_dec does not yet.
+    """
+    narrow = request.lazy and value.dtype in _DTYPES[:2] and key in ("W_enc", "W_dec", "W_skip")
+    return value.dtype if narrow and request.model.dtype != torch.float64 else request.model.dtype
 
 
 def _convert(name: str, key: str, value: Tensor, dtype: torch.dtype, model: Model) -> Tensor:

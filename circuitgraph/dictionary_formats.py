@@ -40,11 +40,11 @@ _SUFFIXES = (".npz", ".pt", ".safetensors")
 def load_dictionaries(
     sources: str | Path | SAE | Iterable[str | Path | SAE], model: Model, *, lazy: bool = False
 ) -> dict[Site, Dictionary]:
-    """{site written: Dictionary} of all sources, in forward order, on the model's device.
+    """{site written: Dictionary} of all sources, in forward order, in the model's dtype and on its device.
 
-    Weights keep the dtype they are stored in; only a model in float64 gets them in float64. lazy: sizes are checked now, and
-    weights are read when they are used and freed when nobody holds them, so that large sets need not fit in memory; what
-    is wrong with their values is found then.
+    lazy: sizes are checked now, and weights are read when they are used and freed when nobody holds them, so that large sets
+    need not fit in memory; what is wrong with their values is found then. Matrices stored in half precision stay in it,
+    unless the model is in float64.
 
     A source is a loaded sae_lens.SAE or one of these, with `SITE=` or `READS>WRITES=` in front where it does not name
     its place itself ("resid_post.5=/x/params.npz", "ln2_normalized.3>mlp_out.3=/x/folder"):

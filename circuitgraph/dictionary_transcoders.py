@@ -139,7 +139,9 @@ def _files(
     if listed is not None:
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
             raise DictionaryError(f"dictionary {name}: transcoders in config.yaml is {listed!r:.80}; expected paths")
-        found: dict[int, tuple[Path, ...]] = {layer: (_listed(name, folder, item),) for layer, item in enumerate(listed)}
+        found: dict[int, tuple[Path, ...]] = {
+            layer: (_listed(name, folder, item),) for layer, item in enumerate(listed)
+        }
     else:
         stem = "W_enc_" if crossing else "layer_"
         numbers = sorted(
