@@ -24,6 +24,7 @@ from circuitgraph.errors import DictionaryError
 from circuitgraph.model import Model
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import SaeWeights
+from circuitgraph_kernels.weights import compute_dtype
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -185,12 +186,13 @@ def _check_shapes(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _dtype(key: str, value: Tensor, request: Request) -> torch.dtype:
-    """The model's, but for matrices of a lazy dictionary, which stay in half precision if they are stored in it.
+    """That of the model's computations, but for matrices of a lazy dictionary, which stay in half precision if they are stored in it.
 
     The kernels compute with those in float32. They would do so for all; what else multiplies with W_dec does not yet.
     """
     narrow = request.lazy and value.dtype in _DTYPES[:2] and key in ("W_enc", "W_dec", "W_skip")
-    return value.dtype if narrow and request.model.dtype != torch.float64 else request.model.dtype
+    wide = compute_dtype(request.model.dtype)
+    return value.dtype if narrow and wide != torch.float64 else wide
 
 
 def _convert(name: str, key: str, value: Tensor, dtype: torch.dtype, model: Model) -> Tensor:

@@ -64,7 +64,13 @@ def translation(name: str, wanted: frozenset[str], place: Place, model: Model) -
     def translate(parts: Parts) -> Parts:
         if not (reads_z or writes_z or centred):
             return parts
-        parts = without_input_bias(parts)
+        wide = compute_dtype(model.dtype)
+        kept = {
+            key: value.to(torch.promote_types(value.dtype, wide))
+            for key, value in parts.tensors.items()
+            if key != "W_dec"
+        }
+        parts = without_input_bias(_with(parts, **kept))
         if centred:
             parts = _centred(name, parts)
         if reads_z:
