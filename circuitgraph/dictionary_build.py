@@ -65,10 +65,11 @@ def build(
         return _skip(name, interpret(tensors.read()), translate, request)
 
     if request.lazy:
-        outline = interpret(tensors.outline()).tensors
+        parts = interpret(tensors.outline())
+        outline = parts.tensors
         _check_kinds(name, outline)
         _check_shapes(name, outline)
-        translate(interpret(tensors.outline()))  # for what it refuses
+        translate(parts)  # for what it refuses
         d_in, d_out = outline["W_enc"].shape[0], outline["W_dec"].shape[1]
         stored = cast(SaeWeights, DeferredWeights(weights, d_in=d_in, d_sae=len(outline["W_dec"]), d_out=d_out))
         W_skip = cast(Tensor, Deferred(skip)) if "W_skip" in outline else None

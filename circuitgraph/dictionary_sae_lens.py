@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.dictionary_build import Request, build, feature_count, pick
-from circuitgraph.dictionary_files import Tensors, from_reader, from_safetensors, held, read_json
+from circuitgraph.dictionary_files import Tensors, from_safetensors, held, read_json
 from circuitgraph.dictionary_processing import Parts
 from circuitgraph.dictionary_sets import suggestions
 from circuitgraph.dictionary_sources import PROCESSINGS, Place, agreed_place, site_of_module
@@ -76,7 +76,10 @@ def load_sae_lens_release(release: str, sae_id: str, request: Request) -> Dictio
 
     sae = load()
     loader = registry[release].conversion_func if release in registry else None
-    tensors = from_reader(lambda: dict(load().state_dict())) if request.lazy else held(sae.state_dict())
+    tensors = held(sae.state_dict())
+    if request.lazy:
+        outline = tensors.outline()
+        tensors = Tensors(lambda: dict(load().state_dict()), lambda: outline)
     return _from_sae_lens(name, sae.cfg.to_dict(), tensors, request, _TRAINED_ON.get(loader or "", frozenset()))
 
 

@@ -84,7 +84,7 @@ def test_activations_are_those_of_the_processed_model(tiny_model, tmp_path, proc
     settings, theirs = processed
     if kind == "layer_norm" and site == "z" and "fold_value_biases" in settings:
         pytest.skip("refused: see test_a_norm_of_another_input_is_refused")
-    arguments = {name: True for name in settings}
+    arguments = dict.fromkeys(settings, True)
     hook = f"blocks.1.{HOOKS[site]}"
     size = 64 if site == "mlp_post" else 16
     metadata = {"hook_name": hook, "model_from_pretrained_kwargs": arguments}
