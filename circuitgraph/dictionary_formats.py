@@ -70,13 +70,16 @@ def load_dictionaries(
     if isinstance(sources, str) or is_sae_lens_object(sources) or not isinstance(sources, Iterable):
         sources = [sources]
     found: dict[Site, Dictionary] = {}
-    for source in [_parse(source) for source in sources]:  # all of them before the first weight is read
+    writers: dict[Site, tuple[int, str]] = {}  # the layers of one cross-layer transcoder write one site together
+    for number, source in enumerate([_parse(source) for source in sources]):  # all of them before a weight is read
         for dictionary in _load(source, Request(model, lazy=lazy)):
-            if dictionary.writes in found:
-                other = found[dictionary.writes].name
-                raise DictionaryError(
-                    f"dictionaries {other} and {dictionary.name} both write {dictionary.writes}; give one per site"
-                )
+            for site in dictionary.sites:
+                owner, other = writers.setdefault(site, (number, dictionary.name))
+                if owner != number or (site == dictionary.writes and site in found):
+                    other = found[site].name if site in found else other
+                    raise DictionaryError(
+                        f"dictionaries {other} and {dictionary.name} both write {site}; give one per site"
+                    )
             found[dictionary.writes] = dictionary
     if not found:
         raise DictionaryError("no dictionaries were given; expected at least one folder or sae-lens name")

@@ -66,16 +66,23 @@ def load_sae_lens_release(release: str, sae_id: str, request: Request) -> Dictio
     name = f"{release}/{sae_id}"
     registry = get_pretrained_saes_directory()
 
+    entry = registry.get(release)
+    loader = entry.conversion_func if entry else None
+    if loader == "mntss_clt_layer_transcoder":
+        raise DictionaryError(
+            f"dictionary {name} is one layer of a cross-layer transcoder; sae-lens adds up what it writes to all layers,"
+            f" which gives no reconstruction; expected the whole set, for instance hf://{entry.repo_id}"
+        )
+
     def load() -> Any:
         try:
             return SAE.from_pretrained(release, sae_id)
         except Exception as error:  # the library raises whatever the hub raises; the cause stays attached
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            hint = "" if release in registry else suggestions(name, registry)
+            hint = "" if entry else suggestions(name, registry)
             raise DictionaryError(f"dictionary {name} does not load through sae-lens: {reason}{hint}") from error
 
     sae = load()
-    loader = registry[release].conversion_func if release in registry else None
     tensors = held(sae.state_dict())
     if request.lazy:
         outline = tensors.outline()

@@ -180,6 +180,21 @@ def test_a_typo_gets_the_nearest_name(tiny_model, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_layers_of_cross_layer_transcoders_are_refused_in_the_form_that_sae_lens_gives_them(tiny_model, published):
+    from circuitgraph.dictionary_sets import read_registry
+
+    summed = [
+        (f"{release}/{next(iter(entry.saes_map))}", entry.repo_id)
+        for release, entry in read_registry().items()
+        if entry.conversion_func == "mntss_clt_layer_transcoder"
+    ]
+    assert summed
+    for name, repository in summed:
+        with pytest.raises(DictionaryError, match=f"is one layer of a cross-layer .* for instance hf://{repository}"):
+            load_dictionaries(name, tiny_model)
+    assert not published
+
+
 def test_the_listing_says_that_sets_are_sources():
     from click.testing import CliRunner
 

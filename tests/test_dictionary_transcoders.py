@@ -303,6 +303,16 @@ def test_values_are_refused_when_they_are_read(tiny_model, tmp_path, change, mes
         found.decode(found.encode(rows()), rows())
 
 
+def test_nothing_else_writes_where_a_cross_layer_transcoder_does(tiny_model, tmp_path):
+    from test_dictionary_formats import save
+
+    crossing, other = save_clt(tmp_path / "one"), save(tmp_path / "two", hook="blocks.1.hook_mlp_out")
+    for sources in ([crossing, other], [other, crossing]):
+        with pytest.raises(DictionaryError, match="both write mlp_out.1; give one per site"):
+            load_dictionaries(sources, tiny_model)
+    assert len(load_dictionaries([crossing, save(tmp_path / "three", hook="blocks.1.attn.hook_z")], tiny_model)) == 3
+
+
 def test_a_set_takes_no_site(tiny_model, tmp_path):
     folder = save_set(tmp_path / "one")
     with pytest.raises(DictionaryError, match="is a set with a transcoder for every layer, but mlp_out.1 was given"):
