@@ -100,7 +100,7 @@ def _load(source: Source | SAE, request: Request) -> list[Dictionary]:
     if not isinstance(source, Source):
         return [from_sae_lens_object(source, request)]
     request = replace(request, place=source.place, processing=source.processing)
-    if source.path == NEURONS and (source.kind or source.place):
+    if source.path == NEURONS and (source.kind or source.place or not Path(NEURONS).exists()):
         return neurons(source.kind, request)
     path = fetch(source.path) if source.path.startswith(PREFIX) else Path(source.path).expanduser()
     if path.is_dir():

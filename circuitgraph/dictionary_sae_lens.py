@@ -7,6 +7,7 @@ imported for names of its registry only. This module knows no other publisher.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,6 @@ def load_sae_lens_release(release: str, sae_id: str, request: Request) -> Dictio
 
     name = f"{release}/{sae_id}"
     registry = get_pretrained_saes_directory()
-
     entry = registry.get(release)
     loader = entry.conversion_func if entry else None
     if loader == "mntss_clt_layer_transcoder":
@@ -76,7 +76,9 @@ def load_sae_lens_release(release: str, sae_id: str, request: Request) -> Dictio
 
     def load() -> Any:
         try:
-            return SAE.from_pretrained(release, sae_id)
+            with warnings.catch_warnings():  # it asks for a model with processed weights, which is not needed here
+                warnings.filterwarnings("ignore", r"\s*This SAE has non-empty model_from_pretrained_kwargs")
+                return SAE.from_pretrained(release, sae_id)
         except Exception as error:  # the library raises whatever the hub raises; the cause stays attached
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             hint = "" if entry else suggestions(name, registry)

@@ -222,6 +222,10 @@ def test_neurons_of_every_layer_share_one_matrix(tiny_model, lazy):
 BAD_NEURONS = {
     "kind": ("mlp_pots=identity", "site 'mlp_pots' is no place .* Did you mean 'mlp_post'"),
     "layer": ("mlp_post.5=identity", "reads mlp_post.5, but tiny has layers 0-1"),
+    "no site": (
+        "identity",
+        "dictionary identity does not say where it reads; expected for instance mlp_post.3=identity",
+    ),
     "two sites": ("mlp_in.0>mlp_out.0=identity", "reads and writes different sites"),
 }
 
