@@ -175,3 +175,21 @@ def test_numbers_that_float32_cannot_hold_are_refused(deep_model, tmp_path, lazy
     save_file(tensors, folder / "sae_weights.safetensors")
     with pytest.raises(DictionaryError, match=r"weight W_dec holds 1e\+200, more than torch.float32 can hold"):
         next(iter(load_dictionaries(folder, deep_model, lazy=lazy).values())).encode(torch.randn(2, D))
+
+
+def test_a_circuit_is_the_same_with_lazy_dictionaries(tiny_model, tiny_pairs, tmp_path):
+    from circuitgraph.discover import discover_circuit
+
+    sources = [save(tmp_path / f"z{i}", hook=f"blocks.{i}.attn.hook_z", seed=i) for i in range(2)]
+    hooks = [(f"blocks.{i}.mlp.hook_in", f"blocks.{i}.hook_mlp_out") for i in range(2)]
+    sources += [
+        save(tmp_path / f"m{i}", architecture="transcoder", hook=reads, hook_out=writes, seed=i + 2)
+        for i, (reads, writes) in enumerate(hooks)
+    ]
+    eager, lazy = (
+        discover_circuit(tiny_model, load_dictionaries(sources, tiny_model, lazy=lazy), tiny_pairs)
+        for lazy in (False, True)
+    )
+    assert eager.number_of_edges() > 20
+    assert dict(lazy.nodes(data="attribution")) == dict(eager.nodes(data="attribution"))
+    assert set(lazy.edges(keys=True)) == set(eager.edges(keys=True))
