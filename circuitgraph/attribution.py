@@ -197,7 +197,7 @@ def _attribute_features(
 def affine_part(dictionary: Dictionary, x: Tensor) -> Tensor:
     """What the dictionary adds besides its features for x at its reading site, [..., d_out]: bias and skip connection."""
     bias = dictionary.bias(x)
-    return bias if dictionary.W_skip is None else bias + dictionary.skipped(x)
+    return bias + dictionary.skipped(x) if dictionary.skips else bias
 
 
 def _feature_table(

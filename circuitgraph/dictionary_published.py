@@ -1,13 +1,14 @@
-"""Dictionaries of other publishers: Gemma Scope's params.npz and dictionary_learning's ae.pt.
+"""Dictionaries of other publishers: Gemma Scope's params files and dictionary_learning's ae.pt.
 
-In come a file and the place given for it, which these files do not name; out comes a Dictionary. Weights are used as
-stored: where a publisher renormalises decoders on loading, activations differ by that factor and effects do not. This
+In come a file and the place given for it, which most of these files do not name; out comes a Dictionary. Weights are used
+as stored: where a publisher renormalises decoders on loading, activations differ by that factor and effects do not. This
 module knows nothing of sae-lens.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,33 +16,73 @@ from typing import Any
 from torch import Tensor
 
 from circuitgraph.dictionary import Dictionary
-from circuitgraph.dictionary_build import build, feature_count, pick
-from circuitgraph.dictionary_files import read_json, read_npz, read_state_dict
-from circuitgraph.dictionary_sources import Place, agreed_place
+from circuitgraph.dictionary_build import (
+    Request,
+    build,
+    check_layer,
+    feature_count,
+    pick,
+    refuse_unknown,
+    short_name,
+)
+from circuitgraph.dictionary_files import from_reader, from_safetensors, read_json, read_npz, read_state_dict
+from circuitgraph.dictionary_processing import Parts
+from circuitgraph.dictionary_sources import Place, agreed_place, site_of_module
 from circuitgraph.errors import DictionaryError
-from circuitgraph.model import Model
 
 _PLAIN = {key: key for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
+_THRESHOLD = {"threshold": "threshold"}
 
 
 # Gemma Scope -------------------------------------------------------------------------------------------------
 
 
-def read_gemma_scope(path: Path, model: Model, place: Place | None) -> Dictionary:
+def read_gemma_scope(path: Path, request: Request) -> Dictionary:
     """An .npz file as Gemma Scope publishes it: jumprelu, b_dec not subtracted from the input."""
     name = short_name(path)
     if any("embedding" in part for part in path.parts[:-1]):
         raise DictionaryError(
             f"dictionary {name} is one of Gemma Scope's for embeddings, which are scaled; not supported"
         )
-    place = agreed_place(name, None, place)
-    layer = next((int(m[1]) for part in reversed(path.parts) if (m := re.fullmatch(r"layer_(\d+)", part))), None)
-    _check_layer(name, layer, place)
-    tensors = read_npz(path, name)
-    names = _PLAIN | {"threshold": "threshold"}
+    place = agreed_place(name, None, request.place)
+    check_layer(name, _layer_of(path), place)
+
+    def interpret(tensors: Mapping[str, Tensor]) -> Parts:
+        picked = pick(name, tensors, _PLAIN | _THRESHOLD)
+        refuse_unknown(name, tensors, {*_PLAIN, *_THRESHOLD}, "Gemma Scope")
+        return Parts(picked, {"activation": "jumprelu"})
+
+    return build(name, from_reader(lambda: read_npz(path, name)), interpret, place, request)
+
+
+def read_gemma_scope_2(path: Path, request: Request) -> Dictionary:
+    """A params.safetensors file of Gemma Scope 2, placed by the config.json beside it if that names its modules."""
+    name = short_name(path.parent)
+    config = path.parent / "config.json"
+    cfg = read_json(config, name) if config.is_file() else {}
+    reads = site_of_module(str(cfg.get("hf_hook_point_in")))
+    writes = site_of_module(str(cfg.get("hf_hook_point_out"))) if cfg.get("hf_hook_point_out") else reads
+    place = agreed_place(name, Place(reads, writes) if reads and writes else None, request.place)
+    check_layer(name, _layer_of(path), place)
+
+    def interpret(tensors: Mapping[str, Tensor]) -> Parts:
+        return gemma_scope_2(name, tensors)
+
+    return build(name, from_safetensors([path], name), interpret, place, request)
+
+
+def gemma_scope_2(name: str, tensors: Mapping[str, Tensor]) -> Parts:
+    """The tensors of Gemma Scope 2: jumprelu; affine_skip_connection is [d_in, d_out] as ours."""
+    names = {"W_enc": "w_enc", "b_enc": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec"} | _THRESHOLD
+    if "affine_skip_connection" in tensors:
+        names["W_skip"] = "affine_skip_connection"
     picked = pick(name, tensors, names)
-    _refuse_unknown(name, tensors, set(names), "Gemma Scope")
-    return build(name, picked, place, model, activation="jumprelu")
+    refuse_unknown(name, tensors, set(names.values()), "Gemma Scope 2")
+    return Parts(picked, {"activation": "jumprelu"})
+
+
+def _layer_of(path: Path) -> int | None:
+    return next((int(m[1]) for part in reversed(path.parts[:-1]) if (m := re.match(r"layer_(\d+)(?=_|$)", part))), None)
 
 
 # dictionary_learning -----------------------------------------------------------------------------------------
@@ -60,7 +101,6 @@ class _Kind:
 _LINEAR = {"W_enc": "encoder.weight", "W_dec": "decoder.weight"}
 _TOP_K = _LINEAR | {"b_enc": "encoder.bias", "b_dec": "b_dec"}
 _GATED = {"b_dec": "decoder_bias", "r_mag": "r_mag", "b_gate": "gate_bias", "b_mag": "mag_bias"}
-_THRESHOLD = {"threshold": "threshold"}
 _KINDS = {
     "AutoEncoder": _Kind("relu", _LINEAR | {"b_enc": "encoder.bias", "b_dec": "bias"}),
     "GatedAutoEncoder": _Kind("gated", _LINEAR | _GATED),
@@ -71,26 +111,36 @@ _KINDS = {
 }
 
 
-def read_dictionary_learning(path: Path, model: Model, place: Place | None) -> Dictionary:
+def read_dictionary_learning(path: Path, request: Request) -> Dictionary:
     """An ae.pt file as dictionary_learning writes it, with the config.json beside it if there is one."""
     name = short_name(path.parent)
     config = path.parent / "config.json"
     trainer = read_json(config, name).get("trainer") if config.is_file() else None
     trainer = trainer if isinstance(trainer, dict) else {}
-    place = agreed_place(name, None, place)
-    _check_layer(name, trainer.get("layer"), place)
-    tensors = read_state_dict(path, name)
+    place = agreed_place(name, None, request.place)
+    check_layer(name, trainer.get("layer"), place)
+
+    def interpret(tensors: Mapping[str, Tensor]) -> Parts:
+        return _dictionary_learning(name, tensors, trainer)
+
+    return build(name, from_reader(lambda: read_state_dict(path, name)), interpret, place, request)
+
+
+def _dictionary_learning(name: str, tensors: Mapping[str, Tensor], trainer: Mapping[str, Any]) -> Parts:
     class_name = str(trainer.get("dict_class") or _class_of_keys(name, set(tensors)))
     if class_name not in _KINDS:
         raise DictionaryError(f"dictionary {name} is a {class_name}; supported are {', '.join(_KINDS)}")
     kind = _KINDS[class_name]
     picked = pick(name, tensors, kind.names)
-    _refuse_unknown(name, tensors, {*kind.names.values(), *kind.other}, class_name)
+    refuse_unknown(name, tensors, {*kind.names.values(), *kind.other}, class_name)
     if "encoder.weight" in tensors:  # torch.nn.Linear keeps [out, in]
         picked |= {key: picked[key].T for key in ("W_enc", "W_dec") if picked[key].ndim == 2}
-    k = tensors["k"].tolist() if "k" in tensors else trainer.get("k")
-    k = feature_count(name, k) if kind.activation == "topk" else None
-    return build(name, picked, place, model, activation=kind.activation, k=k, **kind.settings)
+    settings = {"activation": kind.activation, **kind.settings}
+    if kind.activation == "topk":
+        k = tensors.get("k")
+        whole = k.tolist() if k is not None and not k.is_meta else k if k is not None else trainer.get("k")
+        settings["k"] = feature_count(name, whole)
+    return Parts(picked, settings)
 
 
 def _class_of_keys(name: str, keys: set[str]) -> str:
@@ -108,27 +158,3 @@ def _class_of_keys(name: str, keys: set[str]) -> str:
         f"dictionary {name} {found}; expected one of {', '.join(_KINDS)}; put its config.json, with trainer.dict_class,"
         " beside it"
     )
-
-
-# both --------------------------------------------------------------------------------------------------------
-
-
-def short_name(path: Path) -> str:
-    """The last two parts of a path: publishers call every file and many folders alike."""
-    return "/".join(path.absolute().parts[-2:])
-
-
-def _check_layer(name: str, layer: object, place: Place) -> None:
-    if isinstance(layer, int) and not isinstance(layer, bool) and place.reads.layer != layer:
-        raise DictionaryError(
-            f"dictionary {name} was trained for layer {layer}, but {place} was given; expected a site of layer {layer}"
-        )
-
-
-def _refuse_unknown(name: str, tensors: dict[str, Tensor], known: set[str], kind: str) -> None:
-    unknown = sorted(set(tensors) - known)
-    if unknown:
-        raise DictionaryError(
-            f"dictionary {name} holds {', '.join(unknown)}, which its kind ({kind}) does not have; expected only"
-            f" {', '.join(sorted(known))}; it is a kind that is not supported"
-        )

@@ -1,31 +1,38 @@
 """Dictionaries of sae-lens: a folder it wrote, a name in its registry, or a loaded object.
 
-In come cfg and state dict as sae-lens 6 has them; out comes a Dictionary. Folders are read without sae-lens, which is
+In come cfg and state dict as sae-lens has them; out comes a Dictionary. Folders are read without sae-lens, which is
 imported for names of its registry only. This module knows no other publisher.
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from circuitgraph.dictionary import Dictionary
-from circuitgraph.dictionary_build import build, feature_count, pick
-from circuitgraph.dictionary_files import read_json, read_safetensors
-from circuitgraph.dictionary_sources import Place, agreed_place
+from circuitgraph.dictionary_build import Request, build, feature_count, pick
+from circuitgraph.dictionary_files import Tensors, from_safetensors, held, read_json
+from circuitgraph.dictionary_processing import Parts
+from circuitgraph.dictionary_sets import suggestions
+from circuitgraph.dictionary_sources import PROCESSINGS, Place, agreed_place, site_of_module
 from circuitgraph.errors import DictionaryError
-from circuitgraph.model import Model
 from circuitgraph.model_layout import site_of_hook
+from circuitgraph.nodes import Site
 
 # sae-lens architecture -> activation of SaeWeights; BatchTopK and Matryoshka save themselves as jumprelu
 _ARCHITECTURES = {
     "standard": "relu",
     "transcoder": "relu",
+    "skip_transcoder": "relu",
     "jumprelu": "jumprelu",
     "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
     "topk": "topk",
     "gated": "gated",
 }
@@ -34,35 +41,55 @@ _REFUSED = {
     "temporal": "predicts part of its output from earlier tokens, so decoding its features is not what it computes",
     "abstopk": "keeps features by magnitude, negative ones too, which no encoder here does",
 }
+# Loaders of sae-lens that record nothing about the model's weights although the dictionaries were not trained on the raw
+# ones, and what was done to them.
+_TRAINED_ON = {
+    # Kissane and Krzyzanowski trained on HookedTransformer.from_pretrained without further arguments.
+    "connor_rob_hook_z": frozenset(PROCESSINGS),
+}
 
 
-def read_sae_lens_folder(folder: Path, model: Model, place: Place | None = None) -> Dictionary:
+def read_sae_lens_folder(folder: Path, request: Request) -> Dictionary:
     """The dictionary that sae-lens' `save_inference_model` wrote into the folder."""
     name = folder.absolute().name
     for file in ("cfg.json", "sae_weights.safetensors"):
         if not (folder / file).is_file():
             raise DictionaryError(f"dictionary {folder}: {file} is missing")
-    cfg = read_json(folder / "cfg.json", name)
-    if "apply_b_dec_to_input" not in cfg or cfg.get("activation_fn_str", "relu") != "relu" or "activation_fn" in cfg:
-        raise DictionaryError(
-            f"dictionary {folder} was written before sae-lens 6; load it with sae-lens and save it again"
-        )
-    return _from_sae_lens(name, cfg, read_safetensors(folder / "sae_weights.safetensors", name), model, place)
+    cfg = _upgraded(name, read_json(folder / "cfg.json", name))
+    return _from_sae_lens(name, cfg, from_safetensors([folder / "sae_weights.safetensors"], name), request)
 
 
-def load_sae_lens_release(release: str, sae_id: str, model: Model, place: Place | None = None) -> Dictionary:
+def load_sae_lens_release(release: str, sae_id: str, request: Request) -> Dictionary:
     """The dictionary of that release and id in sae-lens' registry, through sae-lens itself."""
     from sae_lens import SAE
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
     name = f"{release}/{sae_id}"
-    try:
-        sae = SAE.from_pretrained(release, sae_id)
-    except Exception as error:  # the library raises whatever the hub raises; the cause stays attached
-        reason = " ".join(str(error).split())[:300]
+    registry = get_pretrained_saes_directory()
+    entry = registry.get(release)
+    loader = entry.conversion_func if entry else None
+    if loader == "mntss_clt_layer_transcoder":
         raise DictionaryError(
-            f"dictionary {name} does not load through sae-lens: {reason or type(error).__name__}"
-        ) from error
-    return _from_sae_lens(name, sae.cfg.to_dict(), dict(sae.state_dict()), model, place)
+            f"dictionary {name} is one layer of a cross-layer transcoder; sae-lens adds up what it writes to all layers,"
+            f" which gives no reconstruction; expected the whole set, for instance hf://{entry.repo_id}"
+        )
+
+    def load() -> Any:
+        try:
+            with warnings.catch_warnings():  # it asks for a model with processed weights, which is not needed here
+                warnings.filterwarnings("ignore", r"\s*This SAE has non-empty model_from_pretrained_kwargs")
+                return SAE.from_pretrained(release, sae_id)
+        except Exception as error:  # the library raises whatever the hub raises; the cause stays attached
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            hint = "" if entry else suggestions(name, registry)
+            raise DictionaryError(f"dictionary {name} does not load through sae-lens: {reason}{hint}") from error
+
+    sae = load()
+    tensors = held(sae.state_dict())
+    if request.lazy:
+        outline = tensors.outline()
+        tensors = Tensors(lambda: dict(load().state_dict()), lambda: outline)
+    return _from_sae_lens(name, sae.cfg.to_dict(), tensors, request, _TRAINED_ON.get(loader or "", frozenset()))
 
 
 def is_sae_lens_object(value: object) -> bool:
@@ -71,7 +98,7 @@ def is_sae_lens_object(value: object) -> bool:
     return library is not None and isinstance(value, library.SAE)
 
 
-def from_sae_lens_object(sae: Any, model: Model) -> Dictionary:
+def from_sae_lens_object(sae: Any, request: Request) -> Dictionary:
     """A copy of a loaded sae_lens.SAE; what happens to the object later does not reach it."""
     cfg = sae.cfg.to_dict()
     name = f"{type(sae).__name__}({(cfg.get('metadata') or {}).get('hook_name')})"
@@ -80,57 +107,119 @@ def from_sae_lens_object(sae: Any, model: Model) -> Dictionary:
             f"dictionary {name} is still in training; save it with save_inference_model and load that folder"
         )
     tensors = {key: value.detach().clone() for key, value in sae.state_dict().items()}
-    return _from_sae_lens(name, cfg, tensors, model, None)
+    return _from_sae_lens(name, cfg, held(tensors), request)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How to read the tensors of one dictionary. finetuned: a factor on each feature, in the file, is used."""
+
+    name: str
+    architecture: str
+    settings: Mapping[str, Any]
+    finetuned: bool
+
+    def interpret(self, tensors: Mapping[str, Tensor]) -> Parts:
+        biases = ("b_gate", "r_mag", "b_mag") if self.architecture == "gated" else ("b_enc",)
+        threshold = ("threshold",) if "jumprelu" in self.architecture else ()
+        skip = ("W_skip",) if "skip" in self.architecture else ()
+        fields = ("W_enc", "W_dec", "b_dec", *biases, *threshold, *skip)
+        picked = pick(self.name, tensors, {field: field for field in fields})
+        if "W_skip" in tensors and not skip:
+            raise DictionaryError(
+                f"dictionary {self.name} has a skip connection, which its architecture {self.architecture!r} has not"
+            )
+        if skip and picked["W_skip"].ndim == 2:
+            picked["W_skip"] = picked["W_skip"].T  # stored as [d_out, d_in]
+        factor = tensors.get("scaling_factor", tensors.get("finetuning_scaling_factor"))
+        if factor is not None:
+            picked["W_dec"] = self._scaled(picked["W_dec"], factor)
+        return Parts(picked, self.settings)
+
+    def _scaled(self, W_dec: Tensor, factor: Tensor) -> Tensor:
+        """sae-lens before 6 multiplied each activation by a factor before decoding; sae-lens 6 leaves out factors of 1."""
+        if factor.is_meta or (not self.finetuned and bool((factor == 1).all())):
+            return W_dec
+        if not self.finetuned or factor.shape != W_dec.shape[:1]:
+            raise DictionaryError(
+                f"dictionary {self.name} holds a scaling_factor of shape {tuple(factor.shape)}, finetuning_scaling_factor"
+                f" being {self.finetuned}; expected one factor per feature and finetuning_scaling_factor true, or none"
+            )
+        return W_dec * factor[:, None]
 
 
 def _from_sae_lens(
-    name: str, cfg: dict[str, Any], tensors: dict[str, Tensor], model: Model, given: Place | None
+    name: str, cfg: Mapping[str, Any], tensors: Tensors, request: Request, trained_on: frozenset[str] = frozenset()
 ) -> Dictionary:
     architecture = cfg.get("architecture", "standard")
-    _check_architecture(name, architecture, tensors)
-    _check_normalization(name, cfg.get("normalize_activations"))
-    place = agreed_place(name, _own_place(name, cfg, given), given)
-    biases = ("b_gate", "r_mag", "b_mag") if architecture == "gated" else ("b_enc",)
-    threshold = ("threshold",) if "jumprelu" in architecture else ()
-    fields = ("W_enc", "W_dec", "b_dec", *biases, *threshold)
-    return build(
-        name,
-        pick(name, tensors, {field: field for field in fields}),
-        place,
-        model,
-        activation=_ARCHITECTURES[architecture],
-        k=feature_count(name, cfg.get("k")) if architecture == "topk" else None,
-        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", False)),
-        rescale_acts_by_decoder_norm=bool(cfg.get("rescale_acts_by_decoder_norm", False)),
-    )
-
-
-def _check_architecture(name: str, architecture: object, tensors: dict[str, Tensor]) -> None:
-    supported = f"supported are {', '.join(_ARCHITECTURES)}, without skip connections"
-    if "W_skip" in tensors:
-        raise DictionaryError(f"dictionary {name} has a skip connection; {supported}")
-    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
-        reason = f", which {_REFUSED[str(architecture)]}" if str(architecture) in _REFUSED else ""
-        raise DictionaryError(f"dictionary {name} has architecture {architecture!r}{reason}; {supported}")
-
-
-def _check_normalization(name: str, normalization: object) -> None:
-    if normalization == "expected_average_only_in":  # sae-lens sets "none" where it folds
-        raise DictionaryError(
-            f"dictionary {name}: normalize_activations {normalization!r} was not folded into the weights; load it with"
-            " sae-lens, call fold_activation_norm_scaling_factor and save it again"
-        )
-    if normalization not in (None, "none"):
-        raise DictionaryError(
-            f"dictionary {name} normalises its inputs by {normalization!r}, which is not supported yet"
-        )
-
-
-def _own_place(name: str, cfg: dict[str, Any], given: Place | None) -> Place | None:
-    """The place its hooks name; None for a dictionary that names no hook but was given a place."""
+    _check_architecture(name, architecture)
     metadata = cfg.get("metadata") or cfg
     if not isinstance(metadata, dict):
         raise DictionaryError(f"dictionary {name}: metadata in cfg.json is {metadata!r}; expected an object")
+    place = agreed_place(name, _own_place(name, metadata, request.place), request.place)
+    transcoder = "transcoder" in architecture
+    settings = {
+        "activation": _ARCHITECTURES[architecture],
+        "k": feature_count(name, cfg.get("k")) if architecture == "topk" else None,
+        "apply_b_dec_to_input": bool(cfg.get("apply_b_dec_to_input", False)),
+        "rescale_acts_by_decoder_norm": bool(cfg.get("rescale_acts_by_decoder_norm", False)),
+        "normalize": _normalization(name, cfg.get("normalize_activations"), transcoder),
+    }
+    if transcoder and settings["apply_b_dec_to_input"]:
+        raise DictionaryError(
+            f"dictionary {name} is a transcoder with apply_b_dec_to_input, which none has; the cfg is broken"
+        )
+    kind = _Kind(name, architecture, settings, bool(cfg.get("finetuning_scaling_factor", False)))
+    trained_on |= _processing(name, metadata, place)
+    return build(name, tensors, kind.interpret, place, request, trained_on=trained_on)
+
+
+def _check_architecture(name: str, architecture: object) -> None:
+    if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
+        reason = f", which {_REFUSED[str(architecture)]}" if str(architecture) in _REFUSED else ""
+        raise DictionaryError(
+            f"dictionary {name} has architecture {architecture!r}{reason}; supported are {', '.join(_ARCHITECTURES)}"
+        )
+
+
+def _normalization(name: str, normalization: object, transcoder: bool) -> str:
+    if normalization in (None, "none"):
+        return "none"
+    if normalization in ("expected_average_only_in", "covariance_whitening"):  # sae-lens sets "none" where it folds
+        raise DictionaryError(
+            f"dictionary {name}: normalize_activations {normalization!r} was not folded into the weights; load it with"
+            " sae-lens, call fold_activation_norm_scaling_factor or fold_activation_whitening and save it again"
+        )
+    if normalization not in ("layer_norm", "constant_norm_rescale"):
+        raise DictionaryError(
+            f"dictionary {name}: normalize_activations is {normalization!r}; expected none, layer_norm or"
+            " constant_norm_rescale"
+        )
+    if transcoder:
+        raise DictionaryError(
+            f"dictionary {name} is a transcoder that normalises its inputs by {normalization!r} and does not undo it, so"
+            " its output has no scale; it is not supported"
+        )
+    return str(normalization)
+
+
+def _processing(name: str, metadata: Mapping[str, Any], place: Place) -> frozenset[str]:
+    """What was done to the weights of the model: sae-lens loads it without processing, except for these arguments."""
+    arguments = metadata.get("model_from_pretrained_kwargs") or {}
+    if not isinstance(arguments, dict):
+        raise DictionaryError(
+            f"dictionary {name}: model_from_pretrained_kwargs is {arguments!r}; expected an object of settings"
+        )
+    if arguments.get("refactor_factored_attn_matrices") and place.reads.kind == "z":
+        raise DictionaryError(
+            f"dictionary {name} was trained on a model with refactor_factored_attn_matrices, whose z is another; not"
+            " supported"
+        )
+    return frozenset(key for key in PROCESSINGS if arguments.get(key) is True)
+
+
+def _own_place(name: str, metadata: Mapping[str, Any], given: Place | None) -> Place | None:
+    """The place its hooks name; None for a dictionary that names no hook but was given a place."""
     hook = metadata.get("hook_name")
     if not hook:
         if given is not None:
@@ -139,12 +228,44 @@ def _own_place(name: str, cfg: dict[str, Any], given: Place | None) -> Place | N
             f"dictionary {name}: its cfg names no hook_name; set metadata.hook_name, for instance"
             " 'blocks.0.hook_mlp_out', or give SITE=PATH"
         )
-    sites = []
-    for hook_name in (hook, metadata.get("hook_name_out") or hook):
-        site = site_of_hook(str(hook_name))
-        if site is None:
-            raise DictionaryError(
-                f"dictionary {name}: hook {hook_name!r} is no site of a residual stream, attention or MLP output"
-            )
-        sites.append(site)
-    return Place(sites[0], sites[1])
+    if metadata.get("hook_head_index") is not None:
+        raise DictionaryError(
+            f"dictionary {name} reads head {metadata['hook_head_index']} alone; dictionaries of single heads are not"
+            " supported"
+        )
+    reads = _site(name, str(hook), metadata.get("hf_hook_name"))
+    out = metadata.get("hook_name_out")
+    return Place(reads, _site(name, str(out), metadata.get("hf_hook_name_out")) if out else reads)
+
+
+def _site(name: str, hook: str, module: object) -> Site:
+    """The site of a hook; where the cfg also names the module of the Hugging Face model, that is what was read."""
+    site = site_of_module(str(module)) or site_of_hook(hook)
+    if site is None:
+        raise DictionaryError(
+            f"dictionary {name}: hook {hook!r} is no site of a residual stream, attention or MLP output"
+        )
+    return site
+
+
+def _upgraded(name: str, cfg: dict[str, Any]) -> dict[str, Any]:
+    """A cfg as sae-lens 6 has it, from one that earlier versions wrote flat, with the defaults that sae-lens gives them."""
+    if "metadata" in cfg:
+        return cfg
+    names = {
+        "hook_point": "hook_name",
+        "hook_point_head_index": "hook_head_index",
+        "activation_fn_str": "activation_fn",
+    }
+    flat = {"apply_b_dec_to_input": True} | {names.get(key, key): value for key, value in cfg.items()}
+    function, arguments = flat.get("activation_fn", "relu"), flat.get("activation_fn_kwargs") or {}
+    if function == "topk" and isinstance(arguments, dict) and not arguments.get("signed"):
+        flat |= {"architecture": "topk", "k": arguments.get("k")}
+    elif function != "relu":
+        raise DictionaryError(
+            f"dictionary {name} was written before sae-lens 6 with activation {function!r} ({arguments}); expected relu"
+            " or topk"
+        )
+    if isinstance(flat.get("normalize_activations"), bool):
+        flat["normalize_activations"] = "expected_average_only_in" if flat["normalize_activations"] else "none"
+    return flat

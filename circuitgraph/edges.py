@@ -105,12 +105,12 @@ def check_readers(model: Model, dictionaries: Iterable[Dictionary], qk: str = "d
     """DictionaryError or ModelError unless the inputs of all these dictionaries' features can be traced."""
     for dictionary in dictionaries:
         check_reader(model, dictionary.reads)
-        if dictionary.W_skip is not None and dictionary.reads.kind not in ("ln2_normalized", "mlp_in"):
+        if dictionary.skips and dictionary.reads.kind not in ("ln2_normalized", "mlp_in"):
             raise DictionaryError(
                 f"dictionary {dictionary.name} skips from {dictionary.reads}; edges pass skip connections of transcoders"
                 " that read the MLP's input only"
             )
-        if dictionary.W_skip is not None and qk == "recompute":
+        if dictionary.skips and qk == "recompute":
             raise DictionaryError(
                 f"dictionary {dictionary.name} skips, and qk 'recompute' passes no skip connections; take 'derivative'"
             )
@@ -135,7 +135,11 @@ class _Tracer:
         self.qk, self.selection, self.memory = qk, selection, memory
         dictionaries = [table.dictionary for table in tables if isinstance(table, FeatureTable)]
         check_readers(model, dictionaries, qk)
-        skips = [skip_through(model, d.reads, d.writes, d.W_skip, clean) for d in dictionaries if d.W_skip is not None]
+        skips = [
+            skip_through(model, d.reads, d.writes, W_skip, clean)
+            for d in dictionaries
+            if (W_skip := d.W_skip) is not None
+        ]
         written = [dictionary.writes for dictionary in dictionaries]
         self.inflow = Inflow(tables, [*skips, *throughs], floors(written))
         self.nodes: list[Node] = [node for table in tables for node in table.nodes()]

@@ -33,28 +33,10 @@ from circuitgraph_kernels import compute_dtype
 Replace = Callable[[Tensor, Mapping[Site, Tensor]], Tensor]
 
 _BY_HEAD = ("q", "k", "v", "z")  # HookedTransformer keeps heads apart
-_ASIDE = (
-    "final_scale",
-    "ln1_scale",
-    "ln1_post_scale",
-    "ln2_scale",
-    "ln2_normalized",
-    "ln2_post_scale",
-    "rotary_cos",
-    "rotary_sin",
-)
+_NORMS = ("ln1_scale", "ln1_post_scale", "ln2_scale", "ln2_normalized", "ln2_post_scale")
+_ASIDE = (*_NORMS, "final_scale", "rotary_cos", "rotary_sin")  # side products of the forward pass
 _ATTENTION = ("ln1_scale", "rotary_cos", "rotary_sin", "q", "k", "v", "pattern")
-_CHECKED = (
-    *_ATTENTION,
-    "resid_pre",
-    "attn_out",
-    "ln2_scale",
-    "mlp_in",
-    "mlp_post",
-    "ln2_post_scale",
-    "mlp_out",
-    "resid_post",
-)
+_CHECKED = (*_ATTENTION, *_NORMS, "resid_pre", "attn_out", "mlp_in", "mlp_post", "mlp_out", "resid_post")
 
 DTYPES = {
     "float32": torch.float32,
@@ -164,12 +146,21 @@ class Model:
         self._check_formula("MLP", layer)
         return self.layout.mlp(layer)
 
-    def value_bias(self, site: Site) -> Tensor:
-        """b_V as every query head reads it, [n_heads * d_head]; zeros for a model without."""
-        weights = self.layout.attention(self._layer(site))
-        if weights.b_V is None:
-            return weights.W_V.new_zeros(self.n_heads * self.d_head)
-        return weights.b_V.repeat_interleave(self.n_heads // len(weights.b_V), 0).flatten()
+    @property
+    def centres(self) -> bool:
+        """Whether its norms take the mean off what they read (LayerNorm; RMSNorm does not)."""
+        return not self.layout.rms
+
+    def value_bias(self, site: Site, *, norm: bool) -> Tensor:
+        """What the value biases of the site's layer add to z, [n_heads * d_head]; it is constant, as patterns sum to 1.
+
+        norm: with what the bias of ln1 adds through W_V, which becomes part of b_V where that norm is folded.
+        """
+        weights, ln1 = self.layout.attention(self._layer(site)), self.norm(site, "ln1")
+        bias = torch.zeros_like(weights.W_V[:, 0]) if weights.b_V is None else weights.b_V
+        if norm and ln1 is not None and ln1.bias is not None:
+            bias = bias + torch.einsum("d,hdx->hx", ln1.bias, weights.W_V)
+        return bias.repeat_interleave(self.n_heads // len(bias), 0).flatten()
 
     def norm(self, site: Site, name: str) -> Norm | None:
         """The norm `ln1`, `ln2`, `ln1_post` or `ln2_post` of the site's layer; None if the model has none there."""

@@ -1,25 +1,21 @@
 """What sae-lens's registry holds: releases of dictionaries per model, and the sets that have a name here.
 
-In comes the registry that the sae-lens package carries (nothing is downloaded) and `sets.json`; out come `Release` and
-`NamedSet` values and their text. Hooks and widths are read from the names of releases and dictionaries, since the registry
+In comes the registry that the sae-lens package carries (nothing is downloaded) and the named sets; out come `Release`
+values and the text of both. Hooks and widths are read from the names of releases and dictionaries, since the registry
 does not state them; a name that says nothing gives an unknown. This module loads no dictionary and knows no model.
 """
 
 from __future__ import annotations
 
 import difflib
-import fnmatch
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from circuitgraph.dictionary_sets import NamedSet, sets_file
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.summary import table_text
-
-SETS = Path(__file__).parent / "sets.json"
 
 _LAYER = re.compile(r"^blocks\.(\d+)\.|(?:^|[/_])layer_?(\d+)|^l(\d+)[amr]_")
 _WIDTH = re.compile(
@@ -49,7 +45,8 @@ class Release:
     """One release: per hook the layers that its dictionaries cover, and their widths as the names spell them.
 
     hooks: hook -> layers, ascending; "?" for dictionaries whose name and release name no place. complete: whether one
-    hook has every layer of the model; None if the number of layers is unknown.
+    hook has every layer of the model; None if the number of layers is unknown. Which number a model has is general
+    knowledge, kept in sets.json; the registry does not say.
     """
 
     name: str
@@ -60,32 +57,12 @@ class Release:
     complete: bool | None
 
 
-@dataclass(frozen=True)
-class NamedSet:
-    """A set of dictionaries with a name, one for each layer of the model and each place.
-
-    patterns: as sets.json writes them. sources: the RELEASE/ID they match, which `load_dictionaries` takes.
-    """
-
-    name: str
-    model: str
-    patterns: tuple[str, ...]
-    sources: tuple[str, ...]
-
-
-def read_registry() -> dict[str, Any]:
-    """release -> its entry (model, saes_map id -> path) in the registry of the installed sae-lens."""
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    return dict(get_pretrained_saes_directory())
-
-
 def list_releases(registry: Mapping[str, Any], *, model: str | None = None) -> list[Release]:
     """The releases of the registry, of one model if given, ordered by model and name.
 
     CircuitGraphError with the nearest names for a model that has none.
     """
-    layers = _sets_file()["layers"]
+    layers = sets_file()["layers"]
     models = {entry.model for entry in registry.values()}
     if model is not None and model not in models:
         raise CircuitGraphError(f"sae-lens's registry has no dictionaries of model {model!r}.{_nearest(model, models)}")
@@ -95,16 +72,6 @@ def list_releases(registry: Mapping[str, Any], *, model: str | None = None) -> l
         if model is None or entry.model == model
     ]
     return sorted(releases, key=lambda release: (release.model, release.name))
-
-
-def list_sets(registry: Mapping[str, Any], *, model: str | None = None) -> list[NamedSet]:
-    """The named sets, of one model if given, with their patterns resolved to RELEASE/ID of the registry, by layer."""
-    sets = []
-    for name, entry in _sets_file()["sets"].items():
-        if model is None or entry["model"] == model:
-            sources = tuple(source for pattern in entry["dictionaries"] for source in _resolve(registry, pattern))
-            sets.append(NamedSet(name, entry["model"], tuple(entry["dictionaries"]), sources))
-    return sets
 
 
 def registry_text(releases: Sequence[Release], sets: Sequence[NamedSet]) -> str:
@@ -122,6 +89,7 @@ def registry_text(releases: Sequence[Release], sets: Sequence[NamedSet]) -> str:
             for i, pattern in enumerate(s.patterns)
         ]
         lines += ["", *table_text(["named set", "model", "number", "dictionaries (* stands for each layer)"], named)]
+        lines += ["", "A named set, or RELEASE/ID, can be given as a source: --dictionaries " + sets[0].name]
     return "\n".join(lines) + "\n"
 
 
@@ -159,20 +127,6 @@ def _width(names: Iterable[str]) -> set[str]:
 def _size(width: str) -> tuple[bool, float]:
     """Sort key of a width as names spell it; multiples of the model's width (8x) stand last."""
     return width.endswith("x"), float(width.rstrip("kmx")) * {"k": 1e3, "m": 1e6}.get(width[-1], 1)
-
-
-def _resolve(registry: Mapping[str, Any], pattern: str) -> list[str]:
-    """The sources RELEASE/ID that the pattern matches, by layer."""
-    release, _, ids = pattern.partition("/")
-    if release not in registry:
-        return []
-    found = fnmatch.filter(registry[release].saes_map, ids)
-    return [f"{release}/{key}" for key in sorted(found, key=lambda key: [int(n) for n in re.findall(r"\d+", key)])]
-
-
-def _sets_file() -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(SETS.read_text(encoding="utf-8"))
-    return data
 
 
 def _nearest(model: str, models: Iterable[str]) -> str:

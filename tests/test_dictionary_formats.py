@@ -136,11 +136,30 @@ MISFITS = {
         lambda f: save(f, normalize_activations="expected_average_only_in"),
         "was not folded into the weights",
     ),
-    "normalised input": (
-        lambda f: save(f, normalize_activations="layer_norm"),
-        "normalises its inputs by 'layer_norm'",
+    "unfolded whitening": (
+        lambda f: save(f, normalize_activations="covariance_whitening"),
+        "was not folded into the weights",
     ),
-    "old format": (lambda f: save(f, activation_fn_str="topk"), "was written before sae-lens 6"),
+    "odd normalisation": (
+        lambda f: save(f, normalize_activations="constant_scalar_rescale"),
+        "normalize_activations is 'constant_scalar_rescale'; expected none, layer_norm",
+    ),
+    "normalised transcoder": (
+        lambda f: save(f, architecture="transcoder", normalize_activations="layer_norm"),
+        "is a transcoder that normalises its inputs by 'layer_norm' and does not undo it",
+    ),
+    "a transcoder with an input bias": (
+        lambda f: save(f, architecture="transcoder", apply_b_dec_to_input=True),
+        "is a transcoder with apply_b_dec_to_input, which none has",
+    ),
+    "one head": (
+        lambda f: save(f, metadata={"hook_name": "blocks.0.attn.hook_z", "hook_head_index": 1}),
+        "reads head 1 alone",
+    ),
+    "odd arguments": (
+        lambda f: save(f, metadata={"hook_name": "blocks.0.hook_mlp_out", "model_from_pretrained_kwargs": [1]}),
+        r"model_from_pretrained_kwargs is \[1\]; expected an object",
+    ),
     "not an object": (
         lambda f: (save(f) / "cfg.json").write_text("[1]") and f,
         "cfg.json holds list; expected an object",
@@ -149,7 +168,10 @@ MISFITS = {
     "odd architecture": (lambda f: save(f, architecture=["topk"]), "has architecture"),
     "NaN": (lambda f: _rewrite(save(f), lambda w: w["W_dec"][3].fill_(torch.nan)), "weight W_dec contains NaN or Inf"),
     "missing weight": (lambda f: _rewrite(save(f), lambda w: w.pop("b_dec")), "'b_dec' is missing from its weights"),
-    "skip": (lambda f: _rewrite(save(f), lambda w: w.update(W_skip=torch.eye(D))), "has a skip connection"),
+    "skip": (
+        lambda f: _rewrite(save(f), lambda w: w.update(W_skip=torch.eye(D))),
+        "has a skip connection, which its architecture 'standard' has not",
+    ),
     "broken json": (lambda f: (save(f) / "cfg.json").write_text("{") and f, "Expecting property name"),
     "broken weights": (lambda f: (save(f) / "sae_weights.safetensors").write_bytes(b"PK\x03\x04") and f, "dictionary "),
     "no weights": (lambda f: (save(f) / "sae_weights.safetensors").unlink() or f, "sae_weights.safetensors is missing"),

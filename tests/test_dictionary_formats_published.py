@@ -342,7 +342,10 @@ BROKEN = {
         lambda p: plain_file(auto_encoder(p), "config.json", b"{") and p / "one",
         "config.json is no JSON",
     ),
-    "another file": (lambda p: plain_file(p, "sae.bin"), "is a .bin file; expected one of .npz, .pt, or a folder"),
+    "another file": (
+        lambda p: plain_file(p, "sae.bin"),
+        "is a .bin file; expected one of .npz, .pt, .safetensors, or a folder",
+    ),
 }
 
 

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from circuitgraph.dictionary_sets import list_sets, read_registry
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.registry import list_releases, list_sets, ranges, read_registry, registry_text
+from circuitgraph.registry import list_releases, ranges, registry_text
 
 
 @pytest.fixture(scope="module")
