@@ -16,7 +16,7 @@ from circuitgraph.attribution import attribute_nodes
 from circuitgraph.discover import discover_circuit, node_gradients
 from circuitgraph.edges import attribute_edges
 from circuitgraph.evaluate import evaluate_circuit
-from circuitgraph.gradients import integrated_gradients, metric_gradients
+from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.intervene import kept_nodes, patch_effects, run_with_nodes
 from circuitgraph.metrics import build_metric
 from circuitgraph.nodes import Node, Site
@@ -55,7 +55,8 @@ class Case:
 
     def edges(self, **settings: Any) -> list:
         gradient = metric_gradients(self.clean, [self.last])[self.last]
-        return attribute_edges(self.model, self.tables, self.clean.values, gradient, **settings)
+        slopes = mlp_slopes(self.clean, self.dictionaries.values())
+        return attribute_edges(self.model, self.tables, self.clean.values, gradient, slopes=slopes, **settings)
 
     def total(self, site: Site, kinds: tuple[str, ...] = ("feature", "error")) -> torch.Tensor:
         """Summed attribution [batch, pos] of the tables at a site."""
