@@ -30,7 +30,6 @@ from circuitgraph.nodes import EdgeKind, Node, Site
 from circuitgraph.reading import Path, Projection, Reader, Skip, check_reader, floors, skip_of
 from circuitgraph.tables import FeatureTable, NodeTable
 
-
 # Sites whose value is added to the stream, or is the stream.
 _ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 

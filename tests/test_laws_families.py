@@ -10,25 +10,33 @@ import functools
 
 import pytest
 import torch
-from dictionary_kinds import SETS, dictionary_set
-from families import FAMILIES, hf_model, save_family
-from frozen_blocks import FrozenBlocks, run_without
+from dictionary_kinds import SETS, dictionary_set, random_kind
+from families import FAMILIES, hf_model, hooked_transformer, save_family
+from frozen_blocks import FrozenBlocks, change_of, run_without
 from test_laws import assert_close, build_case
 
 from circuitgraph.attribution import node_sites
 from circuitgraph.check import check_splice
-from circuitgraph.dictionary import reconstruct
-from circuitgraph.discover import discover_circuit
+from circuitgraph.dictionary import check_fit, reconstruct
+from circuitgraph.discover import discover_circuit, path_start
+from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluate import evaluate_circuit
-from circuitgraph.intervene import _edit, kept_nodes, run_with_nodes
+from circuitgraph.intervene import _edit, kept_nodes, patch_effects, run_with_nodes
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import compute_dtype
+
+# transformers' norms are hooked beside their forward pass; that replacing a scale leaves it is what is wanted here.
+pytestmark = pytest.mark.filterwarnings("ignore:A forward hook edited")
 
 each = pytest.mark.parametrize("family", FAMILIES)
 with_each_set = pytest.mark.parametrize("name", SETS)
 LINEAR = ("z", "attn_out", "ln2_normalized", "mlp_in", "resid_pre", "resid_post")
 ATTENTION = ("z", "attn_out")
+# Every family with one set, and every set with one family with and one without post-norms.
+WHOLE = [(family, "transcoders") for family in FAMILIES] + [
+    (family, name) for family in ("gpt2", "gemma2") for name in SETS if name != "transcoders"
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +91,7 @@ def single(loaded, tiny_pairs):
 
 @pytest.fixture(scope="module")
 def edges(single):
-    """(family, set, baseline) -> (targets, sources, kind -> local weights [targets, sources])."""
+    """(family, set, baseline) -> (targets, sources, kind -> local weights [targets, sources]); each weight is asserted to be chained."""
 
     @functools.cache
     def make(family, name, baseline):
@@ -92,8 +100,10 @@ def edges(single):
         sources = [node for table in case.tables for node in table.nodes()]
         targets = sorted({edge.target for edge in found}, key=lambda node: node.order)
         row, column = ({node: i for i, node in enumerate(nodes)} for nodes in (targets, sources))
-        weights = {}
+        weights, slopes = {}, [node_gradient(case, target) for target in targets]
         for edge in found:
+            slope = slopes[row[edge.target]]
+            assert edge.weight == pytest.approx(slope * edge.local_weight, rel=1e-9, abs=1e-12)
             dense = weights.setdefault(edge.kind, torch.zeros(len(targets), len(sources), dtype=torch.float64))
             assert dense[row[edge.target], column[edge.source]] == 0, "two edges of one kind between two nodes"
             dense[row[edge.target], column[edge.source]] = edge.local_weight
@@ -124,6 +134,17 @@ def close(family, actual, expected):
 def reading(case, node):
     """d(pre-activation)/d(what is read) of a feature, the input's norm frozen, [d_in]."""
     return case.dictionaries[node.site].reading_vectors(torch.tensor([node.feature]))[0]
+
+
+def node_gradient(case, node):
+    """d metric / d pre-activation of a feature that is active, 1 for the metric."""
+    if node.kind == "metric":
+        return 1.0
+    d, clean = case.dictionaries[node.site], case.clean.values
+    if d.encode(clean[d.reads])[0, node.pos, node.feature] == 0:
+        return 0.0
+    row = d.weights.W_dec[node.feature]
+    return float(sum(case.gradients[site][0, node.pos] @ row[d.columns(site)] for site in d.sites))
 
 
 def shifted(case, site):
@@ -165,6 +186,32 @@ def test_with_baseline_zero_all_nodes_of_a_site_sum_to_gradient_times_activation
     assert_sums(case, found, expected)
 
 
+@pytest.mark.parametrize(("family", "name"), WHOLE)
+@pytest.mark.parametrize("baseline", ["corrupted", "zero"])
+def test_integrated_attributions_sum_to_the_effect_of_each_site(cases, tiny_pairs, family, name, baseline):
+    """Of taking the site to the start of the path, everything upstream as in the clean run; to quadrature."""
+    model, dictionaries = cases(family, name, baseline).model, cases(family, name, baseline).dictionaries
+    case = build_case(model, dictionaries, tiny_pairs, baseline=baseline, method="integrated", steps=64)
+    shared = {site for d in case.dictionaries.values() if d.later for site in d.sites}
+    compared = 0
+    for site in node_sites(case.model, case.dictionaries):
+        start = path_start(case.dictionaries, case.base, case.clean.values, site)
+        start = start.expand_as(case.clean.values[site])
+        if site in shared:
+            continue
+        logits, _ = case.model.run(case.tokens.clean, replace={site: lambda x, recorded, start=start: start})
+        effect = case.clean.metric - case.metric(logits)
+        found = case.total(site, ("feature", "error")).sum(1)
+        skips = [d for d in case.dictionaries.values() if d.W_skip is not None and d.writes == site]
+        if baseline == "corrupted":
+            bias = case.total(site, ("bias",)).sum(1)
+            passed = [(case.clean.values[d.reads] - case.base.values[d.reads]) @ d.W_skip for d in skips]
+            found = found + bias + sum((case.gradients[site] * x).sum((1, 2)) for x in passed)
+        assert_close(found.float(), effect.float(), quadrature=5e-4)
+        compared += 1
+    assert compared >= 2
+
+
 def assert_sums(case, found, expected):
     """Site by site; the sites of a cross-layer transcoder together, whose features belong to all of them."""
     shared = {site for d in case.dictionaries.values() if d.later for site in d.sites}
@@ -204,7 +251,7 @@ def test_with_baseline_zero_the_inflow_is_what_is_read_less_the_constants(single
         found.append(sum(float(w[row].sum()) for kind, w in weights.items() if kind in ("ov", "mlp", "residual")))
         x = case.clean.values[site] - read_without_nodes(case, frozen, site)
         expected.append(float(x[0, node.pos] @ reading(case, node)))
-    assert len(found) > 20
+    assert len(found) > 12
     close(family, torch.tensor(found, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64))
 
 
@@ -411,10 +458,6 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
 
 # 11 ------------------------------------------------------------------------------------------------------------------
 
-WHOLE = [(family, "transcoders") for family in FAMILIES] + [
-    (family, name) for family in ("gpt2", "gemma2") for name in SETS if name != "transcoders"
-]
-
 
 @pytest.mark.parametrize(("family", "name"), WHOLE)
 def test_the_whole_graph_is_perfectly_faithful_and_the_empty_one_not_at_all(loaded, tiny_pairs, family, name):
@@ -430,6 +473,26 @@ def test_the_whole_graph_is_perfectly_faithful_and_the_empty_one_not_at_all(load
     assert len(graph) > 40 and graph.number_of_edges() > 300
 
 
+@pytest.mark.parametrize(("family", "name"), WHOLE)
+def test_patching_a_node_is_the_run_without_what_it_is(single, family, name):
+    """The strongest node of each table, taken out of the real model with nothing frozen."""
+    case = single(family, name, "corrupted")
+    nodes = [table.node(int(table.attribution.abs().sum(0).argmax())) for table in case.tables]
+    clean = case.clean.values
+    effects = patch_effects(case.model, case.tokens.clean, clean, case.metric, case.tables, nodes)[:, 0]
+    expected = []
+    for node in nodes:
+        replace = {}
+        for site, change in change_of(case, node).items():
+            there = torch.zeros_like(clean[site])
+            there[0, node.pos] = change
+            replace[site] = lambda x, recorded, there=there: x - there
+        logits, _ = case.model.run(case.tokens.clean, replace=replace)
+        expected.append(case.clean.metric - case.metric(logits))
+    close(family, effects, torch.cat(expected))
+    assert len(nodes) >= 8 and int((effects.abs() > 1e-6).sum()) >= 5
+
+
 @each
 def test_a_graph_in_bfloat16_has_attributions_near_those_of_float64(folder, loaded, tiny_pairs, family):
     """bfloat16 has 8 bits; its rounding of each layer's output is felt in all that follows."""
@@ -442,3 +505,50 @@ def test_a_graph_in_bfloat16_has_attributions_near_those_of_float64(folder, load
     exact, narrow = (torch.tensor([one.get(key) or 0.0 for key in keys], dtype=torch.float64) for one in found)
     assert len(keys) > 60 and float(exact.norm()) > 0.01
     assert float((narrow - exact).norm()) < 0.15 * float(exact.norm())
+
+
+# an already loaded HookedTransformer -----------------------------------------------------------------------------------
+
+
+@each
+@pytest.mark.parametrize("name", ["output_saes", "residual", "neurons"])
+def test_the_edges_of_a_loaded_hookedtransformer_are_those_of_the_bridge(
+    folder, edges, single, tiny_pairs, family, name
+):
+    case, (targets, sources, weights) = single(family, name, "corrupted"), edges(family, name, "corrupted")
+    oracle = hooked_transformer(folder(family))
+    oracle.set_tokenizer(case.model.library.tokenizer)
+    oracle.cfg.default_prepend_bos = case.model.library.cfg.default_prepend_bos
+    other = build_case(load_model(oracle), case.dictionaries, tiny_pairs[:1])
+    assert torch.equal(other.tokens.clean, case.tokens.clean)
+    row, column = ({node: i for i, node in enumerate(nodes)} for nodes in (targets, sources))
+    found = {kind: torch.zeros_like(dense) for kind, dense in weights.items()}
+    for edge in other.edges():
+        found[edge.kind][row[edge.target], column[edge.source]] = edge.local_weight
+    assert len(weights) >= 4
+    for kind, dense in weights.items():
+        dtype = torch.float64 if family == "gpt2" else torch.float32
+        assert_close(found[kind].to(dtype), dense.to(dtype), terms=10_000)
+
+
+# refusals --------------------------------------------------------------------------------------------------------------
+
+
+REFUSED = [
+    (("q.0", "mlp_out.0", "relu"), {}, "what is read at q.0 cannot be traced"),
+    (("mlp_pre.0", "mlp_post.0", "relu"), {}, "what is read at mlp_pre.0 cannot be traced"),
+    (("mlp_in.0", "mlp_in.0", "relu"), {}, "writes mlp_in.0, and what is written there is not simply added"),
+    (("ln2_normalized.0", "ln2_normalized.0", "relu"), {}, "writes ln2_normalized.0, and what is written"),
+    (("mlp_in.0", "z.0", "relu"), {"later": "z.1"}, "writes z.0, and what is written there"),
+    (("resid_pre.0", "mlp_out.0", "relu"), {"skip": True}, "skips from resid_pre.0 to mlp_out.0"),
+    (("mlp_in.0", "mlp_out.1", "relu"), {"skip": True}, "skips from mlp_in.0 to mlp_out.1"),
+    (("mlp_in.0", "mlp_out.0", "relu"), {"skip": True, "later": "mlp_out.1"}, "skips from mlp_in.0 to mlp_out.0, mlp"),
+]
+
+
+@pytest.mark.parametrize(("sites", "settings", "message"), REFUSED)
+def test_a_dictionary_whose_edges_would_be_wrong_is_refused(loaded, tiny_pairs, sites, settings, message):
+    dictionary = random_kind(loaded("gpt2"), *sites, **settings)
+    check_fit(dictionary, loaded("gpt2"))
+    with pytest.raises(CircuitGraphError, match=message):
+        discover_circuit(loaded("gpt2"), {dictionary.writes: dictionary}, tiny_pairs)
