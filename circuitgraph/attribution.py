@@ -165,14 +165,17 @@ def _attribute_features(
 ) -> FeatureTable:
     """The features of one dictionary; adds what it reconstructs of clean minus baseline to `explained`, per site."""
     weights, read = dictionary.weights, clean[dictionary.reads]
-    gradient = torch.cat([gradients[site] for site in dictionary.sites], -1)
+    gradient, written = (torch.cat([x[site] for site in dictionary.sites], -1) for x in (gradients, clean))
     batch, n_pos = gradient.shape[:2]
+    base_written = None if base is None else torch.cat([base[site] for site in dictionary.sites], -1).flatten(0, 1)
     try:
         found = sae_attribution(
             read.flatten(0, 1),
             None if base is None else base[dictionary.reads].flatten(0, 1),
             gradient.flatten(0, 1),
             weights,
+            clean_out=written.flatten(0, 1),
+            baseline_out=base_written,
             skip_equal_rows=False,
             backend=backend,
         )

@@ -38,6 +38,9 @@ from circuitgraph.through import Through, skip_through
 QK = ("derivative", "recompute")
 _TYPED = ("ov", "q", "k")  # kinds that keep a loading per head
 
+# Sites whose value is added to the stream, or is the stream.
+_ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -105,10 +108,17 @@ def check_readers(model: Model, dictionaries: Iterable[Dictionary], qk: str = "d
     """DictionaryError or ModelError unless the inputs of all these dictionaries' features can be traced."""
     for dictionary in dictionaries:
         check_reader(model, dictionary.reads)
-        if dictionary.skips and dictionary.reads.kind not in ("ln2_normalized", "mlp_in"):
+        reads, sites = dictionary.reads, dictionary.sites
+        if astray := [site for site in sites if site.output.kind not in _ADDED or (site.output != site and sites[1:])]:
             raise DictionaryError(
-                f"dictionary {dictionary.name} skips from {dictionary.reads}; edges pass skip connections of transcoders"
-                " that read the MLP's input only"
+                f"dictionary {dictionary.name} writes {astray[0]}, and what is written there is not simply added to the"
+                f" stream; edges need one of {', '.join(_ADDED)}, or a single z or mlp_post"
+            )
+        passable = reads.kind in ("ln2_normalized", "mlp_in") and sites == (Site("mlp_out", reads.layer),)
+        if dictionary.skips and not passable:
+            raise DictionaryError(
+                f"dictionary {dictionary.name} skips from {reads} to {', '.join(map(str, sites))}; edges pass skip"
+                " connections from the MLP's input to the mlp_out of the same layer only"
             )
         if dictionary.skips and qk == "recompute":
             raise DictionaryError(

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from circuitgraph.errors import ModelError
 from circuitgraph.model import Model
 from circuitgraph.model_formulas import AttentionState, Rotation
 from circuitgraph.model_layout import Norm
@@ -160,8 +161,16 @@ class Path:
         return self.projection.back(a, pos) * self.factor[..., None]
 
 
+# What a dictionary may read for its inputs to be traced.
+READABLE = ("resid_pre", "z", "attn_out", "ln2_normalized", "mlp_in", "mlp_post", "mlp_out", "resid_post")
+
+
 def check_reader(model: Model, site: Site) -> None:
     """ModelError unless what a dictionary reads at the site can be traced into the stream."""
+    if site.kind not in READABLE:
+        raise ModelError(
+            f"{model.name}: what is read at {site} cannot be traced into the stream; expected one of {', '.join(READABLE)}"
+        )
     if site.kind in ("z", "attn_out"):
         model.attention(site.layer or 0)
     elif site.kind in ("mlp_post", "mlp_out"):

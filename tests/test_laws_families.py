@@ -1,0 +1,554 @@
+"""The laws of attribution for every family of models and every kind of dictionary.
+
+The numbers of test_laws: 3 sums, 7 inflow, 8 the whole gradient of a component, 9 perturbation, 10 splicing, 11 whole
+circuits. Compared numbers are asserted to be non-zero, and how many there are.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from dictionary_kinds import SETS, dictionary_set, random_kind
+from families import FAMILIES, hf_model, hooked_transformer, save_family
+from frozen_blocks import FrozenBlocks, change_of, run_without
+from test_laws import assert_close, build_case
+
+from circuitgraph.attribution import node_sites
+from circuitgraph.check import check_splice
+from circuitgraph.dictionary import check_fit, reconstruct
+from circuitgraph.discover import discover_circuit, path_start
+from circuitgraph.errors import CircuitGraphError
+from circuitgraph.evaluate import evaluate_circuit
+from circuitgraph.intervene import _edit, kept_nodes, patch_effects, run_with_nodes
+from circuitgraph.model import load_model
+from circuitgraph.nodes import Site
+from circuitgraph_kernels import compute_dtype
+
+# transformers' norms are hooked beside their forward pass; that replacing a scale leaves it is what is wanted here.
+pytestmark = pytest.mark.filterwarnings("ignore:A forward hook edited")
+
+each = pytest.mark.parametrize("family", FAMILIES)
+with_each_set = pytest.mark.parametrize("name", SETS)
+LINEAR = ("z", "attn_out", "ln2_normalized", "mlp_in", "resid_pre", "resid_post")
+ATTENTION = ("z", "attn_out")
+# Every family with one set, and every set with one family with and one without post-norms.
+WHOLE = [(family, "transcoders") for family in FAMILIES] + [
+    (family, name) for family in ("gpt2", "gemma2") for name in SETS if name != "transcoders"
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """family -> the folder of its checkpoint."""
+    root = tmp_path_factory.mktemp("families")
+    return functools.cache(lambda family: save_family(root / family, family))
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    """family -> our model of it, float64.
+
+    The bridge builds its table of hooks anew whenever a site is looked up, which is most of the time here; it is kept.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    tables, build = {}, TransformerBridge.hook_dict.fget
+
+    @functools.cache
+    def load(family):
+        model = load_model(folder(family), dtype=torch.float64)
+        tables[model.library] = model.library.hook_dict
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransformerBridge, "hook_dict", property(lambda library: tables.get(library) or build(library)))
+        yield load
+
+
+@pytest.fixture(scope="module")
+def cases(loaded, tiny_pairs):
+    """(family, set, baseline) -> the run of both pairs."""
+
+    @functools.cache
+    def make(family, name, baseline):
+        return build_case(loaded(family), dictionary_set(loaded(family), name), tiny_pairs, baseline=baseline)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def single(loaded, tiny_pairs):
+    """(family, set, baseline) -> the run of one pair alone, so that every number of an edge belongs to one example."""
+
+    @functools.cache
+    def make(family, name, baseline):
+        return build_case(loaded(family), dictionary_set(loaded(family), name), tiny_pairs[:1], baseline=baseline)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def edges(single):
+    """(family, set, baseline) -> (targets, sources, kind -> local weights [targets, sources]); each weight is asserted to be chained."""
+
+    @functools.cache
+    def make(family, name, baseline):
+        case = single(family, name, baseline)
+        found = case.edges()
+        sources = [node for table in case.tables for node in table.nodes()]
+        targets = sorted({edge.target for edge in found}, key=lambda node: node.order)
+        row, column = ({node: i for i, node in enumerate(nodes)} for nodes in (targets, sources))
+        weights, slopes = {}, [node_gradient(case, target) for target in targets]
+        for edge in found:
+            slope = slopes[row[edge.target]]
+            assert edge.weight == pytest.approx(slope * edge.local_weight, rel=1e-9, abs=1e-12)
+            dense = weights.setdefault(edge.kind, torch.zeros(len(targets), len(sources), dtype=torch.float64))
+            assert dense[row[edge.target], column[edge.source]] == 0, "two edges of one kind between two nodes"
+            dense[row[edge.target], column[edge.source]] = edge.local_weight
+            assert sum(edge.heads) == pytest.approx(edge.local_weight, abs=1e-9) or edge.heads == ()
+            assert len(edge.heads) == (case.model.n_heads if edge.kind in ("ov", "q", "k") else 0)
+        return targets, sources, weights
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def blocks(folder, single):
+    """family -> its blocks written out at the clean run of one pair."""
+
+    @functools.cache
+    def make(family):
+        return FrozenBlocks(hf_model(folder(family)), single(family, "transcoders", "corrupted").tokens.clean)
+
+    return make
+
+
+def close(family, actual, expected):
+    """Equal in the precision that the family computes with inside."""
+    dtype = FAMILIES[family].precision
+    assert_close(actual.detach().to(dtype), expected.detach().to(dtype))
+
+
+def reading(case, node):
+    """d(pre-activation)/d(what is read) of a feature, the input's norm frozen, [d_in]."""
+    return case.dictionaries[node.site].reading_vectors(torch.tensor([node.feature]))[0]
+
+
+def node_gradient(case, node):
+    """d metric / d pre-activation of a feature that is active, 1 for the metric."""
+    if node.kind == "metric":
+        return 1.0
+    d, clean = case.dictionaries[node.site], case.clean.values
+    if d.encode(clean[d.reads])[0, node.pos, node.feature] == 0:
+        return 0.0
+    row = d.weights.W_dec[node.feature]
+    return float(sum(case.gradients[site][0, node.pos] @ row[d.columns(site)] for site in d.sites))
+
+
+def shifted(case, site):
+    """What skip connections bring to the site in the clean run."""
+    parts = [d.skipped(case.clean.values[d.reads]) for d in case.dictionaries.values() if d.W_skip is not None]
+    sites = [d.writes for d in case.dictionaries.values() if d.W_skip is not None]
+    here = [part for part, writes in zip(parts, sites, strict=True) if writes == site]
+    return here[0] if here else torch.zeros_like(case.clean.values[site])
+
+
+# 3 -------------------------------------------------------------------------------------------------------------------
+
+
+@each
+@with_each_set
+def test_all_nodes_of_a_site_sum_to_gradient_times_difference(cases, family, name):
+    case = cases(family, name, "corrupted")
+    clean, base = case.clean.values, case.base.values
+    found, expected = {}, {}
+    for site in node_sites(case.model, case.dictionaries):
+        difference = clean[site] - base[site]
+        for d in case.dictionaries.values():
+            if d.W_skip is not None and d.writes == site:
+                difference = difference - (clean[d.reads] - base[d.reads]) @ d.W_skip
+        found[site] = case.total(site, ("feature", "error", "bias"))
+        expected[site] = (case.gradients[site] * difference).sum(-1)
+    assert_sums(case, found, expected)
+
+
+@each
+@with_each_set
+def test_with_baseline_zero_all_nodes_of_a_site_sum_to_gradient_times_activation(cases, blocks, family, name):
+    case = cases(family, name, "zero")
+    found, expected = {}, {}
+    for site in node_sites(case.model, case.dictionaries):
+        found[site] = case.total(site, ("feature", "error", "bias"))
+        linear = (case.gradients[site] * (case.clean.values[site] - shifted(case, site))).sum(-1)
+        expected[site] = linear + (case.gradients[site.output] * blocks(family).behind(site)).sum(-1)
+    assert_sums(case, found, expected)
+
+
+@pytest.mark.parametrize(("family", "name"), WHOLE)
+@pytest.mark.parametrize("baseline", ["corrupted", "zero"])
+def test_integrated_attributions_sum_to_the_effect_of_each_site(cases, tiny_pairs, family, name, baseline):
+    """Of taking the site to the start of the path, everything upstream as in the clean run; to quadrature."""
+    model, dictionaries = cases(family, name, baseline).model, cases(family, name, baseline).dictionaries
+    case = build_case(model, dictionaries, tiny_pairs, baseline=baseline, method="integrated", steps=64)
+    shared = {site for d in case.dictionaries.values() if d.later for site in d.sites}
+    compared = 0
+    for site in node_sites(case.model, case.dictionaries):
+        start = path_start(case.dictionaries, case.base, case.clean.values, site)
+        start = start.expand_as(case.clean.values[site])
+        if site in shared:
+            continue
+        logits, _ = case.model.run(case.tokens.clean, replace={site: lambda x, recorded, start=start: start})
+        effect = case.clean.metric - case.metric(logits)
+        found = case.total(site, ("feature", "error")).sum(1)
+        skips = [d for d in case.dictionaries.values() if d.W_skip is not None and d.writes == site]
+        if baseline == "corrupted":
+            bias = case.total(site, ("bias",)).sum(1)
+            passed = [(case.clean.values[d.reads] - case.base.values[d.reads]) @ d.W_skip for d in skips]
+            found = found + bias + sum((case.gradients[site] * x).sum((1, 2)) for x in passed)
+        assert_close(found.float(), effect.float(), quadrature=5e-4)
+        compared += 1
+    assert compared >= 2
+
+
+def assert_sums(case, found, expected):
+    """Site by site; the sites of a cross-layer transcoder together, whose features belong to all of them."""
+    shared = {site for d in case.dictionaries.values() if d.later for site in d.sites}
+    for site in found.keys() - shared:
+        assert_close(found[site], expected[site])
+    if shared:
+        assert len(shared) == 2
+        assert_close(sum(found[site] for site in shared), sum(expected[site] for site in shared))
+    embedding = case.total(Site("embed"), ("embedding",))
+    base = 0 if case.base.values is None else case.base.values[Site("embed")]
+    assert_close(embedding, (case.gradients[Site("embed")] * (case.clean.values[Site("embed")] - base)).sum(-1))
+
+
+@each
+def test_about_a_third_of_the_features_are_active(cases, family):
+    for name in SETS:
+        case = cases(family, name, "corrupted")
+        for d in case.dictionaries.values():
+            share = float((d.encode(case.clean.values[d.reads]) != 0).double().mean())
+            assert share == 1 if d.weights.activation == "identity" else 0.1 < share < 0.75, (name, d.name, share)
+
+
+# 7 -------------------------------------------------------------------------------------------------------------------
+
+
+@each
+@with_each_set
+def test_with_baseline_zero_the_inflow_is_what_is_read_less_the_constants(single, edges, blocks, family, name):
+    """Constants: what a norm, the values or the output of attention add, and a norm's shift that a skip passes on."""
+    case, frozen = single(family, name, "zero"), blocks(family)
+    targets, _, weights = edges(family, name, "zero")
+    found, expected = [], []
+    for row, node in enumerate(targets):
+        if node.kind == "metric" or case.dictionaries[node.site].reads.kind not in LINEAR:
+            continue
+        site = case.dictionaries[node.site].reads
+        found.append(sum(float(w[row].sum()) for kind, w in weights.items() if kind in ("ov", "mlp", "residual")))
+        x = case.clean.values[site] - read_without_nodes(case, frozen, site)
+        expected.append(float(x[0, node.pos] @ reading(case, node)))
+    assert len(found) > 12
+    close(family, torch.tensor(found, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64))
+
+
+def read_without_nodes(case, frozen, site):
+    """What is read at the site if no node adds anything to the stream: constants only, [1, pos, d]."""
+    written = {s for d in case.dictionaries.values() for s in d.sites}
+    stream = torch.zeros_like(case.clean.values[Site("embed")])
+    for layer in range(site.layer + 1):
+        if Site("resid_pre", layer) in written:
+            stream = torch.zeros_like(stream)
+        if site == Site("resid_pre", layer):
+            return stream
+        pattern = case.clean.values[Site("pattern", layer)]
+        if site.layer == layer and site.kind in ATTENTION:
+            return frozen.attention(layer, stream, pattern)[site.kind == "attn_out"][None]
+        norm = frozen.norm(layer, "ln2")
+        if site.layer == layer and site.kind in ("ln2_normalized", "mlp_in"):
+            return norm(stream, gain=site.kind == "mlp_in")
+        for d in case.dictionaries.values():
+            if d.W_skip is not None and d.writes.layer == layer:
+                stream = stream + norm(stream, gain=d.reads.kind == "mlp_in") @ d.W_skip
+        if site == Site("resid_post", layer):
+            return stream
+        if Site("resid_post", layer) in written:
+            stream = torch.zeros_like(stream)
+    raise AssertionError(site)
+
+
+# 8 and 9 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def taken_out(single, edges):
+    """(family, set) -> what reaches every place less when one source at a time is taken out of the real model."""
+    return functools.cache(
+        lambda family, name: run_without(single(family, name, "corrupted"), edges(family, name, "corrupted")[1])
+    )
+
+
+@each
+def test_the_blocks_written_out_are_those_of_the_model(single, blocks, family):
+    case = single(family, "neurons", "corrupted")
+    clean, frozen = case.clean.values, blocks(family)
+    for layer in range(case.model.n_layers):
+        found = frozen.attention(layer, frozen.seen["ln1", layer])
+        found += frozen.mlp(layer, frozen.seen["ln2", layer])
+        for kind, value in zip(("z", "attn_out", "mlp_post", "mlp_out"), found, strict=True):
+            close(family, value[None], clean[Site(kind, layer)])
+
+
+@each
+@with_each_set
+def test_taking_a_source_out_changes_what_every_feature_reads_by_the_local_weight(
+    single, edges, taken_out, family, name
+):
+    """In the real model; patterns, norm scales and every other component frozen, skip connections not. Absent edges are 0."""
+    case = single(family, name, "corrupted")
+    targets, _, weights = edges(family, name, "corrupted")
+    read, _ = taken_out(family, name)
+    compared = 0
+    for site in case.dictionaries:
+        reads = case.dictionaries[site].reads
+        rows = [i for i, node in enumerate(targets) if node.site == site]
+        if reads.kind not in LINEAR or not rows:
+            continue
+        encoders = torch.stack([reading(case, targets[i]) for i in rows])
+        positions = [targets[i].pos for i in rows]
+        expected = torch.einsum("srd,rd->rs", read[reads][:, positions], encoders)
+        kind = "ov" if reads.kind in ATTENTION else "residual" if reads.kind.startswith("resid") else "mlp"
+        close(family, weights[kind][rows], expected)
+        compared += int((expected.abs() > 1e-6).sum())
+    assert compared > 60
+
+
+@each
+@with_each_set
+def test_all_paths_together_are_the_gradient_of_the_component_written_out(
+    single, edges, taken_out, blocks, family, name
+):
+    """ov + q + k of what reads attention, mlp of what reads behind the neurons: autograd through Hugging Face's modules."""
+    case, frozen = single(family, name, "corrupted"), blocks(family)
+    targets, sources, weights = edges(family, name, "corrupted")
+    _, stream = taken_out(family, name)
+    compared = 0
+    for site, dictionary in case.dictionaries.items():
+        reads, layer = dictionary.reads, dictionary.reads.layer
+        rows = [i for i, node in enumerate(targets) if node.site == site]
+        if reads.kind not in ("z", "attn_out", "mlp_post", "mlp_out") or not rows:
+            continue
+        kind = "attention" if reads.kind in ATTENTION else "mlp"
+        x = frozen.seen["ln1" if kind == "attention" else "ln2", layer].clone().requires_grad_()
+        value = getattr(frozen, kind)(layer, x)[reads.kind in ("attn_out", "mlp_out")]
+        expected = []
+        for i in rows:
+            scalar = value[targets[i].pos] @ reading(case, targets[i])
+            (gradient,) = torch.autograd.grad(scalar, x, retain_graph=True)
+            expected.append(torch.einsum("pd,spd->s", gradient[0], stream[kind, layer]))
+        kinds = ("ov", "q", "k") if kind == "attention" else ("mlp",)
+        found = sum(weights[kind][rows] for kind in kinds)
+        close(family, found, torch.stack(expected))
+        assert all(bool(weights[kind][rows].any()) for kind in kinds)
+        compared += int((torch.stack(expected).abs() > 1e-6).sum())
+    assert compared > 60
+
+
+@each
+@with_each_set
+def test_edges_into_the_metric_are_its_gradient_times_what_reaches_it(single, edges, taken_out, blocks, family, name):
+    case = single(family, name, "corrupted")
+    targets, _, weights = edges(family, name, "corrupted")
+    (row,) = [i for i, node in enumerate(targets) if node.kind == "metric"]
+    found = {}
+
+    def detach(module, args, out):
+        found["x"] = (out[0] if isinstance(out, tuple) else out).detach().requires_grad_()
+        return (found["x"], *out[1:]) if isinstance(out, tuple) else found["x"]
+
+    handle = blocks(family).blocks[-1].register_forward_hook(detach)
+    logits = blocks(family).model(case.tokens.clean).logits
+    handle.remove()
+    (gradient,) = torch.autograd.grad(case.metric(logits).sum(), found["x"])
+    expected = torch.einsum("pd,spd->s", gradient[0], taken_out(family, name)[1]["metric", 2])
+    close(family, weights["metric"][row], expected)
+    assert int((expected.abs() > 1e-6).sum()) >= 5
+
+
+# 10 ------------------------------------------------------------------------------------------------------------------
+
+
+@each
+@with_each_set
+def test_splicing_dictionaries_with_their_errors_changes_neither_logits_nor_gradients(cases, family, name):
+    case = cases(family, name, "corrupted")
+    if not FAMILIES[family].rms:  # what rounding allows is told there from the model's own dtype
+        check_splice(case.model, case.dictionaries, case.tokens.clean, case.clean.logits)
+    written = sorted({site for d in case.dictionaries.values() for site in d.sites}, key=lambda site: site.depth)
+
+    def spliced(site):
+        def edit(x, recorded):
+            x_hat = reconstruct(case.dictionaries, site, recorded)
+            return x_hat + (x - x_hat)
+
+        return edit
+
+    sites = [Site("embed"), Site("resid_post", 0), Site("resid_post", 1)]
+    record = sorted({*sites, *(d.reads for d in case.dictionaries.values())}, key=lambda site: site.depth)
+    logits, recorded = case.model.run(
+        case.tokens.clean, record=record, replace={site: spliced(site) for site in written}, differentiable=True
+    )
+    close(family, logits, case.clean.logits)
+    gradients = torch.autograd.grad(case.metric(logits).sum(), [recorded[site] for site in sites])
+    attached = [case.clean.attached[site] for site in sites]
+    expected = torch.autograd.grad(case.clean.attached_metric.sum(), attached, retain_graph=True)
+    for gradient, other in zip(gradients, expected, strict=True):
+        close(family, gradient, other)
+
+
+@each
+@with_each_set
+def test_every_node_kept_is_the_model_bit_for_bit_and_none_the_corrupted_run(cases, family, name):
+    case = cases(family, name, "corrupted")
+    n_pos = case.tokens.clean.shape[1]
+    nothing = kept_nodes(case.model, case.dictionaries, [], n_pos, "remove")
+    logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, nothing)
+    close(family, logits, case.base.logits)
+    everything = everything_kept(case)
+    logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, everything)
+    assert torch.equal(logits, case.clean.logits)
+    everything.embeddings[:] = False
+    logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, everything)
+    assert not torch.equal(logits, case.clean.logits)
+
+
+def everything_kept(case):
+    kept = kept_nodes(case.model, case.dictionaries, [], case.tokens.clean.shape[1], "keep")
+    for mask in (*kept.features.values(), *kept.biases.values(), kept.embeddings):
+        mask[:] = True
+    return kept
+
+
+@each
+@with_each_set
+def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_times_its_rows(cases, family, name):
+    case = cases(family, name, "zero")
+    clean = case.clean.values
+    for key, d in case.dictionaries.items():
+        acts = d.encode(clean[d.reads])
+        pos, feature = divmod(int(acts[0].argmax()), d.d_sae)
+        kept = everything_kept(case)
+        kept.features[key][pos, feature] = False
+        for site in d.sites:
+            writers = {k: other for k, other in case.dictionaries.items() if site in other.sites}
+            edit, edited = _edit(site, writers, case.base, kept.errors[site], kept), {}
+            reads = sorted({other.reads for other in writers.values()}, key=lambda s: s.depth)
+            case.model.run(
+                case.tokens.clean,
+                record=reads,
+                replace={site: lambda x, r, e=edit, to=edited: to.setdefault("x", e(x, r))},
+            )
+            expected = torch.zeros_like(clean[site])
+            expected[:, pos] = -acts[:, pos, feature, None] * d.weights.W_dec[feature, d.columns(site)]
+            assert_close(edited["x"] - clean[site], expected)
+
+
+# 11 ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "name"), WHOLE)
+def test_the_whole_graph_is_perfectly_faithful_and_the_empty_one_not_at_all(loaded, tiny_pairs, family, name):
+    model = loaded(family)
+    dictionaries = dictionary_set(model, name)
+    graph = discover_circuit(model, dictionaries, tiny_pairs, edge_threshold=0.0, max_nodes=10_000)
+    evaluation = evaluate_circuit(graph, model, dictionaries, n_patched=10)
+    tolerance = 100 * torch.finfo(FAMILIES[family].precision).eps ** 0.9
+    assert evaluation.faithfulness == pytest.approx(1.0, abs=tolerance)
+    assert evaluation.faithfulness_errors_of_circuit == pytest.approx(1.0, abs=tolerance)
+    assert evaluation.metric_empty == pytest.approx(graph.graph["metric"]["corrupted"], abs=tolerance)
+    assert abs(evaluation.metric_clean - evaluation.metric_empty) > 1e-2
+    assert len(graph) > 40 and graph.number_of_edges() > 300
+
+
+@pytest.mark.parametrize(("family", "name"), WHOLE)
+def test_patching_a_node_is_the_run_without_what_it_is(single, family, name):
+    """The strongest node of each table, taken out of the real model with nothing frozen."""
+    case = single(family, name, "corrupted")
+    nodes = [table.node(int(table.attribution.abs().sum(0).argmax())) for table in case.tables]
+    clean = case.clean.values
+    effects = patch_effects(case.model, case.tokens.clean, clean, case.metric, case.tables, nodes)[:, 0]
+    expected = []
+    for node in nodes:
+        replace = {}
+        for site, change in change_of(case, node).items():
+            there = torch.zeros_like(clean[site])
+            there[0, node.pos] = change
+            replace[site] = lambda x, recorded, there=there: x - there
+        logits, _ = case.model.run(case.tokens.clean, replace=replace)
+        expected.append(case.clean.metric - case.metric(logits))
+    close(family, effects, torch.cat(expected))
+    assert len(nodes) >= 8 and int((effects.abs() > 1e-6).sum()) >= 5
+
+
+@each
+def test_a_graph_in_bfloat16_has_attributions_near_those_of_float64(folder, loaded, tiny_pairs, family):
+    """bfloat16 has 8 bits; its rounding of each layer's output is felt in all that follows."""
+    found = []
+    for model in (loaded(family), load_model(folder(family), dtype=torch.bfloat16)):
+        dictionaries = dictionary_set(model, "transcoders", compute_dtype(model.dtype))
+        graph = discover_circuit(model, dictionaries, tiny_pairs, edge_threshold=0.0)
+        found.append(dict(graph.nodes(data="attribution")))
+    keys = sorted({key for one in found for key, value in one.items() if value is not None})
+    exact, narrow = (torch.tensor([one.get(key) or 0.0 for key in keys], dtype=torch.float64) for one in found)
+    assert len(keys) > 60 and float(exact.norm()) > 0.01
+    assert float((narrow - exact).norm()) < 0.15 * float(exact.norm())
+
+
+# an already loaded HookedTransformer -----------------------------------------------------------------------------------
+
+
+@each
+@pytest.mark.parametrize("name", ["output_saes", "residual", "neurons"])
+def test_the_edges_of_a_loaded_hookedtransformer_are_those_of_the_bridge(
+    folder, edges, single, tiny_pairs, family, name
+):
+    case, (targets, sources, weights) = single(family, name, "corrupted"), edges(family, name, "corrupted")
+    oracle = hooked_transformer(folder(family))
+    oracle.set_tokenizer(case.model.library.tokenizer)
+    oracle.cfg.default_prepend_bos = case.model.library.cfg.default_prepend_bos
+    other = build_case(load_model(oracle), case.dictionaries, tiny_pairs[:1])
+    assert torch.equal(other.tokens.clean, case.tokens.clean)
+    row, column = ({node: i for i, node in enumerate(nodes)} for nodes in (targets, sources))
+    found = {kind: torch.zeros_like(dense) for kind, dense in weights.items()}
+    for edge in other.edges():
+        found[edge.kind][row[edge.target], column[edge.source]] = edge.local_weight
+    assert len(weights) >= 4
+    for kind, dense in weights.items():
+        dtype = torch.float64 if family == "gpt2" else torch.float32
+        assert_close(found[kind].to(dtype), dense.to(dtype), terms=10_000)
+
+
+# refusals --------------------------------------------------------------------------------------------------------------
+
+
+REFUSED = [
+    (("q.0", "mlp_out.0", "relu"), {}, "what is read at q.0 cannot be traced"),
+    (("mlp_pre.0", "mlp_post.0", "relu"), {}, "what is read at mlp_pre.0 cannot be traced"),
+    (("mlp_in.0", "mlp_in.0", "relu"), {}, "writes mlp_in.0, and what is written there is not simply added"),
+    (("ln2_normalized.0", "ln2_normalized.0", "relu"), {}, "writes ln2_normalized.0, and what is written"),
+    (("mlp_in.0", "z.0", "relu"), {"later": "z.1"}, "writes z.0, and what is written there"),
+    (("resid_pre.0", "mlp_out.0", "relu"), {"skip": True}, "skips from resid_pre.0 to mlp_out.0"),
+    (("mlp_in.0", "mlp_out.1", "relu"), {"skip": True}, "skips from mlp_in.0 to mlp_out.1"),
+    (("mlp_in.0", "mlp_out.0", "relu"), {"skip": True, "later": "mlp_out.1"}, "skips from mlp_in.0 to mlp_out.0, mlp"),
+]
+
+
+@pytest.mark.parametrize(("sites", "settings", "message"), REFUSED)
+def test_a_dictionary_whose_edges_would_be_wrong_is_refused(loaded, tiny_pairs, sites, settings, message):
+    dictionary = random_kind(loaded("gpt2"), *sites, **settings)
+    check_fit(dictionary, loaded("gpt2"))
+    with pytest.raises(CircuitGraphError, match=message):
+        discover_circuit(loaded("gpt2"), {dictionary.writes: dictionary}, tiny_pairs)
