@@ -57,6 +57,17 @@ def _device(command: Any) -> Any:
     )(command)
 
 
+def _loading(command: Any) -> Any:
+    """--dtype and --lazy: how the model and the dictionaries are loaded."""
+    names = click.Choice(["float32", "bfloat16", "float16", "float64"])
+    command = click.option(
+        "--dtype", default="float32", show_default=True, type=names, help="What the model computes in."
+    )(command)
+    return click.option("--lazy", is_flag=True, help="Read a dictionary's weights when used, and free them after.")(
+        command
+    )
+
+
 class _Lines(click.Group):
     """A group whose commands print an error of ours as one line and exit with 1."""
 
@@ -107,21 +118,43 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
     "--dictionaries", required=True, multiple=True, help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated."
 )
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
+@click.option(
+    "--preset", help="Settings of the field's graphs: leap, attribution-graph, sparse-feature-circuit, mixed."
+)
 @_option(_DISCOVER, "metric", "logit_difference, probability_difference, logit or log_probability.")
+@click.option(
+    "--targets",
+    default=["metric"],
+    show_default=True,
+    multiple=True,
+    help="What to explain: metric, logits (the likeliest next tokens), or token texts; may be repeated.",
+)
 @_option(_DISCOVER, "baseline", "What clean is compared with: corrupted, zero or mean.")
 @_option(_DISCOVER, "method", "gradient or integrated.")
 @_option(_DISCOVER, "steps", "Steps of integrated gradients.")
 @_option(_DISCOVER, "rule", "Quadrature rule of integrated gradients: gauss-legendre, midpoint, left or right.")
+@_option(_DISCOVER, "attention", "Attention without a dictionary: component, through or cut.")
+@_option(_DISCOVER, "mlp", "MLPs without a dictionary: component, through or cut.")
+@_option(_DISCOVER, "qk", "q and k edges by derivative, or by recompute (the change of the pattern).")
 @_option(_DISCOVER, "max_nodes", "Candidates: the nodes with the largest attribution.")
+@_option(_DISCOVER, "max_readers", "Trace the inputs of so many features, the most influential first.", type=int)
 @_option(_DISCOVER, "edge_threshold", "Smallest |weight| of an edge, as a fraction of the metric's difference.")
+@_option(_DISCOVER, "relative_threshold", "Smallest share of an edge in what its target reads.")
 @_option(_DISCOVER, "top_k", "At most this many inputs per node.", type=int)
+@_option(_DISCOVER, "node_influence", "Keep the nodes that carry this share of all influence.", type=float)
+@_option(_DISCOVER, "edge_influence", "Keep the edges that carry this share of it.", type=float)
+@_option(_DISCOVER, "memory", "GiB that reading vectors may take at once.")
 @_option(_DISCOVER, "backend", "Backend of the attribution kernel.")
 @click.option("--length", type=int, help="Use only pairs of this many tokens.")
 @click.option("--examples", type=click.IntRange(min=1), help="Use only this many pairs, drawn at random.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
+@_loading
 @_device
 @_common
+@click.pass_context
 def discover(
+    ctx: click.Context,
+    /,
     prompts: Path,
     model: str,
     dictionaries: tuple[str, ...],
@@ -129,7 +162,11 @@ def discover(
     length: int | None,
     examples: int | None,
     seed: int,
+    preset: str | None,
+    targets: tuple[str, ...],
     device: str | None,
+    dtype: str,
+    lazy: bool,
     quiet: bool,
     debug: bool,
     **settings: Any,
@@ -140,8 +177,16 @@ def discover(
     from circuitgraph.formats import write_graph
 
     check_writable(output)
+    settings["targets"] = targets[0] if targets in (("metric",), ("logits",)) else list(targets)
+    if preset is not None:
+        from circuitgraph.presets import find_preset
+
+        source = click.core.ParameterSource.DEFAULT
+        settings |= {k: v for k, v in find_preset(preset).items() if ctx.get_parameter_source(k) == source}
     with _progress(quiet) as progress:
-        loaded, found, pairs = _load(prompts, model, dictionaries, length, examples, seed, device, progress)
+        loaded, found, pairs = _load(
+            prompts, model, dictionaries, length, examples, seed, device, progress, dtype=dtype, lazy=lazy
+        )
         graph = discover_circuit(loaded, found, pairs, progress=progress, **settings)
         if examples is not None:
             graph.graph["provenance"]["settings"]["seed"] = seed
@@ -221,6 +266,7 @@ def show(graph: Path, top: int, quiet: bool, debug: bool) -> None:
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file (.json)."
 )
+@_loading
 @_device
 @_common
 def check(
@@ -232,6 +278,8 @@ def check(
     seed: int,
     json_file: Path | None,
     device: str | None,
+    dtype: str,
+    lazy: bool,
     quiet: bool,
     debug: bool,
     **settings: Any,
@@ -245,7 +293,9 @@ def check(
     if json_file is not None:
         check_writable(json_file)
     with _progress(quiet) as progress:
-        loaded, found, pairs = _load(prompts, model, dictionaries, length, examples, seed, device, progress)
+        loaded, found, pairs = _load(
+            prompts, model, dictionaries, length, examples, seed, device, progress, dtype=dtype, lazy=lazy
+        )
         result = check_dictionaries(loaded, found, pairs, progress=progress, **settings)
         if json_file is not None:
             write_atomically(json_file, json.dumps(result.record(), indent=2, allow_nan=False) + "\n")
@@ -276,23 +326,26 @@ def _load(
     seed: int,
     device: str | None,
     progress: Callable[[str, int, int], None],
+    *,
+    dtype: str = "float32",
+    lazy: bool = False,
 ) -> tuple[Any, Any, Any]:
     """The model, its dictionaries and the pairs that the options name; the prompts are read first."""
     import random
 
     from circuitgraph import demo as embedded
     from circuitgraph.dictionary_formats import load_dictionaries
-    from circuitgraph.model import load_model
+    from circuitgraph.model import DTYPES, load_model
     from circuitgraph.prompts import read_pairs
     from circuitgraph.tokens import pairs_of_length
 
     pairs = read_pairs(prompts)
     progress("loading the model", 0, 1)
-    loaded = load_model(embedded.MODEL if model == "demo" else model, device=device)
+    loaded = load_model(embedded.MODEL if model == "demo" else model, device=device, dtype=DTYPES[dtype])
     sources = [
         path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])
     ]
-    found = load_dictionaries(sources, loaded)
+    found = load_dictionaries(sources, loaded, lazy=lazy)
     if length is not None:
         pairs = pairs_of_length(loaded, pairs, length)
     if examples is not None and examples < len(pairs):

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from circuitgraph.errors import CircuitGraphError, did_you_mean
+
 PRESETS: dict[str, dict[str, Any]] = {
     "leap": {"baseline": "corrupted", "attention": "component", "mlp": "component", "edge_threshold": 0.001},
     "attribution-graph": {
@@ -37,3 +39,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "mixed": {"baseline": "corrupted", "attention": "through", "mlp": "through", "edge_threshold": 0.001},
 }
+
+
+def find_preset(name: str) -> dict[str, Any]:
+    """The settings of that name; CircuitGraphError with the nearest names for another."""
+    if name not in PRESETS:
+        raise CircuitGraphError(
+            f"preset {name!r} is unknown; expected one of {', '.join(PRESETS)}.{did_you_mean(name, PRESETS)}"
+        )
+    return dict(PRESETS[name])
