@@ -191,7 +191,7 @@ def test_with_baseline_zero_all_nodes_of_a_site_sum_to_gradient_times_activation
 def test_integrated_attributions_sum_to_the_effect_of_each_site(cases, tiny_pairs, family, name, baseline):
     """Of taking the site to the start of the path, everything upstream as in the clean run; to quadrature."""
     model, dictionaries = cases(family, name, baseline).model, cases(family, name, baseline).dictionaries
-    case = build_case(model, dictionaries, tiny_pairs, baseline=baseline, method="integrated", steps=64)
+    case = build_case(model, dictionaries, tiny_pairs, baseline=baseline, method="integrated", steps=128)
     shared = {site for d in case.dictionaries.values() if d.later for site in d.sites}
     compared = 0
     for site in node_sites(case.model, case.dictionaries):
