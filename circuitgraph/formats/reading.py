@@ -85,10 +85,13 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
 
-def parse_json(text: str) -> Any:
-    """The value of a JSON text; GraphError for anything else, NaN, Inf and numbers that no 64 bits hold included."""
+def parse_json(text: str, *, unique: bool = False) -> Any:
+    """The value of a JSON text; GraphError for anything else, NaN, Inf and numbers that no 64 bits hold included.
+
+    unique: also for an object with two values of one name, of which JSON readers keep the last.
+    """
     try:
-        return _DECODER.decode(text)
+        return (_UNIQUE if unique else _DECODER).decode(text)
     except json.JSONDecodeError as error:
         raise GraphError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
@@ -114,4 +117,14 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
+def _one_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise GraphError(f"the name {one_line(repr(twice))[:60]} stands twice in one object")
+    return found
+
+
+_UNIQUE = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole, parse_float=_finite, object_pairs_hook=_one_each)
 _DECODER = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole, parse_float=_finite)
