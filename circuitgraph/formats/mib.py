@@ -14,9 +14,10 @@ import networkx as nx
 
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.files import write_atomically
-from circuitgraph.formats.eap import eap_value
+from circuitgraph.formats.eap import eap_value, read_eap
 from circuitgraph.formats.values import dumps
 
+SCORES = "importances.json"
 PERCENTAGES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)  # of all edges
 
 
@@ -29,12 +30,19 @@ def write_mib(graph: nx.MultiDiGraph, folder: str | Path, *, circuits: bool = Fa
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CircuitGraphError(f"cannot make folder {folder}: {error.strerror}; choose another -o") from None
-    contents = {"importances.json": value}
+    contents = {SCORES: value}
     if circuits:
         contents = {f"circuit_{percent:g}.json": strongest(value, percent) for percent in PERCENTAGES}
     for name, content in contents.items():
         write_atomically(folder / name, dumps(content, name))
     return [folder / name for name in contents]
+
+
+def read_mib(folder: str | Path) -> nx.MultiDiGraph:
+    """The graph of the scores in a submission's folder."""
+    if not Path(folder).is_dir():
+        raise GraphError(f"{folder} is no folder; a MIB submission is a folder with {SCORES}")
+    return read_eap(Path(folder) / SCORES)
 
 
 def strongest(value: dict[str, Any], percent: float) -> dict[str, Any]:

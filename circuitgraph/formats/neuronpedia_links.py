@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from urllib.parse import quote
 
 import networkx as nx
 
 from circuitgraph.errors import GraphError
+from circuitgraph.files import write_atomically
 from circuitgraph.formats.values import take_object, take_string
 from circuitgraph.nodes import Node, Site
 
@@ -56,6 +58,18 @@ def graph_quick_list_url(graph: nx.MultiDiGraph, nodes: Iterable[str], name: str
             )
         features.append((sources[str(node.site)], node.feature))
     return quick_list_url(model_id_of(graph), dict.fromkeys(features), name)
+
+
+def write_links(graph: nx.MultiDiGraph, path: str | Path) -> None:
+    """Write one line for each feature whose dictionary has a source, the strongest first, and a quick list of all of them."""
+    sources = sources_of(graph)
+    features = [key for key in graph if Node.parse(key).kind == "feature" and str(Node.parse(key).site) in sources]
+    if not features:
+        raise GraphError("no feature of the graph is of a dictionary with a Neuronpedia source; name the sources")
+    features.sort(key=lambda key: (-abs(graph.nodes[key]["attribution"]), Node.parse(key).order))
+    lines = [f"{key}\t{node_url(graph, key)}" for key in features]
+    lines.append(f"quick list\t{graph_quick_list_url(graph, features)}")
+    write_atomically(path, "\n".join(lines) + "\n")
 
 
 def sources_of(graph: nx.MultiDiGraph) -> dict[str, str]:

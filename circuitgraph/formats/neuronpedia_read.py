@@ -251,14 +251,15 @@ def _traced(row: dict[str, Any], name: str, where: str) -> list[tuple[str, str, 
 
 
 def _probability(row: dict[str, Any], label: str, where: str) -> float:
-    match = _PROBABILITY.search(label)
-    value = row.get("token_prob")
-    if value is None and match is None:
+    match, given = _PROBABILITY.search(label), row.get("token_prob")
+    probability = 0.0 if given is None else take_number(given, f"{where}: token_prob")
+    if not probability and match is not None:
+        try:
+            probability = float(match[1])
+        except ValueError:
+            raise GraphError(f"{where}: {label[:80]!r} holds no probability") from None
+    elif given is None:
         raise GraphError(f"{where} is a logit without a probability: neither token_prob nor (p=...) in its label")
-    try:
-        probability = take_number(value, f"{where}: token_prob") if value is not None else float(match[1])  # type: ignore[index]
-    except ValueError:
-        raise GraphError(f"{where}: {label[:80]!r} holds no probability") from None
     if not 0 <= probability <= 1.001:
         raise GraphError(f"{where} has probability {probability}; expected 0 to 1")
     return probability
