@@ -63,13 +63,13 @@ def sites_of(model: Model, dictionaries: Iterable[Dictionary]) -> list[Site]:
     if model.has(Site("pos_embed")):
         sites.add(Site("pos_embed"))
     for dictionary in dictionaries:
-        sites |= {dictionary.reads, dictionary.writes}
+        sites |= {dictionary.reads, *dictionary.sites}
+        if dictionary.reads.kind in ("mlp_post", "mlp_out"):
+            sites |= {Site(kind, dictionary.reads.layer) for kind in ("mlp_gate", "mlp_pre", "mlp_post")}
+    kinds = ("ln1_scale", "z", "ln1_post_scale", "attn_out", "ln2_scale", "ln2_post_scale", "mlp_out", "resid_post")
     for layer in range(model.n_layers):
-        sites |= {
-            Site(kind, layer)
-            for kind in ("ln1_scale", "q", "k", "v", "pattern", "z", "attn_out", "ln2_scale", "mlp_out", "resid_post")
-        }
-    return sorted(sites, key=lambda site: site.depth)
+        sites |= {*model.attention_sites(layer), *(Site(kind, layer) for kind in kinds)}
+    return sorted((site for site in sites if model.has(site)), key=lambda site: site.depth)
 
 
 def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric) -> CleanRun:

@@ -6,6 +6,7 @@ every feature that is active in either run. This module knows no edges.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -24,18 +25,30 @@ from circuitgraph_kernels import SaeAttribution, decode_entries, gather_dot, sae
 def component_sites(model: Model, dictionaries: Mapping[Site, Dictionary]) -> list[Site]:
     """One site per component that writes to the residual stream, in forward order: attention then MLP of each layer.
 
-    Attention is taken at `attn_out` where a dictionary writes there, else at `z`. DictionaryError for both in one layer.
+    Attention is taken at `attn_out` where a dictionary writes there, else at `z`; an MLP at `mlp_post` where a dictionary
+    writes there, else at `mlp_out`. DictionaryError for dictionaries at both in one layer.
     """
+    written = written_sites(dictionaries)
+    sites = []
     for layer in range(model.n_layers):
-        if Site("attn_out", layer) in dictionaries and Site("z", layer) in dictionaries:
-            raise DictionaryError(
-                f"dictionaries at z.{layer} and attn_out.{layer} explain the same attention; give one of them"
-            )
-    attention = (
-        Site("attn_out", layer) if Site("attn_out", layer) in dictionaries else Site("z", layer)
-        for layer in range(model.n_layers)
-    )
-    return [site for layer, attn in enumerate(attention) for site in (attn, Site("mlp_out", layer))]
+        for usual, other, part in (("z", "attn_out", "attention"), ("mlp_out", "mlp_post", "MLP")):
+            if {Site(usual, layer), Site(other, layer)} <= written:
+                raise DictionaryError(
+                    f"dictionaries at {usual}.{layer} and {other}.{layer} explain the same {part}; give one of them"
+                )
+            sites.append(Site(other if Site(other, layer) in written else usual, layer))
+    return sites
+
+
+def node_sites(model: Model, dictionaries: Mapping[Site, Dictionary]) -> list[Site]:
+    """Every site that has nodes of its own besides the embeddings: components and dictionaries, in forward order."""
+    sites = set(component_sites(model, dictionaries)) | written_sites(dictionaries)
+    return sorted(sites, key=lambda site: site.depth)
+
+
+def written_sites(dictionaries: Mapping[Site, Dictionary]) -> set[Site]:
+    """Every site that one of the dictionaries writes."""
+    return {site for dictionary in dictionaries.values() for site in dictionary.sites}
 
 
 def attribute_nodes(
@@ -51,63 +64,80 @@ def attribute_nodes(
 
         feature    (acts_clean - acts_base) * (g . W_dec[i])       for every feature active in either run
         error      (error_clean - error_base) . g                  one per position
-        others     (x_clean - x_base) . g                          embeddings; positions and biases for baseline zero
+        bias       (bias_clean - bias_base) . g                    for baseline zero, or of dictionaries that normalise
+        others     (x_clean - x_base) . g                          embeddings; positions for baseline zero
 
-    g [batch, pos, d] is the gradient of the metric at the site, plain or integrated. A positive attribution says that
-    the node's clean value supports the metric. Components without a dictionary are one error node per position: nothing
-    of them is explained. With baseline zero a feature, an error and a bias are compared with nothing.
+    g [batch, pos, d] is the gradient of the metric at the site, plain or integrated; of a cross-layer transcoder's
+    feature the products at all its sites are summed. A positive attribution says that the node's clean value supports the
+    metric. Components without a dictionary are one error node per position: nothing of them is explained. With baseline
+    zero a feature, an error and a bias are compared with nothing. A skip connection is no node: it is linear, so what
+    passes it belongs to the nodes before it.
     """
     tables = _embedding_tables(model, clean, baseline, gradients)
-    sites = set(component_sites(model, dictionaries)) | set(dictionaries)
-    base = baseline.values
-    for site in sorted(sites, key=lambda s: s.depth):
+    explained: dict[Site, Tensor] = {}
+    for site in node_sites(model, dictionaries):
         dictionary = dictionaries.get(site)
-        if base is None:
-            tables += _bias_table(model, site, dictionary, gradients)
-        if dictionary is None:
-            difference = clean[site] if base is None else clean[site] - base[site]
-            tables.append(_vector_table(model, "error", site, difference, gradients[site]))
-        else:
-            tables += _dictionary_tables(model, dictionary, clean, base, gradients[site], backend)
+        if dictionary is not None:
+            tables.append(_attribute_features(model, dictionary, clean, baseline.values, gradients, backend, explained))
+        tables += _bias_table(model, site, dictionaries, clean, baseline.values, gradients)
+        difference = clean[site] if baseline.values is None else clean[site] - baseline.values[site]
+        if site in explained:
+            difference = difference - explained[site]
+        tables.append(_vector_table(model, "error", site, difference, gradients[site], clean))
     return tables
 
 
-def _dictionary_tables(
+def _attribute_features(
     model: Model,
     dictionary: Dictionary,
     clean: Mapping[Site, Tensor],
     base: Mapping[Site, Tensor] | None,
-    gradient: Tensor,
+    gradients: Mapping[Site, Tensor],
     backend: str,
-) -> list[NodeTable]:
-    """The features and the errors of one dictionary."""
-    site, weights = dictionary.writes, dictionary.weights
+    explained: dict[Site, Tensor],
+) -> FeatureTable:
+    """The features of one dictionary; adds what it reconstructs of clean minus baseline to `explained`, per site."""
+    weights, read = dictionary.weights, clean[dictionary.reads]
+    gradient = torch.cat([gradients[site] for site in dictionary.sites], -1)
     batch, n_pos = gradient.shape[:2]
-    x, x_base = clean[site].flatten(0, 1), None if base is None else base[site].flatten(0, 1)
     try:
         found = sae_attribution(
-            clean[dictionary.reads].flatten(0, 1),
+            read.flatten(0, 1),
             None if base is None else base[dictionary.reads].flatten(0, 1),
             gradient.flatten(0, 1),
             weights,
-            clean_out=x,
-            baseline_out=x_base,
             skip_equal_rows=False,
             backend=backend,
         )
     except ValueError as error:
-        raise CircuitGraphError(f"attribution at {site}: {error}") from None
+        raise CircuitGraphError(f"attribution at {dictionary.writes}: {error}") from None
     delta = found.clean_acts - found.baseline_acts
-    missed = x - (weights.b_dec if x_base is None else x_base)
-    missed = missed - decode_entries(found.token, found.feature, delta, weights.W_dec, batch * n_pos)
-    errors = _vector_table(model, "error", site, missed.unflatten(0, (batch, n_pos)), gradient)
-    return [_feature_table(model, dictionary, found, gradient), errors]
+    if weights.basis:  # neurons: no product with an identity
+        decoded = delta.new_zeros(batch * n_pos, weights.d_out)
+        decoded[found.token, found.feature] = delta
+    else:
+        decoded = decode_entries(found.token, found.feature, delta, weights.W_dec, batch * n_pos)
+    decoded = decoded.unflatten(0, (batch, -1))
+    rest = affine_part(dictionary, read)
+    if base is not None:
+        rest = rest - affine_part(dictionary, base[dictionary.reads])
+    for site in dictionary.sites:
+        part = (decoded + rest)[..., dictionary.columns(site)].to(read.dtype)
+        explained[site] = part + explained[site] if site in explained else part
+    return _feature_table(model, dictionary, found, gradient, clean)
 
 
-def _feature_table(model: Model, dictionary: Dictionary, found: SaeAttribution, gradient: Tensor) -> FeatureTable:
+def affine_part(dictionary: Dictionary, x: Tensor) -> Tensor:
+    """What the dictionary adds besides its features for x at its reading site, [..., d_out]: bias and skip connection."""
+    bias = dictionary.bias(x)
+    return bias if dictionary.W_skip is None else bias + dictionary.skipped(x)
+
+
+def _feature_table(
+    model: Model, dictionary: Dictionary, found: SaeAttribution, gradient: Tensor, clean: Mapping[Site, Tensor]
+) -> FeatureTable:
     """The list of (token, feature) as columns (position, feature) with one row per example."""
     batch, n_pos = gradient.shape[:2]
-    W_dec = dictionary.weights.W_dec
     example, at = found.token // n_pos, found.token % n_pos
     key, column = torch.unique(at * dictionary.d_sae + found.feature, return_inverse=True)
     pos, feature = key // dictionary.d_sae, key % dictionary.d_sae
@@ -119,9 +149,15 @@ def _feature_table(model: Model, dictionary: Dictionary, found: SaeAttribution, 
 
     acts = rows(found.clean_acts)
     tokens = torch.arange(batch, device=key.device).repeat_interleave(len(key)) * n_pos + pos.repeat(batch)
-    slope = gather_dot(gradient.flatten(0, 1), tokens, W_dec, feature.repeat(batch)).view(batch, -1)
+    if dictionary.weights.basis:
+        slope = gradient.flatten(0, 1)[tokens, feature.repeat(batch)].view(batch, -1)
+    else:
+        W_dec = dictionary.weights.W_dec
+        slope = gather_dot(gradient.flatten(0, 1), tokens, W_dec, feature.repeat(batch)).view(batch, -1)
+    site = dictionary.writes
+    scale = output_scale(model, site, clean)
     return FeatureTable(
-        site=dictionary.writes,
+        site=site,
         pos=pos,
         feature=feature,
         attribution=rows(found.attribution),
@@ -129,14 +165,27 @@ def _feature_table(model: Model, dictionary: Dictionary, found: SaeAttribution, 
         acts=acts,
         baseline_acts=rows(found.baseline_acts),
         node_gradient=slope * (acts != 0),
-        write=to_residual(model, dictionary.writes, W_dec[feature]),
+        to_stream=functools.partial(model.write, site),
+        post_scale=None if scale is None else scale[:, pos, 0],
     )
 
 
-def _vector_table(model: Model, kind: NodeKind, site: Site, difference: Tensor, gradient: Tensor) -> VectorTable:
+def output_scale(model: Model, site: Site, clean: Mapping[Site, Tensor]) -> Tensor | None:
+    """The clean run's scale [batch, pos, 1] of the post-norm that what the site writes passes; None without one."""
+    post = model.output_norm(site)
+    return None if post is None else clean[post[1]]
+
+
+def _vector_table(
+    model: Model, kind: NodeKind, site: Site, difference: Tensor, gradient: Tensor, clean: Mapping[Site, Tensor]
+) -> VectorTable:
     """One node per position that is a whole vector; difference and gradient [batch, pos, d] at the site."""
     pos = torch.arange(difference.shape[1], device=difference.device)
-    return VectorTable(kind, site, pos, (difference * gradient).sum(-1), to_residual(model, site, difference))
+    vectors, scale = model.write(site, difference), output_scale(model, site, clean)
+    attribution = (difference * gradient).sum(-1)
+    if scale is None:
+        return VectorTable(kind, site, pos, attribution, vectors, {site.output: vectors})
+    return VectorTable(kind, site, pos, attribution, vectors / scale, {site: difference})
 
 
 def _embedding_tables(
@@ -146,34 +195,54 @@ def _embedding_tables(
     embed, pos_embed = Site("embed"), Site("pos_embed")
     gradient = gradients[embed]
     base = torch.zeros_like(clean[embed]) if baseline.values is None else baseline.values[embed]
-    tables: list[NodeTable] = [_vector_table(model, "embedding", embed, clean[embed] - base, gradient)]
+    tables: list[NodeTable] = [_vector_table(model, "embedding", embed, clean[embed] - base, gradient, clean)]
     if baseline.values is None and pos_embed in clean:
-        tables.append(_vector_table(model, "pos_embedding", pos_embed, clean[pos_embed].expand_as(gradient), gradient))
+        tables.append(
+            _vector_table(model, "pos_embedding", pos_embed, clean[pos_embed].expand_as(gradient), gradient, clean)
+        )
     return tables
 
 
 def _bias_table(
-    model: Model, site: Site, dictionary: Dictionary | None, gradients: Mapping[Site, Tensor]
+    model: Model,
+    site: Site,
+    dictionaries: Mapping[Site, Dictionary],
+    clean: Mapping[Site, Tensor],
+    base: Mapping[Site, Tensor] | None,
+    gradients: Mapping[Site, Tensor],
 ) -> list[NodeTable]:
-    """The constant that a component adds, one node per position; empty if the component has none."""
-    at_output = gradients[site if site.kind != "z" else Site("attn_out", site.layer)]
-    vector = torch.zeros_like(at_output[0, 0])
-    if dictionary is not None:
-        vector = vector + to_residual(model, site, dictionary.weights.b_dec)
-    if site.kind == "z":
-        vector = vector + model.attention_output(site)[1]
-    if not bool(vector.any()):
-        return []
-    out = Site("attn_out", site.layer) if site.kind == "z" else site
-    table = _vector_table(model, "bias", out, vector.expand_as(at_output), at_output)
-    return [replace(table, site=site)]
+    """What is added at the site whatever the features, one node per position; empty if that is nothing.
+
+    The biases of the dictionaries that write there and, with baseline zero, those of the component behind it: b_O, b_out,
+    a post-norm's. Constants cancel against another baseline; the bias of a dictionary that normalises does not.
+    """
+    own = torch.zeros_like(clean[site])
+    for dictionary in dictionaries.values():
+        if site in dictionary.sites and (base is None or dictionary.weights.normalize != "none"):
+            change = dictionary.bias(clean[dictionary.reads])
+            if base is not None:
+                change = change - dictionary.bias(base[dictionary.reads])
+            own = own + change[..., dictionary.columns(site)]
+    table = _vector_table(model, "bias", site, own, gradients[site], clean)
+    behind = _bias_behind(model, site, clean) if base is None else None
+    if behind is not None:
+        gradient = gradients[site.output]
+        behind = behind.expand_as(table.vectors)
+        total = table.attribution + (behind * gradient).sum(-1)
+        changes = dict(table.changes)
+        changes[site.output] = changes.get(site.output, 0) + behind
+        table = replace(table, attribution=total, vectors=table.vectors + behind, changes=changes)
+    return [table] if bool(table.vectors.any()) else []
 
 
-def to_residual(model: Model, site: Site, vectors: Tensor) -> Tensor:
-    """vectors [..., d] at a site as what they add to the residual stream, [..., d_model]: z goes through W_O."""
-    if site.kind != "z":
-        return vectors
-    return vectors @ model.attention_output(site)[0].flatten(0, 1)
+def _bias_behind(model: Model, site: Site, clean: Mapping[Site, Tensor]) -> Tensor | None:
+    """The constants between the site and the residual stream, [batch or 1, pos or 1, d_model]; None without any."""
+    inner, outer = model.output_bias(site)
+    post = model.output_norm(site)
+    if inner is not None and post is not None:
+        inner = post[0].apply(inner) / clean[post[1]]
+    parts = [part for part in (inner, outer) if part is not None]
+    return sum(parts[1:], parts[0]) if parts else None
 
 
 def rank_nodes(tables: Iterable[NodeTable]) -> list[tuple[float, Node]]:

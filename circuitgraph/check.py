@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import run_baseline, run_clean, sites_of
-from circuitgraph.attribution import attribute_nodes
-from circuitgraph.dictionary import Dictionary
+from circuitgraph.attribution import attribute_nodes, written_sites
+from circuitgraph.dictionary import Dictionary, reconstruct
 from circuitgraph.discover import Progress, node_gradients
 from circuitgraph.errors import CircuitGraphError, DictionaryError, PromptError
 from circuitgraph.metrics import MetricFunction, build_metric
@@ -133,7 +133,7 @@ def check_dictionaries(
         progress("running each dictionary", i, len(dictionaries))
         x = values[site]
         acts = dictionary.encode(values[dictionary.reads])
-        x_hat = dictionary.decode(acts)
+        x_hat = reconstruct(dictionaries, site, values)
         zero = _loss_with(model, tokens.clean, values, site, torch.zeros_like(x))
         spliced = _loss_with(model, tokens.clean, values, site, x_hat)
         error, total = error_effects(tables, site, n_examples, n_pos)
@@ -181,7 +181,7 @@ def check_splice(
 
     def difference(chosen: Mapping[Site, Dictionary]) -> float:
         reads = sorted({dictionary.reads for dictionary in chosen.values()}, key=lambda site: site.depth)
-        replace = {site: _with_error(dictionary) for site, dictionary in chosen.items()}
+        replace = {site: _with_error(chosen, site) for site in written_sites(chosen)}
         largest = (model.run(tokens, record=reads, replace=replace)[0] - logits).abs().max()
         return float(largest.nan_to_num(nan=torch.inf))
 
@@ -248,9 +248,9 @@ def _listed(model: Model, tokens: Tensor, error: Tensor, total: Tensor, n: int) 
     )
 
 
-def _with_error(dictionary: Dictionary) -> Replace:
+def _with_error(dictionaries: Mapping[Site, Dictionary], site: Site) -> Replace:
     def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
-        x_hat = dictionary.decode(dictionary.encode(recorded[dictionary.reads]))
+        x_hat = reconstruct(dictionaries, site, recorded)
         return x_hat + (x - x_hat)
 
     return edit

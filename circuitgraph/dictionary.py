@@ -6,6 +6,7 @@ live in circuitgraph_kernels; this module adds where the dictionary reads and wr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,9 @@ class Dictionary:
     def skipped(self, x: Tensor | None) -> Tensor:
         """x @ W_skip [..., d_out]; DictionaryError without x, or for a dictionary that does not skip."""
         if x is None or self.W_skip is None:
-            raise DictionaryError(f"dictionary {self.name}: the skip connection needs x and W_skip; one of them is None")
+            raise DictionaryError(
+                f"dictionary {self.name}: the skip connection needs x and W_skip; one of them is None"
+            )
         return x @ self.W_skip.to(x.dtype)
 
     def reading_vectors(self, features: Tensor) -> Tensor:
@@ -80,6 +83,22 @@ class Dictionary:
         if weights.r_mag is not None:
             vectors = vectors * weights.r_mag[features].exp()[:, None]
         return vectors - vectors.mean(-1, keepdim=True) if weights.normalize == "layer_norm" else vectors
+
+
+def reconstruct(dictionaries: Mapping[Site, Dictionary], site: Site, values: Mapping[Site, Tensor]) -> Tensor:
+    """x_hat [..., d] at a site from the activations read: the sum over all dictionaries that write there.
+
+    Raises DictionaryError if none does.
+    """
+    parts = [
+        dictionary.decode(dictionary.encode(x), x)[..., dictionary.columns(site)]
+        for dictionary in dictionaries.values()
+        if site in dictionary.sites
+        for x in [values[dictionary.reads]]
+    ]
+    if not parts:
+        raise DictionaryError(f"no dictionary writes {site}; nothing is reconstructed there")
+    return sum(parts[1:], parts[0])
 
 
 def check_fit(dictionary: Dictionary, model: Model) -> None:

@@ -17,7 +17,8 @@ from circuitgraph.dictionary_build import build, feature_count, pick
 from circuitgraph.dictionary_files import read_json, read_safetensors
 from circuitgraph.dictionary_sources import Place, agreed_place
 from circuitgraph.errors import DictionaryError
-from circuitgraph.model import Model, site_of_hook
+from circuitgraph.model import Model
+from circuitgraph.model_layout import site_of_hook
 
 # sae-lens architecture -> activation of SaeWeights; BatchTopK and Matryoshka save themselves as jumprelu
 _ARCHITECTURES = {

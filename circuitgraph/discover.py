@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import Baseline, CleanRun, run_baseline, run_clean, sites_of
-from circuitgraph.attribution import attribute_nodes, component_sites, rank_nodes
+from circuitgraph.attribution import affine_part, attribute_nodes, node_sites, rank_nodes
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.edges import attribute_edges, check_readers
 from circuitgraph.errors import CircuitGraphError, did_you_mean
-from circuitgraph.gradients import integrated_gradients, metric_gradients
+from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.graph import build_graph
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
@@ -84,6 +84,7 @@ def discover_circuit(
         candidates,
         clean.values,
         metric_gradient,
+        slopes=mlp_slopes(clean, dictionaries.values()),
         threshold=edge_threshold * unit,
         top_k=top_k,
         progress=progress,
@@ -142,20 +143,26 @@ def node_gradients(
 
     Biases of attention, which enter at attn_out, keep the plain gradient.
     """
-    written = {Site("embed")} | set(component_sites(model, dictionaries)) | set(dictionaries)
-    outputs = {Site("attn_out", layer) for layer in range(model.n_layers)}
+    written = {Site("embed"), *node_sites(model, dictionaries)}
+    outputs = {site.output for site in written}
     gradients = metric_gradients(clean, sorted(written | outputs, key=lambda site: site.depth))
     if method == "integrated":
-        start = {site: path_start(dictionaries.get(site), base, clean.values[site], site) for site in written}
+        start = {site: path_start(dictionaries, base, clean.values, site) for site in written}
         gradients |= integrated_gradients(model, tokens, clean.values, start, metric, steps=steps, rule=rule)
     return gradients
 
 
-def path_start(dictionary: Dictionary | None, base: Baseline, clean: Tensor, site: Site) -> Tensor:
-    """x at the baseline end of the path: with baseline zero no feature and no error, which leaves b_dec."""
+def path_start(
+    dictionaries: Mapping[Site, Dictionary], base: Baseline, clean: Mapping[Site, Tensor], site: Site
+) -> Tensor:
+    """x at the baseline end of the path: with baseline zero no feature and no error, which leaves biases and skips."""
     if base.values is not None:
         return base.values[site]
-    return torch.zeros_like(clean) if dictionary is None else dictionary.weights.b_dec.expand_as(clean)
+    start = torch.zeros_like(clean[site])
+    for dictionary in dictionaries.values():
+        if site in dictionary.sites:
+            start = start + affine_part(dictionary, clean[dictionary.reads])[..., dictionary.columns(site)]
+    return start
 
 
 def strongest_nodes(tables: Sequence[NodeTable], max_nodes: int) -> tuple[list[NodeTable], str]:

@@ -1,22 +1,18 @@
 """Typed edges between nodes, with exact derivatives, greedily from the metric down.
 
 In come node tables, clean activations and the metric's gradient; out comes a table of edges. Norm scales and everything
-outside the path are frozen at the clean run. This module selects edges but knows no graph.
+outside the path are frozen at the clean run. This module selects edges; reading vectors are `reading`'s, and it knows no
+graph.
 
 Edge u -> v: u writes write_u * delta_u (or a difference vector) into the residual stream at its position, v reads it
-through a path of one kind with reader vector r:
+through a path of one kind with reading vector r:
 
     local_weight = (write_u . r) * delta_u                contribution to v's pre-activation
     weight       = node_gradient(v) * local_weight        contribution to the metric through v
 
-    mlp    r[p]  = J_ln2^T e / scale2[p]                                     e = encoder column of v
-    ov     r[k]  = J_ln1^T sum_h P[h,p,k] W_V[h] e_h / scale1[k]             e_h = head h's slice of e
-    q      r[p]  = J_ln1^T sum_h W_Q[h] sum_k ds[h,k] k[k,h] * s / scale1[p]
-    k      r[k]  = J_ln1^T sum_h W_K[h] q[p,h] ds[h,k] * s / scale1[k]
-    metric r[p]  = dm/d(resid_post of the last layer at p)
-
-with s[h,k] = v[k,h] . e_h and the softmax derivative ds[h,k] = P[h,p,k] (s[h,k] - sum_j P[h,p,j] s[h,j]). All sources
-of one reader position are one matrix product.
+For the metric r = dm/d(resid_post of the last layer). A linear skip connection between u and v is passed; a dictionary of
+the residual stream between them is not: its own nodes carry on. A cross-layer transcoder's feature writes at several
+sites, and what stands below the reader is summed.
 """
 
 from __future__ import annotations
@@ -31,6 +27,7 @@ from circuitgraph.dictionary import Dictionary
 from circuitgraph.errors import DictionaryError
 from circuitgraph.model import Model
 from circuitgraph.nodes import EdgeKind, Node, Site
+from circuitgraph.reading import Path, Projection, Reader, Skip, check_reader, floors, skip_of
 from circuitgraph.tables import FeatureTable, NodeTable
 
 
@@ -60,12 +57,23 @@ class _Block:
     local: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What the nodes of a table write at one depth: vectors [batch or 1, n, d_model] times amount [batch, n] or 1."""
+
+    table: NodeTable
+    depth: int
+    vectors: Tensor
+    amount: Tensor | None
+
+
 def attribute_edges(
     model: Model,
     tables: Sequence[NodeTable],
     clean: Mapping[Site, Tensor],
     metric_gradient: Tensor,
     *,
+    slopes: Mapping[Site, Tensor] | None = None,
     threshold: float = 0.0,
     top_k: int | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
@@ -74,24 +82,28 @@ def attribute_edges(
 
     Greedy: first the metric's own inputs, then layer by layer downwards the inputs of every feature that was kept as
     the source of a kept edge. metric_gradient [batch, pos, d_model] is dm/d(resid_post of the last layer). threshold
-    has the metric's unit. Raises DictionaryError for dictionaries whose inputs cannot be traced yet.
+    has the metric's unit. slopes: `gradients.mlp_slopes`, needed for dictionaries that read behind an MLP's neurons.
+    Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced.
     """
-    check_readers(model, [table.dictionary for table in tables if isinstance(table, FeatureTable)])
+    dictionaries = [table.dictionary for table in tables if isinstance(table, FeatureTable)]
+    check_readers(model, dictionaries)
+    inflow = _Inflow(model, tables, clean, dictionaries)
     n_pos = metric_gradient.shape[1]
     metric = Node("metric", Site("metric"), n_pos - 1)
     ones = torch.ones_like(metric_gradient[:, :1, 0])
-    blocks = [_Block("metric", table, slice(0, len(table)), _metric_inputs(table, metric_gradient)) for table in tables]
     kept: dict[tuple[str, Site], Tensor] = {}
-    edges = _select([metric], ones, blocks, threshold, top_k, kept)
+    edges = _select([metric], ones, inflow.of_metric(metric_gradient), threshold, top_k, kept)
     readable = sorted((t for t in tables if isinstance(t, FeatureTable)), key=lambda t: -t.site.depth)
     for done, table in enumerate(readable):
         progress("tracing edges", done, len(readable))
         mask = kept.get((table.kind, table.site), torch.zeros_like(table.pos, dtype=torch.bool))
-        sources = [t for t in tables if t.site.depth < _entry(model, table.dictionary).depth]
+        if not bool(mask.any()):
+            continue
+        reader = Reader(model, table.dictionary.reads, clean, slopes)
+        inflow.forget()
         for pos in torch.unique(table.pos[mask]).tolist():
-            columns = (mask & (table.pos == pos)).nonzero().flatten()
-            readers = table.take(columns)
-            blocks = _inputs(model, readers, pos, sources, clean)
+            readers = table.take((mask & (table.pos == pos)).nonzero().flatten())
+            blocks = inflow.of_paths(reader.paths(readers.reads, pos))
             nodes = [readers.node(i) for i in range(len(readers))]
             edges += _select(nodes, readers.node_gradient, blocks, threshold, top_k, kept)
     return edges
@@ -100,96 +112,133 @@ def attribute_edges(
 def check_readers(model: Model, dictionaries: Iterable[Dictionary]) -> None:
     """DictionaryError or ModelError unless the inputs of all these dictionaries' features can be traced."""
     for dictionary in dictionaries:
-        if dictionary.reads.kind in ("z", "attn_out"):
-            model.attention(dictionary.reads)
-        elif dictionary.reads.kind not in ("ln2_normalized", "mlp_in"):
+        check_reader(model, dictionary.reads)
+        if dictionary.W_skip is not None and dictionary.reads.kind not in ("ln2_normalized", "mlp_in"):
             raise DictionaryError(
-                f"dictionary {dictionary.name} reads {dictionary.reads}: edges need dictionaries of attention (z, attn_out) and"
-                " transcoders of the MLP input; leave it out (its nodes alone: circuitgraph.attribution.attribute_nodes)"
+                f"dictionary {dictionary.name} skips from {dictionary.reads}; edges pass skip connections of transcoders"
+                " that read the MLP's input only"
             )
 
 
-def _entry(model: Model, dictionary: Dictionary) -> Site:
-    """Where the component that the dictionary reads enters the residual stream: sources stand strictly below."""
-    attention = dictionary.reads.kind in ("z", "attn_out") or model.parallel
-    return Site("resid_pre" if attention else "mlp_in", dictionary.reads.layer)
+class _Inflow:
+    """What readers read of every table: products of reading vectors and write vectors, one per table."""
+
+    def __init__(
+        self,
+        model: Model,
+        tables: Sequence[NodeTable],
+        clean: Mapping[Site, Tensor],
+        dictionaries: Sequence[Dictionary],
+    ) -> None:
+        self.parts = sorted((part for table in tables for part in _parts(table)), key=lambda part: -part.depth)
+        self.floors = floors([dictionary.writes for dictionary in dictionaries])
+        skips = [d for d in dictionaries if d.W_skip is not None]
+        self.skips: list[Skip] = sorted(
+            (skip_of(model, d.reads, d.writes, d.W_skip, clean) for d in skips if d.W_skip is not None),
+            key=lambda skip: -skip.out,
+        )
+        self.projected: dict[tuple[int, int], Tensor] = {}
+
+    def forget(self) -> None:
+        """Drop the projections of the tables for the last reader's layer."""
+        self.projected.clear()
+
+    def of_metric(self, gradient: Tensor) -> list[_Block]:
+        """Blocks into the metric, with gradient [batch, pos, d_model] at the end of the stream."""
+        return self._walk("metric", gradient[:, None, None], 0, 1 << 29)
+
+    def of_paths(self, paths: Sequence[Path]) -> list[_Block]:
+        """Blocks into readers at one position along these paths."""
+        blocks = []
+        for path in paths:
+            if any(self._floor(path.entry) <= skip.out < path.entry for skip in self.skips):
+                blocks += self._walk(path.kind, path.dense(), path.first, path.entry)
+            else:
+                blocks += self._direct(path)
+        return blocks
+
+    def _direct(self, path: Path) -> list[_Block]:
+        blocks = _Sums(path.kind)
+        for part in self._below(path.entry):
+            columns = _columns(part.table, path.first, path.last)
+            if columns.start < columns.stop:
+                pos = part.table.pos[columns]
+                local = path.read(self._project(path.projection, part)[:, columns], pos)
+                blocks.add(part, columns, local)
+        return blocks.blocks()
+
+    def _walk(self, kind: EdgeKind, dense: Tensor, first: int, entry: int) -> list[_Block]:
+        """The same with dense vectors [batch, readers, heads, n, d_model] that pass skip connections on the way down."""
+        blocks = _Sums(kind)
+        skips = [skip for skip in self.skips if self._floor(entry) <= skip.out < entry]
+        for part in self._below(entry):
+            while skips and part.depth < skips[0].entry:
+                dense = skips.pop(0).pull_back(dense, first)
+            columns = _columns(part.table, first, first + dense.shape[3] - 1)
+            if columns.start < columns.stop:
+                blocks.add(part, columns, _read_dense(dense, part.vectors[:, columns], part.table.pos[columns] - first))
+        return blocks.blocks()
+
+    def _below(self, entry: int) -> list[_Part]:
+        floor = self._floor(entry)
+        return [part for part in self.parts if floor <= part.depth < entry]
+
+    def _floor(self, entry: int) -> int:
+        """The depth of the nearest residual-stream dictionary below: nothing under it is read directly."""
+        return max((floor for floor in self.floors if floor < entry), default=-(1 << 29))
+
+    def _project(self, projection: Projection, part: _Part) -> Tensor:
+        key = (id(projection), id(part))
+        if key not in self.projected:
+            self.projected[key] = projection.of(part.vectors, part.table.pos)
+        return self.projected[key]
 
 
-def _metric_inputs(table: NodeTable, gradient: Tensor) -> Tensor:
-    """[batch, 1, 1, n]: what each node adds to the metric directly, through the final norm and the unembedding."""
-    at = gradient[:, table.pos]
-    if isinstance(table, FeatureTable):
-        return ((at * table.write).sum(-1) * table.delta)[:, None, None]
-    return (at * table.vectors).sum(-1)[:, None, None]
+class _Sums:
+    """Blocks of one kind, one per table: what a table writes at several depths is added up."""
+
+    def __init__(self, kind: EdgeKind) -> None:
+        self.kind = kind
+        self.found: dict[int, _Block] = {}
+
+    def add(self, part: _Part, columns: slice, local: Tensor) -> None:
+        if part.amount is not None:
+            local = local * part.amount[:, None, None, columns]
+        before = self.found.get(id(part.table))
+        if before is not None:
+            local = local + before.local
+        self.found[id(part.table)] = _Block(self.kind, part.table, columns, local)
+
+    def blocks(self) -> list[_Block]:
+        return list(self.found.values())
 
 
-def _inputs(
-    model: Model, readers: FeatureTable, pos: int, sources: Sequence[NodeTable], clean: Mapping[Site, Tensor]
-) -> list[_Block]:
-    """All blocks into readers that stand at one position of one site."""
-    reads = readers.dictionary.reads
-    encoder = encoder_columns(readers.dictionary, readers.feature)
-    if reads.kind in ("z", "attn_out"):
-        return _attention_inputs(model, reads, encoder, pos, sources, clean)
-    scale = clean[Site("ln2_scale", reads.layer)][:, pos, None]
-    reader = model.through_norm(reads, "ln2", encoder, gain=reads.kind == "mlp_in") / scale
-    return [_block("mlp", table, pos, pos, reader[:, :, None]) for table in sources]
+def _parts(table: NodeTable) -> list[_Part]:
+    if not isinstance(table, FeatureTable):
+        return [_Part(table, table.site.depth, table.vectors, None)]
+    return [
+        _Part(table, site.depth, table.writes[None, :, i], table.amount)
+        for i, site in enumerate(table.dictionary.sites)
+    ]
 
 
-def _attention_inputs(
-    model: Model, reads: Site, encoder: Tensor, pos: int, sources: Sequence[NodeTable], clean: Mapping[Site, Tensor]
-) -> list[_Block]:
-    """Ov, q and k blocks into features of one attention layer at query position pos."""
-    heads = (model.n_heads, model.d_head)
-    weights = model.attention(reads)
-    if reads.kind == "attn_out":
-        encoder = encoder @ model.attention_output(reads)[0].flatten(0, 1).T
-    e = encoder.view(-1, *heads)
-    q, k, v = (clean[Site(kind, reads.layer)].unflatten(-1, heads) for kind in "qkv")
-    pattern = clean[Site("pattern", reads.layer)][:, :, pos, : pos + 1]
-    scale = clean[Site("ln1_scale", reads.layer)][:, : pos + 1, 0]
-    s = torch.einsum("bkhx,rhx->brhk", v[:, : pos + 1], e)
-    d_scores = pattern[:, None] * (s - (pattern[:, None] * s).sum(-1, keepdim=True)) * weights.scale
-
-    def pulled_back(W: Tensor, vectors: Tensor) -> Tensor:
-        """W[h] @ vectors[..., h, :] at the residual stream, [..., h, d_model], without the frozen 1/scale."""
-        return model.through_norm(reads, "ln1", torch.einsum("hdx,...hx->...hd", W, vectors))
-
-    via_value = pulled_back(weights.W_V, e)[None]
-    via_query = (
-        pulled_back(weights.W_Q, torch.einsum("brhk,bkhx->brhx", d_scores, k[:, : pos + 1]))
-        / scale[:, pos, None, None, None]
-    )
-    via_key = pulled_back(weights.W_K, q[:, pos])[:, None]
-    blocks = []
-    for table in sources:
-        blocks.append(_block("ov", table, 0, pos, via_value, (pattern / scale[:, None])[:, None]))
-        blocks.append(_block("q", table, pos, pos, via_query))
-        blocks.append(_block("k", table, 0, pos, via_key, d_scores / scale[:, None, None]))
-    return blocks
+def _columns(table: NodeTable, first: int, last: int) -> slice:
+    """The columns at positions first..last."""
+    bounds = torch.tensor([first, last + 1], device=table.pos.device)
+    start, stop = torch.searchsorted(table.pos, bounds).tolist()
+    return slice(start, stop)
 
 
-def encoder_columns(dictionary: Dictionary, features: Tensor) -> Tensor:
-    """d(pre-activation)/d(input) of the features, [n, d_in]: columns of W_enc, times the gated SAE's magnitude scale."""
-    weights = dictionary.weights
-    columns = weights.W_enc[:, features].T
-    return columns if weights.r_mag is None else columns * weights.r_mag[features].exp()[:, None]
-
-
-def _block(
-    kind: EdgeKind, table: NodeTable, first: int, last: int, reader: Tensor, by_position: Tensor | None = None
-) -> _Block:
-    """The block from a table's columns at positions first..last.
-
-    reader [batch or 1, readers or 1, heads, d_model]; by_position [batch, readers or 1, heads, last + 1] multiplies
-    the value of each source position.
-    """
-    start, stop = torch.searchsorted(table.pos, torch.tensor([first, last + 1], device=table.pos.device)).tolist()
-    columns = slice(start, stop)
-    local = table.read_by(reader, columns)
-    if by_position is not None:
-        local = local * by_position[..., table.pos[columns]]
-    return _Block(kind, table, columns, local)
+def _read_dense(dense: Tensor, vectors: Tensor, at: Tensor) -> Tensor:
+    """dense [batch, readers, heads, pos, d] . vectors [batch or 1, n, d] at positions at [n] -> [batch, readers, heads, n]."""
+    if dense.shape[1] == 1:
+        return (dense[:, :, :, at] * vectors[:, None, None]).sum(-1)
+    batch, readers, heads = dense.shape[:3]
+    result = dense.new_empty(batch, readers, heads, len(at))
+    for pos in torch.unique(at).tolist():
+        here = at == pos
+        result[..., here] = dense[:, :, :, pos] @ vectors[:, None, here].transpose(-1, -2)
+    return result
 
 
 def _select(

@@ -1,8 +1,7 @@
 """Gradients of the metric at sites: the only backward passes of the package.
 
 In come a clean run and a baseline; out come tensors shaped like the activations at each site. Parameters take no part
-(the model is frozen), and this module knows no dictionaries: since decode is affine, a gradient at a site serves every
-feature and error written there.
+(the model is frozen). Since decode is affine, a gradient at a site serves every feature and error written there.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import CleanRun
+from circuitgraph.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
 from circuitgraph.model import Model, Replace
@@ -38,6 +38,20 @@ def metric_gradients(clean: CleanRun, sites: Iterable[Site]) -> dict[Site, Tenso
         site: torch.zeros_like(clean.attached[site]) if gradient is None else gradient.detach()
         for site, gradient in zip(sites, gradients, strict=True)
     }
+
+
+def mlp_slopes(clean: CleanRun, dictionaries: Iterable[Dictionary]) -> dict[Site, Tensor]:
+    """d mlp_post / d mlp_pre and, of a gated MLP, / d mlp_gate: one number per neuron, [batch, pos, d_mlp] each.
+
+    For every layer where a dictionary reads behind the neurons (mlp_post, mlp_out).
+    """
+    slopes: dict[Site, Tensor] = {}
+    for layer in {d.reads.layer for d in dictionaries if d.reads.kind in ("mlp_post", "mlp_out")}:
+        inner = [s for kind in ("mlp_gate", "mlp_pre") if (s := Site(kind, layer)) in clean.attached]
+        post = clean.attached[Site("mlp_post", layer)]
+        gradients = torch.autograd.grad(post.sum(), [clean.attached[site] for site in inner], retain_graph=True)
+        slopes |= dict(zip(inner, gradients, strict=True))
+    return slopes
 
 
 def quadrature(rule: str, steps: int) -> tuple[Tensor, Tensor]:

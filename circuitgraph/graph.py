@@ -68,7 +68,7 @@ def _node_rows(model: Model, table: NodeTable, used: set[Node]) -> list[tuple[No
     rows = [(nodes[i], {"attribution": attribution[i]}) for i in columns]
     if isinstance(table, FeatureTable) and columns:
         acts, baseline = table.acts.mean(0).tolist(), table.baseline_acts.mean(0).tolist()
-        top = model.logit_lens(table.write[columns]).topk(N_TOP_TOKENS).indices.tolist()
+        top = model.logit_lens(table.writes[columns].sum(1)).topk(N_TOP_TOKENS).indices.tolist()
         for (_, attributes), i, tokens in zip(rows, columns, top, strict=True):
             attributes |= {
                 "activation": acts[i],

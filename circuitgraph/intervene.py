@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import Baseline
-from circuitgraph.attribution import component_sites
+from circuitgraph.attribution import affine_part, node_sites
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.errors import GraphError
 from circuitgraph.metrics import Metric
@@ -28,11 +28,12 @@ Errors = Literal["keep", "circuit", "remove"]
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """The nodes that keep the value they have in the run: features[site] [pos, d_sae], errors[site] [pos] and
-    embeddings [pos], all boolean. Every other node takes its baseline value."""
+    """The nodes that keep the value they have in the run: features[site] [pos, d_sae], errors[site] [pos], biases[site]
+    [pos] and embeddings [pos], all boolean. Every other node takes its baseline value."""
 
     features: Mapping[Site, Tensor]
     errors: Mapping[Site, Tensor]
+    biases: Mapping[Site, Tensor]
     embeddings: Tensor
 
 
@@ -40,18 +41,21 @@ def kept_nodes(
     model: Model, dictionaries: Mapping[Site, Dictionary], nodes: Iterable[Node], n_pos: int, errors: Errors = "circuit"
 ) -> Kept:
     """The masks of these nodes. errors: "keep" keeps every error node, "remove" none, "circuit" those among the nodes."""
-    sites = component_sites(model, dictionaries)
+    sites = node_sites(model, dictionaries)
     features = {s: torch.zeros(n_pos, d.d_sae, dtype=torch.bool, device=model.device) for s, d in dictionaries.items()}
     error = {s: torch.full((n_pos,), errors == "keep", device=model.device) for s in sites}
+    biases = {s: torch.zeros(n_pos, dtype=torch.bool, device=model.device) for s in sites}
     embeddings = torch.zeros(n_pos, dtype=torch.bool, device=model.device)
     for node in nodes:
         if node.kind == "feature":
             features[node.site][node.pos, node.feature] = True
         elif node.kind == "error" and errors == "circuit":
             error[node.site][node.pos] = True
+        elif node.kind == "bias":
+            biases[node.site][node.pos] = True
         elif node.kind == "embedding":
             embeddings[node.pos] = True
-    return Kept(features, error, embeddings)
+    return Kept(features, error, biases, embeddings)
 
 
 def run_with_nodes(
@@ -60,37 +64,39 @@ def run_with_nodes(
     """Logits [batch, pos, vocab] of tokens [batch, pos] where the nodes outside `kept` have their baseline value.
 
     Kept nodes have the value that the edited run gives them. Baseline zero leaves positions and biases alone: they are
-    constants of the model. Components without a dictionary are all error.
+    constants of the model. Components without a dictionary are all error. Skip connections are no nodes: they pass on
+    what the edited run puts into them.
     """
-    replace: dict[Site, Replace] = {Site("embed"): _component_edit(Site("embed"), baseline, kept.embeddings)}
-    for site in component_sites(model, dictionaries):
-        dictionary = dictionaries.get(site)
-        if dictionary is None:
-            replace[site] = _component_edit(site, baseline, kept.errors[site])
-        else:
-            replace[site] = _dictionary_edit(dictionary, baseline, kept.features[site], kept.errors[site])
+    embed = Site("embed")
+    replace: dict[Site, Replace] = {embed: _edit(embed, {}, baseline, kept.embeddings, kept)}
+    for site in node_sites(model, dictionaries):
+        writers = {key: d for key, d in dictionaries.items() if site in d.sites}
+        replace[site] = _edit(site, writers, baseline, kept.errors[site], kept)
     reads = {dictionary.reads for dictionary in dictionaries.values()}
     return model.run(tokens, record=sorted(reads, key=lambda s: s.depth), replace=replace)[0]
 
 
-def _component_edit(site: Site, baseline: Baseline, kept: Tensor) -> Replace:
-    """Whole vectors [batch, pos, d] at the positions outside `kept` [pos] become the baseline's."""
+def _edit(site: Site, writers: Mapping[Site, Dictionary], baseline: Baseline, errors: Tensor, kept: Kept) -> Replace:
+    """x [batch, pos, d] with the features, errors and biases outside the masks at their baseline value."""
 
     def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
-        return torch.where(kept[:, None], x, torch.zeros_like(x) if baseline.values is None else baseline.values[site])
-
-    return edit
-
-
-def _dictionary_edit(dictionary: Dictionary, baseline: Baseline, features: Tensor, errors: Tensor) -> Replace:
-    def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
-        acts = dictionary.encode(recorded[dictionary.reads])
-        error = x - dictionary.decode(acts)
-        base_acts, base_error = torch.zeros_like(acts), torch.zeros_like(error)
-        if baseline.values is not None:
-            base_acts = dictionary.encode(baseline.values[dictionary.reads])
-            base_error = baseline.values[dictionary.writes] - dictionary.decode(base_acts)
-        change = torch.where(features, 0, base_acts - acts) @ dictionary.weights.W_dec
+        base = baseline.values
+        change = torch.zeros_like(x)
+        error, base_error = x, torch.zeros_like(x) if base is None else base[site]
+        for key, dictionary in writers.items():
+            columns, read = dictionary.columns(site), recorded[dictionary.reads]
+            W_dec = dictionary.weights.W_dec[:, columns].to(x.dtype)
+            acts = dictionary.encode(read)
+            base_acts = torch.zeros_like(acts)
+            error = error - acts @ W_dec - affine_part(dictionary, read)[..., columns]
+            if base is not None:
+                base_read = base[dictionary.reads]
+                base_acts = dictionary.encode(base_read)
+                base_error = base_error - base_acts @ W_dec - affine_part(dictionary, base_read)[..., columns]
+                if dictionary.weights.normalize != "none":
+                    moved = (dictionary.bias(base_read) - dictionary.bias(read))[..., columns]
+                    change = change + torch.where(kept.biases[site][:, None], 0, moved)
+            change = change + torch.where(kept.features[key], 0, base_acts - acts) @ W_dec
         return x + change + torch.where(errors[:, None], 0, base_error - error)
 
     return edit
@@ -137,8 +143,9 @@ def _run_patched(
     batch = len(tokens)
     changes: dict[Site, list[tuple[int, int, Tensor]]] = {}
     for group, (table, column) in enumerate(places):
-        change = (group * batch, int(table.pos[column]), table.difference(column))
-        changes.setdefault(_output(table.site), []).append(change)
+        for site, difference in table.differences(column).items():
+            change = (group * batch, int(table.pos[column]), difference)
+            changes.setdefault(_added_at(site), []).append(change)
 
     def subtract(here: list[tuple[int, int, Tensor]]) -> Replace:
         def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
@@ -157,8 +164,6 @@ def _run_patched(
     return model.run(tokens.repeat(len(places), 1), replace=replace, start=start)[0]
 
 
-def _output(site: Site) -> Site:
-    """Where a node's write vector is added: z writes through W_O at attn_out, positions where tokens are added."""
-    if site.kind == "z":
-        return Site("attn_out", site.layer)
+def _added_at(site: Site) -> Site:
+    """Where a change at the site is made: positions are changed where tokens are added."""
     return Site("embed") if site.kind == "pos_embed" else site

@@ -1,16 +1,15 @@
 """The model behind an adapter: load it, run it while reading and replacing activations at Sites.
 
-In come names, folders or an already loaded TransformerBridge, token ids, and functions that replace activations;
-out go logits and tensors at Sites. This is the only module that knows TransformerLens' hook names and
-traps; it knows no dictionaries, metrics or gradients.
+In come names, folders or an already loaded model, token ids, and functions that replace activations; out go logits and
+tensors at Sites, in float32 or float64 whatever the model computes in. Where TransformerLens keeps hooks and weights is
+model_layout's knowledge. This module knows no dictionaries, metrics or gradients.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,84 +17,96 @@ import torch
 from torch import Tensor
 
 from circuitgraph.errors import ModelError
+from circuitgraph.model_formulas import AttentionState, attention_difference, attention_state, mlp_difference
+from circuitgraph.model_layout import (
+    AttentionWeights,
+    BridgeLayout,
+    MlpWeights,
+    Norm,
+    boot,
+    is_library_model,
+    layout_of,
+)
 from circuitgraph.nodes import Site
-
-# Site kind -> TransformerBridge hook. Raw module hooks on these points see the tensors of the autograd graph;
-# the bridge's own hook API reshapes q, k, v and z into copies outside of it and costs 100 ms a call.
-_HOOKS = {
-    "embed": "embed.hook_out",
-    "pos_embed": "pos_embed.hook_out",
-    "resid_pre": "blocks.{}.hook_in",
-    "ln1_scale": "blocks.{}.ln1.hook_scale",
-    "q": "blocks.{}.attn.q.hook_out",
-    "k": "blocks.{}.attn.k.hook_out",
-    "v": "blocks.{}.attn.v.hook_out",
-    "pattern": "blocks.{}.attn.hook_pattern",
-    "z": "blocks.{}.attn.o.hook_in",
-    "attn_out": "blocks.{}.attn.hook_out",
-    "ln2_scale": "blocks.{}.ln2.hook_scale",
-    "ln2_normalized": "blocks.{}.ln2.hook_normalized",
-    "mlp_in": "blocks.{}.mlp.hook_in",
-    "mlp_post": "blocks.{}.mlp.out.hook_in",
-    "mlp_out": "blocks.{}.mlp.hook_out",
-    "resid_post": "blocks.{}.hook_out",
-}
+from circuitgraph_kernels import compute_dtype
 
 Replace = Callable[[Tensor, Mapping[Site, Tensor]], Tensor]
 
+_BY_HEAD = ("q", "k", "v", "z")  # HookedTransformer keeps heads apart
+_ASIDE = ("ln1_scale", "ln1_post_scale", "ln2_scale", "ln2_normalized", "ln2_post_scale", "rotary_cos", "rotary_sin")
+_ATTENTION = ("ln1_scale", "rotary_cos", "rotary_sin", "q", "k", "v", "pattern")
+_CHECKED = (
+    *_ATTENTION,
+    "resid_pre",
+    "attn_out",
+    "ln2_scale",
+    "mlp_in",
+    "mlp_post",
+    "ln2_post_scale",
+    "mlp_out",
+    "resid_post",
+)
 
-@dataclass(frozen=True)
-class AttentionWeights:
-    """Reading weights of one attention layer, W_Q, W_K, W_V [n_heads, d_model, d_head], and the factor `scale` on q . k."""
-
-    W_Q: Tensor
-    W_K: Tensor
-    W_V: Tensor
-    scale: float
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A loaded model. Sizes are attributes; `run` is the only way to its activations."""
+    """A loaded model. Sizes are attributes; `run` is the only way to its activations.
 
-    bridge: Any
+    differences: what of the formulas on which edges rest is not this model's, per (part, layer); `check_model` fills it.
+    """
+
+    library: Any
+    layout: BridgeLayout
     name: str
     n_layers: int
     n_heads: int
     d_model: int
     d_head: int
     n_ctx: int
+    differences: dict[tuple[str, int], str] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.bridge.W_U.device
+        device: torch.device = self.library.W_U.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.bridge.W_U.dtype
+        """What the model computes in; everything that leaves this class is in `compute_dtype` of it."""
+        dtype: torch.dtype = self.library.W_U.dtype
         return dtype
 
     @property
     def parallel(self) -> bool:
         """Whether attention and MLP of a block both read its input (GPT-J, NeoX) instead of one after the other."""
-        return bool(self.bridge.cfg.parallel_attn_mlp)
+        return bool(self.library.cfg.parallel_attn_mlp)
+
+    @property
+    def processing(self) -> frozenset[str]:
+        """What TransformerLens did to the weights on loading: fold_ln, center_writing_weights, fold_value_biases."""
+        return self.layout.processing()
 
     def width(self, site: Site) -> int:
-        """Size of the last dimension of the activations at a residual-sized, z or mlp_post site."""
-        if site.kind == "mlp_post":
-            return int(self.bridge.cfg.d_mlp)
+        """Size of the last dimension of the activations at a residual-sized, z or MLP-sized site."""
+        if site.kind in ("mlp_post", "mlp_pre", "mlp_gate"):
+            return int(self.library.cfg.d_mlp)
         return self.n_heads * self.d_head if site.kind == "z" else self.d_model
 
     def has(self, site: Site) -> bool:
         """Whether this model has the site (layer in range, hook present)."""
-        name = _HOOKS.get(site.kind, "").format(site.layer)
-        return name in self.bridge.hook_dict
+        return self.layout.hook_name(site) in self.library.hook_dict
 
     @property
     def unknown_token(self) -> int | None:
         """The id that the tokenizer gives to words it does not know; None if it knows all (GPT-2's is its BOS)."""
-        tokenizer = self.bridge.tokenizer
+        tokenizer = self.library.tokenizer
         unknown: int | None = tokenizer.unk_token_id
         return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
 
@@ -103,61 +114,96 @@ class Model:
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a prompt, with the beginning-of-sequence token where the model was trained with one."""
-        tokenizer = self.bridge.tokenizer
+        tokenizer = self.library.tokenizer
         ids = list(tokenizer(text).input_ids)
         bos = tokenizer.bos_token_id
-        if self.bridge.cfg.default_prepend_bos and bos is not None and ids[:1] != [bos]:
-            ids = [bos, *ids]
-        return ids
+        if ids[:1] == [bos]:  # TransformerBridge turns it on for every tokenizer that has one
+            ids = ids[1:]
+        return [bos, *ids] if self.library.cfg.default_prepend_bos and bos is not None else ids
 
     def continuation(self, text: str) -> list[int]:
         """Token ids of a text that continues a prompt: no special tokens."""
-        return list(self.bridge.tokenizer(text, add_special_tokens=False).input_ids)
+        return list(self.library.tokenizer(text, add_special_tokens=False).input_ids)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Each token as text, as it would appear when decoded alone."""
-        return [self.bridge.tokenizer.decode([int(i)]) for i in ids]
+        return [self.library.tokenizer.decode([int(i)]) for i in ids]
 
     # weights -----------------------------------------------------------------------------------------------
 
-    def attention(self, site: Site) -> AttentionWeights:
-        """Reading weights of the attention at the site. ModelError for attention whose derivative is not built yet."""
-        cfg, attn = self.bridge.cfg, self._block(site).attn
-        if cfg.positional_embedding_type != "standard" or (cfg.n_key_value_heads or cfg.n_heads) != cfg.n_heads:
-            raise ModelError(
-                f"{self.name}: attention edges need learned positions and one key per query head; this model has"
-                f" {cfg.positional_embedding_type!r} positions and {cfg.n_key_value_heads or cfg.n_heads} key heads for"
-                f" {cfg.n_heads} query heads. Node attributions work; edges for such attention are not built yet"
-            )
-        scale = self.d_head**-0.5 / ((site.layer or 0) + 1 if cfg.scale_attn_by_inverse_layer_idx else 1)
-        return AttentionWeights(attn.W_Q.detach(), attn.W_K.detach(), attn.W_V.detach(), scale)
+    def attention(self, layer: int) -> AttentionWeights:
+        """The weights of one attention layer. ModelError where its formula is not that of `AttentionWeights`."""
+        self._check_formula("attention", layer)
+        return self.layout.attention(layer)
 
-    def attention_output(self, site: Site) -> tuple[Tensor, Tensor]:
-        """W_O [n_heads, d_head, d_model] and b_O [d_model] of the site's layer: attn_out = sum_h z[h] @ W_O[h] + b_O."""
-        attn = self._block(site).attn
-        W_O = attn.W_O.detach()
-        bias = getattr(attn.o, "bias", None)
-        return W_O, W_O.new_zeros(self.d_model) if bias is None else bias.detach()
+    def attention_sites(self, layer: int) -> list[Site]:
+        """What a run must record for `attention_state`."""
+        return [site for kind in _ATTENTION if self.has(site := Site(kind, layer))]
 
-    def through_norm(self, site: Site, norm: str, vectors: Tensor, *, gain: bool = True) -> Tensor:
-        """vectors [..., d_model] at the output of norm `ln1` or `ln2` of the site's layer pulled back to its input, up to
-        the frozen 1/scale.
+    def attention_state(self, layer: int, values: Mapping[Site, Tensor]) -> AttentionState:
+        """Queries, keys and values of a layer in the run that recorded `attention_sites`. Raises as `attention` does."""
+        return attention_state(self.attention(layer), layer, values, self.layout.rotary_cos_sin(layer))
 
-        J^T r = centre(gain * r) for LayerNorm; RMSNorm has no centring.
+    def mlp(self, layer: int) -> MlpWeights:
+        """The weights of one MLP. ModelError where its formula is not that of `MlpWeights`."""
+        self._check_formula("MLP", layer)
+        return self.layout.mlp(layer)
+
+    def value_bias(self, site: Site) -> Tensor:
+        """b_V as every query head reads it, [n_heads * d_head]; zeros for a model without."""
+        weights = self.layout.attention(self._layer(site))
+        if weights.b_V is None:
+            return weights.W_V.new_zeros(self.n_heads * self.d_head)
+        return weights.b_V.repeat_interleave(self.n_heads // len(weights.b_V), 0).flatten()
+
+    def norm(self, site: Site, name: str) -> Norm | None:
+        """The norm `ln1`, `ln2`, `ln1_post` or `ln2_post` of the site's layer; None if the model has none there."""
+        return self.layout.norm(self.library.blocks[self._layer(site)], name)
+
+    def output_norm(self, site: Site) -> tuple[Norm, Site] | None:
+        """The post-norm that what is written at z or mlp_post passes, and the site of its scale; None without one."""
+        name = {"z": "ln1_post", "mlp_post": "ln2_post"}.get(site.kind)
+        norm = None if name is None else self.norm(site, name)
+        return None if norm is None else (norm, Site(f"{name}_scale", site.layer))
+
+    def write(self, site: Site, vectors: Tensor) -> Tensor:
+        """vectors [..., d] at a site as what they add to the residual stream [..., d_model], up to a post-norm's 1/scale.
+
+        z goes through W_O, mlp_post through W_out, both through the post-norm where there is one; the rest is added as it
+        is.
         """
-        return self._before_norm(getattr(self._block(site), norm), vectors, gain)
+        if site.kind == "z":
+            vectors = vectors @ self.layout.attention(self._layer(site)).W_O.flatten(0, 1)
+        elif site.kind == "mlp_post":
+            vectors = vectors @ self.layout.mlp(self._layer(site)).W_out
+        post = self.output_norm(site)
+        return vectors if post is None else post[0].apply(vectors)
 
-    def _before_norm(self, norm: Any, vectors: Tensor, gain: bool) -> Tensor:
-        if gain:
-            weight = norm.weight.detach()
-            vectors = vectors * (weight + 1 if self.bridge.cfg.rmsnorm_uses_offset else weight)
-        return vectors if self.bridge.cfg.uses_rms_norm else vectors - vectors.mean(-1, keepdim=True)
+    def output_bias(self, site: Site) -> tuple[Tensor | None, Tensor | None]:
+        """(the bias that passes the post-norm at z or mlp_post, the bias added behind it), [d_model] each or None."""
+        if site.kind not in ("z", "mlp_post"):
+            return None, None
+        layer = self._layer(site)
+        inner = self.layout.attention(layer).b_O if site.kind == "z" else self.layout.mlp(layer).b_out
+        post = self.output_norm(site)
+        return inner, None if post is None else post[0].bias
 
     def logit_lens(self, vectors: Tensor) -> Tensor:
         """What vectors [..., d_model] in the residual stream add to the logits [..., vocab] directly, up to the final norm's scale."""
-        centred = self._before_norm(self.bridge.ln_final, vectors, gain=False)
-        logits: Tensor = (centred * self.bridge.ln_final.weight.detach()) @ self.bridge.W_U.detach()
+        norm = self.layout.norm(self.library, "ln_final")
+        logits: Tensor = (vectors if norm is None else norm.apply(vectors)) @ self.library.W_U.detach().to(vectors)
         return logits
+
+    def _check_formula(self, part: str, layer: int) -> None:
+        if reason := self.differences.get((part, layer)):
+            raise ModelError(
+                f"{self.name}: edges through the {part} of layer {layer} cannot be traced: {reason}. Node attributions work"
+            )
+
+    def _layer(self, site: Site) -> int:
+        if site.layer is None:
+            raise ModelError(f"{site} is in no layer; expected a site of one block")
+        return site.layer
 
     # running -----------------------------------------------------------------------------------------------
 
@@ -182,25 +228,39 @@ class Model:
         first = 0 if start is None else start[0]
         entry = Site("resid_pre", first)
         fired: set[Site] = set()
+        computed = compute_dtype(self.dtype)
 
         def hook(site: Site) -> Callable[[Any, Any, Tensor], Tensor | None]:
             def on_forward(module: Any, args: Any, value: Tensor) -> Tensor | None:
                 fired.add(site)
-                new = value
+                # What is shown lies on the path of the forward pass, so that gradients at it are those of everything after;
+                # a norm's scale is a side product there, and giving it back would cut the gradient through the norm.
+                shown = value.flatten(2) if site.kind in _BY_HEAD and value.ndim == 4 else value
+                shown = shown.to(computed)
                 if start is not None and site == entry:
-                    new = value = start[1]
+                    shown = start[1].to(computed)
                 elif differentiable and start is None and site.kind in ("embed", "pos_embed"):
-                    new = value = value.detach().requires_grad_()
+                    shown = shown.detach().requires_grad_()
                 if site in wanted:
-                    recorded[site] = value
+                    recorded[site] = shown
                 if site in replace:
-                    new = replace[site](value, recorded)
-                return new
+                    shown = replace[site](shown, recorded)
+                aside = site.kind in _ASIDE and site not in replace
+                return (
+                    None
+                    if shown is value or aside
+                    else shown.to(value.dtype).reshape(shown.shape[:2] + value.shape[2:])
+                )
 
             return on_forward
 
         wanted = set(record)
         sites = wanted | set(replace)
+        if differentiable and (aside := [str(site) for site in replace if site.kind in _ASIDE]):
+            raise ModelError(
+                f"{self.name}: gradients do not pass a replaced {aside[0]}, which the library computes beside its forward"
+                " pass; replace it in a run without gradients"
+            )
         if start is not None:
             sites.add(entry)
         elif differentiable:
@@ -210,27 +270,22 @@ class Model:
             stack.enter_context(self._skipping(first))
             for site in sites:
                 stack.callback(self._point(site).register_forward_hook(hook(site)).remove)
-            logits = self.bridge(tokens.to(self.device))
+            logits = self.library(tokens.to(self.device)).to(computed)
         if fired != sites:
             silent = ", ".join(sorted(map(str, sites - fired)))
             raise ModelError(f"{self.name}: the model ran without reaching {silent}; these activations cannot be read")
         return logits, recorded
 
-    def _block(self, site: Site) -> Any:
-        if site.layer is None:
-            raise ModelError(f"{site} is in no layer; expected a site of one block")
-        return self.bridge.blocks[site.layer]
-
     def _point(self, site: Site) -> torch.nn.Module:
         if not self.has(site):
             raise ModelError(f"{self.name} has no site {site}; it has {self.n_layers} layers (0-{self.n_layers - 1})")
-        point: torch.nn.Module = self.bridge.hook_dict[_HOOKS[site.kind].format(site.layer)]
+        point: torch.nn.Module = self.library.hook_dict[self.layout.hook_name(site)]
         return point
 
     @contextlib.contextmanager
     def _skipping(self, first: int) -> Iterator[None]:
         """The blocks below `first` hand their input on: TransformerBridge 3.9 has no start_at_layer of its own."""
-        blocks = [self.bridge.blocks[layer] for layer in range(first)]
+        blocks = [self.library.blocks[layer] for layer in range(first)]
         try:
             for block in blocks:
                 object.__setattr__(block, "forward", lambda hidden, *args, **kwargs: hidden)
@@ -243,109 +298,76 @@ class Model:
 def load_model(
     model: str | Path | Any, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> Model:
-    """The model of that name or local folder, or an already loaded TransformerBridge, frozen and in eval mode.
+    """The model of that name or local folder, or an already loaded TransformerBridge or HookedTransformer, frozen and in
+    eval mode.
 
     A folder is any Hugging Face checkpoint with its tokenizer; names go through TransformerLens and the hub. dtype is
-    float32 (the default) or float64; a loaded model keeps its own dtype and device.
+    float32 (the default), bfloat16, float16 or float64; a loaded model keeps its own dtype and device.
     Raises ModelError for a missing or broken folder, for NaN weights, and for models that cannot be attributed yet.
     """
-    from transformer_lens.model_bridge import TransformerBridge
-
-    if isinstance(model, TransformerBridge):
-        bridge, name = model, str(model.cfg.model_name)
+    if is_library_model(model):
+        library: Any = model
+        name = str(library.cfg.model_name)
         if device is not None or dtype is not None:
             raise ModelError(f"{name} is loaded already; its device and dtype are its own, so give neither")
+    elif not isinstance(model, str | Path):
+        raise ModelError(
+            f"model is {type(model).__name__}; expected a name, a folder, a TransformerBridge or a HookedTransformer"
+        )
     else:
         name = Path(str(model)).name if Path(str(model)).is_dir() else str(model)
-        bridge = _boot(TransformerBridge, str(model), device, dtype or torch.float32)
-    if bridge.W_U.dtype not in (torch.float32, torch.float64):
-        raise ModelError(f"{name} is in {bridge.W_U.dtype}; expected torch.float32 or torch.float64")
-    bridge.requires_grad_(False)
-    bridge.eval()
-    for key, value in bridge.original_model.named_parameters():
+        if dtype not in (None, *DTYPES.values()):
+            raise ModelError(f"{name} cannot be loaded in {dtype}; expected one of {', '.join(DTYPES)}")
+        library = boot(str(model), device, dtype or torch.float32)
+    if library.W_U.dtype not in DTYPES.values():
+        raise ModelError(f"{name} is in {library.W_U.dtype}; expected one of {', '.join(DTYPES)}")
+    library.requires_grad_(False)
+    library.eval()
+    layout = layout_of(library, compute_dtype(library.W_U.dtype))
+    for key, value in layout.parameters():
         if not bool(value.isfinite().all()):
-            raise ModelError(
-                f"{name}: weight {key.replace('_original_component.', '')} contains NaN or Inf; the checkpoint is broken"
-            )
-    if bridge.tokenizer is None:
+            raise ModelError(f"{name}: weight {key} contains NaN or Inf; the checkpoint is broken")
+    if library.tokenizer is None:
         raise ModelError(f"{name}: no tokenizer was found beside the weights; save one into the same folder")
-    cfg = bridge.cfg
-    loaded = Model(bridge, name, cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.n_ctx)
-    _check_stream(loaded)
-    return loaded
+    cfg = library.cfg
+    return check_model(Model(library, layout, name, cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.n_ctx))
 
 
-def _check_stream(model: Model) -> None:
-    """ModelError unless the residual stream of each block is its input + attn_out + mlp_out, on a few tokens.
+def check_model(model: Model) -> Model:
+    """The model with what differs from the formulas of model_layout noted; ModelError if its stream is no sum.
 
-    All attribution rests on this sum; post-norms (Gemma 2) and scaled branches (Granite) break it.
+    All attribution rests on resid_post = resid_pre + attn_out + mlp_out; scaled branches (Granite) break it.
     """
-    kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-    sites = [[Site(kind, layer) for kind in kinds] for layer in range(model.n_layers)]
-    n_tokens = min(4, model.n_ctx, model.bridge.cfg.d_vocab)
-    _, found = model.run(torch.arange(n_tokens)[None], record=[site for block in sites for site in block])
-    for layer, (before, attention, mlp, after) in enumerate(sites):
-        missing = (found[after] - found[before] - found[attention] - found[mlp]).abs().max()
-        if float(missing) > 64 * torch.finfo(model.dtype).eps * float(found[after].abs().max()):
+    n_tokens = min(6, model.n_ctx, model.library.cfg.d_vocab)
+    tokens = torch.arange(n_tokens)[None]
+    layers = range(model.n_layers)
+    sites = [Site(kind, layer) for layer in layers for kind in _CHECKED if model.has(Site(kind, layer))]
+    _, found = model.run(tokens, record=sites)
+    for layer in layers:
+        before, attention, mlp, after = (
+            found[Site(kind, layer)] for kind in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        )
+        missing = (after - before - attention - mlp).abs().max()
+        if float(missing) > 64 * torch.finfo(model.dtype).eps * float(after.abs().max()):
             raise ModelError(
                 f"{model.name}: in layer {layer} the residual stream is not its input plus the outputs of attention and MLP"
-                " (a norm or a scale stands between them); such models are not supported yet"
+                " (a scale stands between them); such models are not supported yet"
             )
+        _note_differences(model, layer, found)
+    return model
 
 
-def _boot(bridge: Any, name: str, device: str | torch.device | None, dtype: torch.dtype) -> Any:
-    looks_local = Path(name).is_absolute() or name.startswith((".", "~"))
-    folder = Path(name).expanduser()
-    if looks_local and not folder.is_dir():
-        raise ModelError(
-            f"model folder {name} does not exist; give a folder written by save_pretrained, or a model name"
-        )
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {name} holds no config.json; give a folder written by save_pretrained")
+def _note_differences(model: Model, layer: int, found: Mapping[Site, Tensor]) -> None:
+    """Compare the formulas of one block with what the model computed, for edges to rest on."""
+    site, layout = Site("z", layer), model.layout
+    eps = torch.finfo(torch.float32 if model.dtype == torch.float64 and layout.rms else model.dtype).eps
+    ln1, ln2, post = (model.norm(site, name) for name in ("ln1", "ln2", "ln2_post"))
+    cos_sin = layout.rotary_cos_sin(layer)
     try:
-        with _without_progress_bars():
-            return bridge.boot_transformers(str(folder) if folder.is_dir() else name, device=device, dtype=dtype)
-    except Exception as error:  # the library raises whatever its dependencies raise; the cause stays attached
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model {name!r} does not load: {reason or type(error).__name__}") from error
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """transformers draws a bar on stderr even for weights that load in a millisecond."""
-    from transformers.utils import logging
-
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
-
-
-# TransformerLens hook names as dictionaries' metadata spell them -> Site kind.
-_HOOK_SPELLINGS = {
-    "hook_resid_pre": "resid_pre",
-    "hook_in": "resid_pre",
-    "attn.hook_z": "z",
-    "attn.o.hook_in": "z",
-    "hook_attn_out": "attn_out",
-    "attn.hook_out": "attn_out",
-    "ln2.hook_normalized": "ln2_normalized",
-    "mlp.hook_in": "mlp_in",
-    "mlp.hook_post": "mlp_post",
-    "mlp.out.hook_in": "mlp_post",
-    "hook_mlp_out": "mlp_out",
-    "mlp.hook_out": "mlp_out",
-    "hook_resid_post": "resid_post",
-    "hook_out": "resid_post",
-}
-
-
-def site_of_hook(name: str) -> Site | None:
-    """The Site that a TransformerLens hook name means, or None if it means none of ours."""
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    kind = _HOOK_SPELLINGS.get(match[2]) if match else None
-    return Site(kind, int(match[1])) if match and kind else None
+        attention = attention_difference(layout.attention(layer), ln1, layer, found, cos_sin, eps)
+        mlp = mlp_difference(layout.mlp(layer), ln2, post, layer, found, eps, parallel=model.parallel)
+    except (AttributeError, TypeError, RuntimeError) as error:  # a layout that the library's classes do not share
+        attention = mlp = f"its weights cannot be read ({' '.join(str(error).split())[:200]})"
+    for part, reason in (("attention", attention), ("MLP", mlp)):
+        if reason:
+            model.differences[part, layer] = reason

@@ -22,25 +22,31 @@ from typing import Literal
 from circuitgraph.errors import GraphError, did_you_mean
 
 NodeKind = Literal["feature", "error", "embedding", "pos_embedding", "bias", "metric"]
-EdgeKind = Literal["ov", "q", "k", "mlp", "metric"]
+EdgeKind = Literal["ov", "q", "k", "mlp", "residual", "metric"]
 
 NODE_KINDS: tuple[NodeKind, ...] = ("embedding", "pos_embedding", "bias", "feature", "error", "metric")
-EDGE_KINDS: tuple[EdgeKind, ...] = ("ov", "q", "k", "mlp", "metric")
+EDGE_KINDS: tuple[EdgeKind, ...] = ("ov", "q", "k", "mlp", "residual", "metric")
 
 # Order inside one layer of a serial block: what stands later may read what stands earlier.
 LAYER_SITES = (
     "resid_pre",
     "ln1_scale",
+    "rotary_cos",
+    "rotary_sin",
     "q",
     "k",
     "v",
     "pattern",
     "z",
+    "ln1_post_scale",
     "attn_out",
     "ln2_scale",
     "ln2_normalized",
     "mlp_in",
+    "mlp_gate",
+    "mlp_pre",
     "mlp_post",
+    "ln2_post_scale",
     "mlp_out",
     "resid_post",
 )
@@ -73,6 +79,11 @@ class Site:
         if self.layer is None:
             return {"embed": -2, "pos_embed": -1, "metric": 1 << 30}[self.kind]
         return self.layer * len(LAYER_SITES) + LAYER_SITES.index(self.kind)
+
+    @property
+    def output(self) -> Site:
+        """Where what is written here is added to the residual stream: z at attn_out, neurons at mlp_out, the rest here."""
+        return Site({"z": "attn_out", "mlp_post": "mlp_out"}.get(self.kind, self.kind), self.layer)
 
     @classmethod
     def parse(cls, text: str) -> Site:

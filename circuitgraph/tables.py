@@ -6,7 +6,9 @@ attribution.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -18,8 +20,9 @@ from circuitgraph.nodes import Node, NodeKind, Site
 class FeatureTable:
     """Features of one dictionary that are active in either run, n columns sorted by position, then feature.
 
-    pos, feature [n]; attribution, acts, baseline_acts and node_gradient = dm/d(pre-activation) [batch, n];
-    write [n, d_model]: what one unit of activation adds to the residual stream.
+    pos, feature [n]; attribution, acts, baseline_acts and node_gradient = dm/d(pre-activation) [batch, n]. to_stream turns
+    rows of W_dec into what they add to the residual stream, up to `post_scale` [batch, n], the frozen scale of a post-norm
+    (None without one).
     """
 
     site: Site
@@ -30,16 +33,33 @@ class FeatureTable:
     acts: Tensor
     baseline_acts: Tensor
     node_gradient: Tensor
-    write: Tensor
+    to_stream: Callable[[Tensor], Tensor]
+    post_scale: Tensor | None = None
     kind: NodeKind = "feature"
 
     def __len__(self) -> int:
         return len(self.pos)
 
+    @cached_property
+    def writes(self) -> Tensor:
+        """What one unit of each activation adds to the stream at each site of the dictionary, [n, n_sites, d_model]."""
+        rows = self.dictionary.weights.W_dec[self.feature].to(self.acts.dtype)
+        return self.to_stream(rows.unflatten(-1, (len(self.dictionary.sites), -1)))
+
+    @cached_property
+    def reads(self) -> Tensor:
+        """d(pre-activation)/d(input) of each feature, [n, d_in]."""
+        return self.dictionary.reading_vectors(self.feature).to(self.acts.dtype)
+
     @property
     def delta(self) -> Tensor:
         """acts - baseline_acts [batch, n]."""
         return self.acts - self.baseline_acts
+
+    @property
+    def amount(self) -> Tensor:
+        """How much of `writes` each node adds, clean minus baseline, [batch, n]."""
+        return self.delta if self.post_scale is None else self.delta / self.post_scale
 
     def node(self, column: int) -> Node:
         """The node of one column."""
@@ -59,16 +79,17 @@ class FeatureTable:
             acts=self.acts[:, columns],
             baseline_acts=self.baseline_acts[:, columns],
             node_gradient=self.node_gradient[:, columns],
-            write=self.write[columns],
+            post_scale=None if self.post_scale is None else self.post_scale[:, columns],
         )
 
-    def read_by(self, reader: Tensor, columns: slice = slice(None)) -> Tensor:
-        """(write . reader) * delta [batch, readers, heads, columns] of readers [batch or 1, readers or 1, heads, d_model]."""
-        return (reader @ self.write[columns].T) * self.delta[:, None, None, columns]
-
-    def difference(self, column: int) -> Tensor:
-        """What the node adds to the residual stream, clean minus baseline, [batch, d_model]."""
-        return self.delta[:, column, None] * self.write[column]
+    def differences(self, column: int) -> dict[Site, Tensor]:
+        """How each site changes with the node, clean minus baseline, [batch, d] each: where a post-norm follows, before it."""
+        delta = self.delta[:, column, None]
+        if self.post_scale is not None:
+            row = self.dictionary.weights.W_dec[int(self.feature[column])].to(delta.dtype)
+            return {self.site: delta * row}
+        sites = [site.output for site in self.dictionary.sites]
+        return {site: delta * vector for site, vector in zip(sites, self.writes[column], strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +97,7 @@ class VectorTable:
     """Nodes that are whole vectors, one per position: errors, embeddings, biases; n columns sorted by position.
 
     pos [n], attribution [batch, n], vectors [batch, n, d_model]: what each adds to the residual stream, clean minus
-    baseline.
+    baseline, a post-norm with its frozen scale passed. changes: the same as changes of sites, before a post-norm.
     """
 
     kind: NodeKind
@@ -84,6 +105,7 @@ class VectorTable:
     pos: Tensor
     attribution: Tensor
     vectors: Tensor
+    changes: Mapping[Site, Tensor]
 
     def __len__(self) -> int:
         return len(self.pos)
@@ -99,16 +121,16 @@ class VectorTable:
     def take(self, columns: Tensor) -> VectorTable:
         """The table of these columns only (indices [m] or mask [n])."""
         return replace(
-            self, pos=self.pos[columns], attribution=self.attribution[:, columns], vectors=self.vectors[:, columns]
+            self,
+            pos=self.pos[columns],
+            attribution=self.attribution[:, columns],
+            vectors=self.vectors[:, columns],
+            changes={site: change[:, columns] for site, change in self.changes.items()},
         )
 
-    def read_by(self, reader: Tensor, columns: slice = slice(None)) -> Tensor:
-        """vector . reader [batch, readers, heads, columns] of readers [batch or 1, readers or 1, heads, d_model]."""
-        return reader @ self.vectors[:, None, columns].transpose(-1, -2)
-
-    def difference(self, column: int) -> Tensor:
-        """What the node adds to the residual stream, clean minus baseline, [batch, d_model]."""
-        return self.vectors[:, column]
+    def differences(self, column: int) -> dict[Site, Tensor]:
+        """How each site changes with the node, clean minus baseline, [batch, d] each: where a post-norm follows, before it."""
+        return {site: change[:, column] for site, change in self.changes.items()}
 
 
 NodeTable = FeatureTable | VectorTable

@@ -39,8 +39,8 @@ def plain_loss(model, tokens, hook=None, value=None):
     """The loss by an ordinary forward pass with an ordinary PyTorch hook, token by token."""
     handle = None
     if hook is not None:
-        handle = model.bridge.hook_dict[hook].register_forward_hook(lambda module, args, output: value.view_as(output))
-    logits = model.bridge(tokens)
+        handle = model.library.hook_dict[hook].register_forward_hook(lambda module, args, output: value.view_as(output))
+    logits = model.library(tokens)
     if handle is not None:
         handle.remove()
     losses = [
@@ -100,7 +100,7 @@ def test_error_tokens_are_those_of_the_dense_attributions(tiny_model, all_dictio
                 (after,) = torch.autograd.grad(
                     clean.attached_metric.sum(), clean.attached[Site("attn_out", site.layer)], retain_graph=True
                 )
-                b_O = tiny_model.attention_output(site)[1]
+                b_O = tiny_model.output_bias(site)[0]
                 bias = (gradient @ dictionary.weights.b_dec + after @ b_O).abs()
         else:
             base_acts = dictionary.encode(base.values[dictionary.reads])
@@ -134,7 +134,7 @@ def test_at_most_n_listed_tokens_are_listed_and_all_are_counted(tiny_model, all_
 def test_an_effect_that_is_only_rounding_beside_the_largest_is_no_effect():
     site, pos = Site("mlp_out", 0), torch.arange(3)
     effects = torch.tensor([[1.0, -1e-3, 1e-15]], dtype=torch.float64)
-    error, total = error_effects([VectorTable("error", site, pos, effects, effects[..., None])], site, 1, 3)
+    error, total = error_effects([VectorTable("error", site, pos, effects, effects[..., None], {})], site, 1, 3)
     assert error.tolist() == total.tolist() == [[1.0, 1e-3, 0.0]]
 
 

@@ -108,7 +108,7 @@ def test_a_registered_name_loads_through_the_hub_cache(tiny_model, tmp_path):
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tiny_model.bridge.cfg.model_name)],
+        [sys.executable, "-c", program, str(tiny_model.library.cfg.model_name)],
         capture_output=True,
         text=True,
         env=environment,

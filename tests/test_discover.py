@@ -81,7 +81,7 @@ def test_features_carry_activations_and_the_tokens_they_promote(tiny_model, tiny
         write = tiny_dictionaries[next(s for s in tiny_dictionaries if str(s) == "mlp_out.1")].weights.W_dec[
             attributes["feature"]
         ]
-        best = int(((write - write.mean()) * tiny_model.bridge.ln_final.weight @ tiny_model.bridge.W_U).argmax())
+        best = int(((write - write.mean()) * tiny_model.library.ln_final.weight @ tiny_model.library.W_U).argmax())
         assert attributes["top_tokens"][0] == tiny_model.token_strings([best])[0]
         assert attributes["activation"] != attributes["baseline_activation"] and isinstance(
             attributes["activation"], float
@@ -116,14 +116,20 @@ def test_nonsense_is_refused(tiny_model, tiny_dictionaries, tiny_pairs, settings
         discover(tiny_model, tiny_dictionaries, tiny_pairs, **settings)
 
 
-def test_residual_dictionaries_are_refused_for_edges_with_the_reason(tiny_model, tiny_dictionaries, tiny_pairs):
+def test_a_dictionary_of_the_residual_stream_stands_between_what_is_below_and_above(
+    tiny_model, tiny_dictionaries, tiny_pairs
+):
     from conftest import random_dictionary
 
-    from circuitgraph.nodes import Site
+    from circuitgraph.nodes import Node, Site
 
-    more = tiny_dictionaries | {Site("resid_post", 0): random_dictionary("resid_post.0", "resid_post.0")}
-    with pytest.raises(CircuitGraphError, match="reads resid_post.0: edges need dictionaries of attention"):
-        discover(tiny_model, more, tiny_pairs)
+    middle = Site("resid_post", 0)
+    more = tiny_dictionaries | {middle: random_dictionary("resid_post.0", "resid_post.0")}
+    graph = discover(tiny_model, more, tiny_pairs, edge_threshold=0.0)
+    ends = [(Node.parse(u).site.depth, Node.parse(v).site.depth, kind) for u, v, kind in graph.edges(keys=True)]
+    assert not [1 for source, target, _ in ends if source < middle.depth < target], "an edge jumps over the dictionary"
+    into = {kind for _, target, kind in ends if target == middle.depth}
+    assert into == {"residual"} and sum(source == middle.depth for source, _, _ in ends) > 50
 
 
 def test_two_dictionaries_of_one_attention_are_refused(tiny_model, tiny_dictionaries, tiny_pairs):
@@ -149,7 +155,7 @@ def test_attention_output_dictionaries_read_what_z_dictionaries_do(tiny_model, t
     from circuitgraph_kernels import SaeWeights
 
     at_out, at_z = dict(tiny_dictionaries), dict(tiny_dictionaries)
-    W_O, b_O = tiny_model.attention_output(Site("z", 1))
+    W_O, b_O = tiny_model.attention(1).W_O, tiny_model.attention(1).b_O
     weights = tiny_dictionaries[Site("z", 0)].weights
     z_weights = SaeWeights(
         W_O.flatten(0, 1) @ weights.W_enc, weights.b_enc + b_O @ weights.W_enc, weights.W_dec, weights.b_dec

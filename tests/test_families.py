@@ -71,11 +71,11 @@ def test_mlp_edges_alone_are_exact_on_rotary_models(tmp_path, tiny_pairs, family
     for edge in case.edges():
         if edge.kind == "mlp":
             inflow[edge.target] = inflow.get(edge.target, 0.0) + edge.local_weight
-    shift = getattr(model.bridge.blocks[0].ln2, "bias", None)
+    shift = getattr(model.library.blocks[0].ln2, "bias", None)
     assert len(inflow) > 10
     expected = []
     for node in inflow:
-        constant = 0 if shift is None else model.bridge.blocks[node.site.layer].ln2.bias
+        constant = 0 if shift is None else model.library.blocks[node.site.layer].ln2.bias
         x = case.clean.values[by_site[node.site].reads][0, node.pos] - constant
         expected.append(float(x @ by_site[node.site].weights.W_enc[:, node.feature]))
     # transformers computes RMSNorm in float32 whatever the model's dtype is

@@ -14,7 +14,7 @@ import torch
 from circuitgraph.activations import run_baseline, run_clean, sites_of
 from circuitgraph.attribution import attribute_nodes
 from circuitgraph.discover import discover_circuit, node_gradients
-from circuitgraph.edges import attribute_edges, encoder_columns
+from circuitgraph.edges import attribute_edges
 from circuitgraph.evaluate import evaluate_circuit
 from circuitgraph.gradients import integrated_gradients, metric_gradients
 from circuitgraph.intervene import kept_nodes, patch_effects, run_with_nodes
@@ -242,7 +242,7 @@ def _pre_activation(case, node):
     """The linear part x . e of the target's pre-activation, without b_enc."""
     dictionary = case.dictionaries[node.site]
     x = case.clean.values[dictionary.reads][0, node.pos]
-    return x @ encoder_columns(dictionary, torch.tensor([node.feature]))[0]
+    return x @ dictionary.reading_vectors(torch.tensor([node.feature]))[0]
 
 
 def test_with_baseline_zero_the_inflow_is_the_pre_activation(zero_case):
@@ -259,8 +259,8 @@ def test_with_baseline_zero_the_inflow_is_the_pre_activation(zero_case):
 
 def _constant(case, node):
     """What reaches the reader from no source: the norm's own shift, and the value bias of attention."""
-    encoder = encoder_columns(case.dictionaries[node.site], torch.tensor([node.feature]))[0]
-    block = case.model.bridge.blocks[node.site.layer]
+    encoder = case.dictionaries[node.site].reading_vectors(torch.tensor([node.feature]))[0]
+    block = case.model.library.blocks[node.site.layer]
     reads = case.dictionaries[node.site].reads
     if reads.kind == "mlp_in":
         return block.ln2.bias @ encoder
@@ -283,9 +283,9 @@ def test_with_a_corrupted_baseline_the_inflow_is_the_linearised_change(single_ca
             change += sign * (before + runs[Site("attn_out", layer)])[0, node.pos]
         change = change - change.mean(-1, keepdim=True)
         if dictionary.reads.kind == "mlp_in":
-            change = change * case.model.bridge.blocks[layer].ln2.weight
+            change = change * case.model.library.blocks[layer].ln2.weight
         change = change / case.clean.values[Site("ln2_scale", layer)][0, node.pos]
-        expected.append(float(change @ encoder_columns(dictionary, torch.tensor([node.feature]))[0]))
+        expected.append(float(change @ dictionary.reading_vectors(torch.tensor([node.feature]))[0]))
     assert len(inflow) > 20
     assert_close(torch.tensor(list(inflow.values()), dtype=torch.float64), torch.tensor(expected, dtype=torch.float64))
 
@@ -296,8 +296,8 @@ def test_with_a_corrupted_baseline_the_inflow_is_the_linearised_change(single_ca
 def test_ov_q_and_k_are_the_whole_gradient_of_the_frozen_norm_attention(single_case):
     """Autograd through an attention written out in full, from the residual stream to each reader's pre-activation."""
     case, layer, one = single_case, 1, 0
-    attention, clean = case.model.attention(Site("z", layer)), case.clean.values
-    block = case.model.bridge.blocks[layer]
+    attention, clean = case.model.attention(layer), case.clean.values
+    block = case.model.library.blocks[layer]
     stream = clean[Site("resid_post", layer - 1)][one].clone().requires_grad_()
     centred = stream - stream.mean(-1, keepdim=True)
     x = centred / clean[Site("ln1_scale", layer)][one] * block.ln1.weight + block.ln1.bias
@@ -317,7 +317,7 @@ def test_ov_q_and_k_are_the_whole_gradient_of_the_frozen_norm_attention(single_c
     targets = sorted({e.target for e in edges}, key=lambda n: n.order)
     assert len(targets) >= 5
     for target in targets:
-        encoder = encoder_columns(dictionary, torch.tensor([target.feature]))[0]
+        encoder = dictionary.reading_vectors(torch.tensor([target.feature]))[0]
         (gradient,) = torch.autograd.grad(z[target.pos] @ encoder, stream, retain_graph=True)
         measured: dict[Node, float] = {}
         for edge in edges:
@@ -333,7 +333,8 @@ def test_ov_q_and_k_are_the_whole_gradient_of_the_frozen_norm_attention(single_c
 
 def _difference(table, i):
     """The clean-minus-baseline vector that a node of a one-example table adds to the residual stream, [d_model]."""
-    return table.difference(i)[0]
+    (change,) = table.differences(i).values()
+    return change[0]
 
 
 # 9 -------------------------------------------------------------------------------------------------------------------
@@ -383,7 +384,7 @@ def _perturbed_pre_activations(case, source, vector, frozen, targets):
     changes = []
     for target in targets:
         dictionary = case.dictionaries[target.site]
-        encoder = encoder_columns(dictionary, torch.tensor([target.feature]))[0]
+        encoder = dictionary.reading_vectors(torch.tensor([target.feature]))[0]
         change = case.clean.values[dictionary.reads] - recorded[dictionary.reads]
         changes.append(float(change[0, target.pos] @ encoder))
     return changes
@@ -417,9 +418,9 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
     kept.features[site][table.pos[i], table.feature[i]] = False
     dictionary = case.dictionaries[site]
     edited = {}
-    from circuitgraph.intervene import _dictionary_edit
+    from circuitgraph.intervene import _edit
 
-    edit = _dictionary_edit(dictionary, case.base, kept.features[site], kept.errors[site])
+    edit = _edit(site, {site: dictionary}, case.base, kept.errors[site], kept)
     case.model.run(
         case.tokens.clean, record=[dictionary.reads], replace={site: lambda x, r: edited.setdefault("x", edit(x, r))}
     )
@@ -472,11 +473,11 @@ def test_patching_a_node_of_every_kind_gives_the_effect_of_its_difference(case):
     for table in case.tables:
         i = int(table.attribution.abs().sum(0).argmax())
         node = table.node(i)
-        out = Site("attn_out", node.site.layer) if node.site.kind == "z" else node.site
+        out = node.site.output
 
-        def subtract(x, recorded, table=table, i=i, node=node):
+        def subtract(x, recorded, table=table, i=i, node=node, out=out):
             x = x.clone()
-            x[:, node.pos] -= table.difference(i)
+            x[:, node.pos] -= table.differences(i)[out]
             return x
 
         patched, _ = case.model.run(case.tokens.clean, replace={out: subtract})

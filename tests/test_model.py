@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from circuitgraph.errors import ModelError
-from circuitgraph.model import _HOOKS, load_model, site_of_hook
+from circuitgraph.model import load_model
+from circuitgraph.model_layout import _BRIDGE_HOOKS, site_of_hook
 from circuitgraph.nodes import Site
 
 TOKENS = torch.tensor([[1, 3, 4, 5, 6], [1, 7, 4, 3, 3]])
@@ -50,24 +51,47 @@ def test_nan_weights_are_refused_by_name(tiny_folder, tmp_path):
 
 
 def test_parameters_are_frozen(tiny_model):
-    parameters = list(tiny_model.bridge.original_model.parameters())
+    parameters = list(tiny_model.library.original_model.parameters())
     assert parameters and not any(p.requires_grad for p in parameters)
 
 
 def test_an_already_loaded_model_is_accepted(tiny_model):
-    again = load_model(tiny_model.bridge)
-    assert again.bridge is tiny_model.bridge and again.n_layers == 2
+    again = load_model(tiny_model.library)
+    assert again.library is tiny_model.library and again.n_layers == 2
 
 
-def test_half_precision_and_a_second_device_are_refused(tiny_model, tiny_folder):
-    with pytest.raises(ModelError, match="tiny is in torch.bfloat16; expected torch.float32 or torch.float64"):
-        load_model(tiny_folder, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_show_float32_that_lies_on_the_path_of_the_forward_pass(tiny_folder, dtype):
+    model = load_model(tiny_folder, dtype=dtype)
+    assert model.dtype == dtype
+    sites = [Site("embed"), Site("resid_post", 0), Site("z", 1), Site("ln2_scale", 1)]
+    plain, _ = model.run(TOKENS)
+    logits, recorded = model.run(TOKENS, record=sites, differentiable=True)
+    assert {logits.dtype, *(value.dtype for value in recorded.values())} == {torch.float32}
+    assert torch.equal(plain, logits), "recording changes nothing"
+    gradients = torch.autograd.grad(logits[0, -1, 3], [recorded[site] for site in sites[:3]])
+    exact = load_model(tiny_folder, dtype=torch.float64)
+    expected_logits, expected = exact.run(TOKENS, record=sites, differentiable=True)
+    wanted = torch.autograd.grad(expected_logits[0, -1, 3], [expected[site] for site in sites[:3]])
+    for gradient, reference in zip(gradients, wanted, strict=True):
+        assert gradient.dtype == torch.float32 and float(reference.abs().max()) > 0.01
+        assert float((gradient - reference).abs().max()) < 0.1 * float(reference.abs().max())
+
+
+def test_other_precisions_and_a_second_device_are_refused(tiny_model, tiny_folder):
+    with pytest.raises(ModelError, match="tiny cannot be loaded in torch.float8_e4m3fn; expected one of float32, bfl"):
+        load_model(tiny_folder, dtype=torch.float8_e4m3fn)
     with pytest.raises(ModelError, match="is loaded already; its device and dtype are its own"):
-        load_model(tiny_model.bridge, device="cpu")
+        load_model(tiny_model.library, device="cpu")
+    with pytest.raises(ModelError, match="model is int; expected a name, a folder, a TransformerBridge or a Hooked"):
+        load_model(3)
 
 
 def test_every_site_fires_and_the_stream_is_the_sum_of_its_parts(tiny_model):
-    sites = [Site(kind, None if "{}" not in hook else 1) for kind, hook in _HOOKS.items()]
+    sites = [Site(kind, None if "{}" not in hook else 1) for kind, hook in _BRIDGE_HOOKS.items()]
+    absent = {"ln1_post_scale", "ln2_post_scale", "rotary_cos", "rotary_sin", "mlp_gate"}
+    assert {site.kind for site in sites if not tiny_model.has(site)} == absent, "GPT-2 has none of these"
+    sites = [site for site in sites if tiny_model.has(site)]
     sites += [Site("attn_out", 0), Site("mlp_out", 0), Site("resid_post", 0)]
     _, recorded = tiny_model.run(TOKENS, record=sites)
     assert set(recorded) == set(sites)
@@ -75,8 +99,10 @@ def test_every_site_fires_and_the_stream_is_the_sum_of_its_parts(tiny_model):
     torch.testing.assert_close(sum(parts[1:], parts[0]), recorded[Site("resid_post", 0)])
     for site in (Site("z", 1), Site("mlp_post", 1), Site("mlp_out", 1)):
         assert recorded[site].shape == (2, 5, tiny_model.width(site))
-    W_O, b_O = tiny_model.attention_output(Site("z", 1))
-    torch.testing.assert_close(recorded[Site("z", 1)] @ W_O.flatten(0, 1) + b_O, recorded[Site("attn_out", 1)])
+    b_O = tiny_model.output_bias(Site("z", 1))[0]
+    torch.testing.assert_close(
+        tiny_model.write(Site("z", 1), recorded[Site("z", 1)]) + b_O, recorded[Site("attn_out", 1)]
+    )
 
 
 def test_logits_equal_those_of_the_hugging_face_model(tiny_model, tiny_folder):
@@ -91,7 +117,7 @@ def test_logits_equal_those_of_the_hugging_face_model(tiny_model, tiny_folder):
 def test_starting_at_a_layer_equals_the_whole_run_and_skips_the_blocks_below(tiny_model, layer):
     logits, recorded = tiny_model.run(TOKENS, record=[Site("resid_post", 0), Site("resid_post", 1)])
     calls = []
-    handle = tiny_model.bridge.hook_dict["blocks.0.mlp.hook_out"].register_forward_hook(lambda *a: calls.append(1))
+    handle = tiny_model.library.hook_dict["blocks.0.mlp.hook_out"].register_forward_hook(lambda *a: calls.append(1))
     try:
         if layer == 1:
             again, _ = tiny_model.run(TOKENS, start=(1, recorded[Site("resid_post", 0)]))

@@ -8,7 +8,15 @@ imports torch (and triton where it runs) and knows nothing of models, prompts, s
 from circuitgraph_kernels.captured import CapturedAttribution
 from circuitgraph_kernels.products import GroupedProduct, decode_entries, gather_dot, grouped_product
 from circuitgraph_kernels.sae_attribution import SaeAttribution, backend_name, sae_attribution
-from circuitgraph_kernels.weights import ACTIVATIONS, SaeWeights, decode, encode, output_bias, pre_activations
+from circuitgraph_kernels.weights import (
+    ACTIVATIONS,
+    SaeWeights,
+    compute_dtype,
+    decode,
+    encode,
+    output_bias,
+    pre_activations,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -17,6 +25,7 @@ __all__ = [
     "SaeAttribution",
     "SaeWeights",
     "backend_name",
+    "compute_dtype",
     "decode",
     "decode_entries",
     "encode",

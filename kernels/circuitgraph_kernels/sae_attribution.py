@@ -114,7 +114,8 @@ def sae_attribution(
     n_finite, n_wanted = torch.stack((finite.sum(), wanted.sum())).tolist()  # the host waits once
     if n_finite < len(finite) and nonfinite == "raise":
         _raise_nonfinite(given)
-    attribute = importlib.import_module(BACKENDS[name]).attribute
+    module = "circuitgraph_kernels._neurons" if weights.basis and name != "reference" else BACKENDS[name]
+    attribute = importlib.import_module(module).attribute
     entries = attribute(inputs) if n_wanted == len(wanted) else _attribute_some(inputs, attribute, wanted)
     skipped = (~finite).nonzero()[:, 0] if n_finite < len(finite) else finite.new_zeros(0, dtype=torch.int64)
     entries.error[:, skipped] = torch.nan

@@ -118,6 +118,19 @@ class SaeWeights:
             self.__dict__["_decoder_norm"] = kept
         return kept[1]
 
+    @property
+    def basis(self) -> bool:
+        """Whether the features are the coordinates themselves: identity in and out, nothing added; kept as above."""
+        if self.activation != "identity" or self.normalize != "none" or not self.d_in == self.d_sae == self.d_out:
+            return False
+        kept: tuple[object, bool] | None = self.__dict__.get("_basis")
+        if kept is None or kept[0] != self.version:
+            eye = torch.eye(self.d_in, dtype=self.W_enc.dtype, device=self.W_enc.device)
+            same = torch.equal(self.W_enc, eye) and torch.equal(self.W_dec, eye)
+            kept = self.version, same and not bool(self.b_enc.any()) and not bool(self.b_dec.any())
+            self.__dict__["_basis"] = kept
+        return kept[1]
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for every narrower type."""

@@ -429,3 +429,28 @@ def test_a_feature_with_an_infinite_threshold_is_never_listed(backend: str, rows
     alive = sae_attribution(*runs, weights, backend=backend)
     odd = alive.feature % 2 == 1
     assert 0 < len(result.feature) < len(alive.feature) and torch.equal(result.feature, alive.feature[odd])
+
+
+@pytest.mark.parametrize("baseline", ["given", "zero"])
+@pytest.mark.parametrize("where", ["same", "elsewhere"])
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_neurons_need_no_products(monkeypatch: pytest.MonkeyPatch, backend: str, baseline: str, where: str) -> None:
+    random = torch.Generator().manual_seed(5)
+    clean, base, clean_out, base_out = draw(random, 4, 7, 6)
+    clean[2, 3] = base[2, 3] = 0.0
+    gradient = draw(random, 2, 7, 6)
+    eye, zeros = torch.eye(6).double(), torch.zeros(6).double()
+    weights = SaeWeights(eye, zeros, eye, zeros, "identity")
+    arguments = {"baseline": base if baseline == "given" else None, "gradient": gradient, "want": "both"}
+    if where == "elsewhere":
+        arguments |= {"clean_out": clean_out, "baseline_out": base_out if baseline == "given" else None}
+    expected = sae_attribution(clean, weights=weights, backend="reference", **arguments)
+    monkeypatch.setattr("circuitgraph_kernels._torch.attribute", None)
+    found = sae_attribution(clean, weights=weights, backend=backend, **arguments)
+    assert len(found.token) == 7 * 6 - 1 and float(found.attribution.abs().min()) > 0
+    assert torch.equal(found.token, expected.token) and torch.equal(found.feature, expected.feature)
+    for name in ("clean_acts", "baseline_acts", "attribution", "error", "feature_sum"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert (float(found.error.abs().max()) > 0.1) == (where == "elsewhere")
+    weights.W_enc[0, 1] = 0.5
+    assert not weights.basis, "a dictionary that mixes coordinates is no neurons"
