@@ -22,7 +22,7 @@ from torch import Tensor
 from circuitgraph.errors import GraphError
 from circuitgraph.formats.neuronpedia_names import MAX_LAYER
 from circuitgraph.formats.neuronpedia_read import Parts, graph_of_parts
-from circuitgraph.formats.reading import one_line, reading
+from circuitgraph.formats.untrusted import one_line, reading
 from circuitgraph.formats.values import take_object, take_whole
 from circuitgraph.nodes import Node, Site
 

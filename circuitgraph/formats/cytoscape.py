@@ -16,7 +16,7 @@ import networkx as nx
 from circuitgraph.files import write_atomically
 from circuitgraph.formats.drawing import looks
 from circuitgraph.formats.flat import FlatGraph, from_flat, to_flat
-from circuitgraph.formats.reading import parse_json, read_text, reading
+from circuitgraph.formats.untrusted import parse_json, read_text, reading
 from circuitgraph.formats.values import dumps, take_list, take_object, take_string
 
 RESERVED = (

@@ -25,7 +25,7 @@ import networkx as nx
 from circuitgraph.errors import GraphError
 from circuitgraph.files import write_atomically
 from circuitgraph.formats.build import Builder, check
-from circuitgraph.formats.reading import parse_json, read_text, reading
+from circuitgraph.formats.untrusted import parse_json, read_text, reading
 from circuitgraph.formats.values import plain_graph, take_number, take_object, take_whole
 from circuitgraph.nodes import Node, Site
 

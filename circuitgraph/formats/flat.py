@@ -17,7 +17,7 @@ import networkx as nx
 
 from circuitgraph.errors import GraphError
 from circuitgraph.formats.build import Builder, EdgeRow, check, in_order
-from circuitgraph.formats.reading import parse_json
+from circuitgraph.formats.untrusted import parse_json
 from circuitgraph.formats.values import dumps, plain_graph, take_object
 from circuitgraph.nodes import Node
 

@@ -19,7 +19,7 @@ from circuitgraph.formats.build import EdgeRow
 from circuitgraph.formats.drawing import Look, edge_colour, looks
 from circuitgraph.formats.flat import BOOLEAN, INTEGER, NUMBER, STRING, FlatGraph, NodeRow, from_flat, to_flat
 from circuitgraph.formats.markup import read_xml, unescape, value_of, xml
-from circuitgraph.formats.reading import reading
+from circuitgraph.formats.untrusted import reading
 
 RESERVED = ("id", "label", "type", "weight", "source", "target", "interval", "timeset", "start", "end", "viz")
 TYPES = {INTEGER: "long", NUMBER: "double", BOOLEAN: "boolean", STRING: "string"}

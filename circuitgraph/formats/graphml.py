@@ -19,7 +19,7 @@ from circuitgraph.formats.build import EdgeRow
 from circuitgraph.formats.drawing import Look, looks
 from circuitgraph.formats.flat import BOOLEAN, INTEGER, NUMBER, STRING, FlatGraph, NodeRow, from_flat, to_flat
 from circuitgraph.formats.markup import read_xml, unescape, value_of, xml
-from circuitgraph.formats.reading import reading
+from circuitgraph.formats.untrusted import reading
 
 RESERVED = ("label", "id", "source", "target")  # `label` is what programs show; the others are columns of theirs
 TYPES = {INTEGER: "long", NUMBER: "double", BOOLEAN: "boolean", STRING: "string"}

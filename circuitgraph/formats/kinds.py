@@ -25,8 +25,8 @@ from circuitgraph.formats.native import read_graph, value_to_graph, write_graph
 from circuitgraph.formats.neuronpedia import write_neuronpedia
 from circuitgraph.formats.neuronpedia_links import write_links
 from circuitgraph.formats.neuronpedia_read import read_neuronpedia, value_from_neuronpedia
-from circuitgraph.formats.reading import open_bytes, parse_json, read_text, reading
 from circuitgraph.formats.tables import read_csv, read_parquet, write_csv, write_parquet
+from circuitgraph.formats.untrusted import open_bytes, parse_json, read_text, reading
 
 # What a graph consists of: name -> the part of a graph that must come back equal where a format keeps it.
 ASPECTS: dict[str, Callable[[nx.MultiDiGraph], Any]] = {
@@ -80,6 +80,8 @@ FORMATS = {
         Format("links", (".links.txt",), "a browser: Neuronpedia pages", write=write_links),
     )
 }
+
+_SUFFIXES = {suffix: item for item in FORMATS.values() for suffix in item.suffixes}
 
 
 def export_graph(graph: nx.MultiDiGraph, path: str | Path, format: str | None = None, **settings: Any) -> None:
@@ -146,10 +148,10 @@ def _by_suffix(path: str | Path, what: str) -> Format:
     """The format with the longest suffix that the name ends in."""
     name = Path(path).name.lower()
     able = _able(what)
-    known = {suffix: item for item in able.values() for suffix in item.suffixes}
-    fitting = [suffix for suffix in known if name.endswith(suffix)]
+    known = [suffix for item in able.values() for suffix in item.suffixes]
+    fitting = [suffix for suffix in _SUFFIXES if name.endswith(suffix)]
     if fitting:
-        return known[max(fitting, key=len)]
+        return _SUFFIXES[max(fitting, key=len)]
     found = Path(name).suffix
     raise GraphError(
         f"cannot tell the format of {str(path)!r}: it has {repr(found) if found else 'no suffix'}, expected one of"

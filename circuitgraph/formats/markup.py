@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape as _entities
 
 from circuitgraph.errors import GraphError
 from circuitgraph.formats.flat import BOOLEAN, INTEGER, NUMBER
-from circuitgraph.formats.reading import MAX_BYTES, open_bytes
+from circuitgraph.formats.untrusted import MAX_BYTES, open_bytes
 
 MAX_DEPTH = 50
 _HIDDEN = re.compile(r"[\x00-\x1f\ud800-\udfff\ufffe\uffff]|\\(?=u[0-9a-f]{4})")

@@ -29,7 +29,7 @@ import networkx as nx
 from circuitgraph.errors import GraphError
 from circuitgraph.files import write_atomically
 from circuitgraph.formats.build import Builder, check, in_order
-from circuitgraph.formats.reading import one_line, open_bytes, parse_json, read_text, reading
+from circuitgraph.formats.untrusted import one_line, open_bytes, parse_json, read_text, reading
 from circuitgraph.formats.values import dump_lines, dumps, plain_graph, take_object
 
 FORMAT = "circuitgraph"

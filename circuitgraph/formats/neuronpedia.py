@@ -32,7 +32,7 @@ from circuitgraph.formats.groups import groups_of, pins_of
 from circuitgraph.formats.native import graph_to_value
 from circuitgraph.formats.neuronpedia_links import model_id_of, sources_of
 from circuitgraph.formats.neuronpedia_names import ATTENTION_SITES, fields_of
-from circuitgraph.formats.reading import parse_json, read_text, reading
+from circuitgraph.formats.untrusted import parse_json, read_text, reading
 from circuitgraph.formats.values import take_list, take_number, take_object, take_string
 from circuitgraph.nodes import Node, Site
 

@@ -89,9 +89,21 @@ def model_id_of(graph: nx.MultiDiGraph) -> str:
     return str(model).rstrip("/").rpartition("/")[2] if model else "unknown"
 
 
-def with_sources(graph: nx.MultiDiGraph, model: str, sources: Mapping[str, str]) -> nx.MultiDiGraph:
-    """A copy of the graph that knows its model and dictionaries on Neuronpedia."""
+def with_sources(graph: nx.MultiDiGraph, model: str | None, sources: Mapping[str, str]) -> nx.MultiDiGraph:
+    """A copy of the graph that knows these names of its model and dictionaries on Neuronpedia, besides those it knew."""
     result = graph.copy()
-    known = {str(Site.parse(site)): source for site, source in sources.items()}
-    result.graph["provenance"] = graph.graph["provenance"] | {"neuronpedia": {"model": model, "sources": known}}
+    known = sources_of(graph) | {str(Site.parse(site)): source for site, source in sources.items()}
+    named = {"model": model or model_id_of(graph), "sources": known}
+    result.graph["provenance"] = graph.graph["provenance"] | {"neuronpedia": named}
     return result
+
+
+def parse_sources(texts: Iterable[str]) -> dict[str, str]:
+    """Site -> source of texts such as `z.5=5-att-kk`."""
+    found = {}
+    for text in texts:
+        site, equals, source = text.partition("=")
+        if not equals or not source:
+            raise GraphError(f"source {text!r} does not parse: expected SITE=SOURCE, for instance z.5=5-att-kk")
+        found[str(Site.parse(site))] = source
+    return found

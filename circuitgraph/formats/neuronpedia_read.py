@@ -29,7 +29,7 @@ from circuitgraph.formats.groups import groups_of, pins_of
 from circuitgraph.formats.native import value_to_graph
 from circuitgraph.formats.neuronpedia import ids_of
 from circuitgraph.formats.neuronpedia_names import ATTENTION_SITES, layer_of, node_of
-from circuitgraph.formats.reading import parse_json, read_text, reading
+from circuitgraph.formats.untrusted import parse_json, read_text, reading
 from circuitgraph.formats.values import take_list, take_number, take_object, take_string
 from circuitgraph.nodes import Node, Site
 

@@ -21,7 +21,7 @@ from circuitgraph.errors import GraphError
 from circuitgraph.files import check_writable, write_atomically
 from circuitgraph.formats.flat import BOOLEAN, INTEGER, NUMBER, STRING, from_flat, to_flat
 from circuitgraph.formats.markup import escape, unescape, value_of
-from circuitgraph.formats.reading import MAX_BYTES, parse_json, read_text, reading
+from circuitgraph.formats.untrusted import MAX_BYTES, parse_json, read_text, reading
 from circuitgraph.formats.values import take_object, take_string
 
 RESERVED = ("id", "source", "target")
