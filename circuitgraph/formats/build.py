@@ -12,6 +12,7 @@ import networkx as nx
 
 from circuitgraph.errors import GraphError
 from circuitgraph.formats.groups import check_groups
+from circuitgraph.formats.values import MAX_DEPTH, is_plain_graph
 from circuitgraph.graph import check_graph
 from circuitgraph.nodes import EDGE_KINDS, Node
 
@@ -44,6 +45,10 @@ class Builder:
 
     def finished(self) -> nx.MultiDiGraph:
         """The graph; GraphError unless it keeps the schema."""
+        if not is_plain_graph(self.graph):
+            raise GraphError(
+                f"it holds a value that is nested more than {MAX_DEPTH} deep; graph files hold no deeper ones"
+            )
         check(self.graph)
         return self.graph
 

@@ -20,6 +20,7 @@ from circuitgraph.errors import GraphError
 MAX_BYTES = 256 << 20  # of text that is parsed in one piece; JSON values take up to ten times their text
 MAX_RATIO = 200  # of text to its gzip: graphs reach 15, repeated zeros 1,000
 MAX_MESSAGE = 400
+_PIECE = 1 << 20
 
 
 @contextlib.contextmanager
@@ -48,11 +49,14 @@ def one_line(error: object) -> str:
 def read_text(path: str | Path, max_bytes: int | None = None) -> str:
     """The UTF-8 text of a file, unpacked if it is gzipped; GraphError when it is larger than max_bytes."""
     limit = MAX_BYTES if max_bytes is None else max_bytes
+    pieces, left = [], limit
     with open_bytes(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise GraphError(f"it holds more than {limit >> 20} MiB, the most that is read at once; write a smaller graph")
-    return data.decode("utf-8")
+        while piece := file.read(_PIECE):  # a read of the whole limit would allocate it
+            pieces.append(piece)
+            left -= len(piece)
+            if left < 0:
+                raise GraphError(f"it holds more than {limit >> 20} MiB, the most that is read at once")
+    return b"".join(pieces).decode("utf-8")
 
 
 def open_bytes(path: str | Path) -> IO[bytes]:
@@ -73,7 +77,7 @@ class _Unpacked(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._unpacked.read(len(buffer))
+        data = self._unpacked.read(min(len(buffer), _PIECE))
         self._left -= len(data)
         if self._left < 0:
             raise GraphError(f"it unpacks to more than {MAX_RATIO} times its size; no graph does")

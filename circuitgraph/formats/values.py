@@ -27,15 +27,20 @@ MAX_DEPTH = 64
 
 def plain_graph(graph: nx.MultiDiGraph) -> nx.MultiDiGraph:
     """The graph itself if all of its values are plain, else a copy where they are; GraphError for a value of no JSON."""
-    edges = (data for _, inner in graph.adjacency() for keyed in inner.values() for data in keyed.values())
-    tables = itertools.chain((data for _, data in graph.nodes(data=True)), edges)
-    if _is_plain(graph.graph) and all(map(_is_plain_table, tables)):
+    if is_plain_graph(graph):
         return graph
     copy = nx.MultiDiGraph()
     copy.graph.update(plain(graph.graph, "graph"))
     copy.add_nodes_from((key, plain(d, f"node {key!r}")) for key, d in graph.nodes(data=True))
     copy.add_edges_from((u, v, k, plain(d, f"edge {u!r} -> {v!r}")) for u, v, k, d in graph.edges(keys=True, data=True))
     return copy
+
+
+def is_plain_graph(graph: nx.MultiDiGraph) -> bool:
+    """Whether every value of the graph is plain and nested no more than `MAX_DEPTH` deep."""
+    edges = (data for _, inner in graph.adjacency() for keyed in inner.values() for data in keyed.values())
+    tables = itertools.chain((data for _, data in graph.nodes(data=True)), edges)
+    return _is_plain(graph.graph) and all(map(_is_plain_table, tables))
 
 
 def _is_plain_table(attributes: dict[str, Any]) -> bool:
