@@ -71,9 +71,9 @@ def value_to_graph(data: Any) -> nx.MultiDiGraph:
     data = _migrate(data)
     builder = Builder(take_object(data["graph"], "graph"))
     for row in data["nodes"]:
-        _add_node(builder, row)
+        _add_node(builder, dict(row) if isinstance(row, dict) else row)
     for row in data["edges"]:
-        _add_edge(builder, row)
+        _add_edge(builder, dict(row) if isinstance(row, dict) else row)
     return _counted(builder, data["counts"])
 
 
@@ -118,10 +118,13 @@ def _list(name: str, reserved: tuple[str, ...], starts: Iterator[str], rows: lis
     for first in range(0, len(rows), CHUNK):
         chunk = rows[first : first + CHUNK]
         begun = list(itertools.islice(starts, len(chunk)))
+        places = [f"{name[:-1]} {start.strip('{, ')}" for start in begun]
         for start, attributes in zip(begun, chunk, strict=True):
             if not attributes.keys().isdisjoint(reserved):
-                raise GraphError(f"{start}... has an attribute called {' or '.join(reserved)}; rename it")
-        lines = dump_lines(chunk, begun)
+                raise GraphError(
+                    f"{name[:-1]} {start.strip('{, ')} has an attribute called {' or '.join(reserved)}; rename it"
+                )
+        lines = dump_lines(chunk, places)
         yield before + "\n" + ",\n".join(start + line[1:] for start, line in zip(begun, lines, strict=True))
         before = ","
     yield before + "]" if not rows else "\n]"
