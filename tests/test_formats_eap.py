@@ -137,13 +137,14 @@ def test_a_broken_file_is_refused(change, message, tmp_path):
         value_from_eap(value)
 
 
-def test_a_name_that_stands_twice_is_refused(tmp_path):
-    eap_file(tmp_path / "g.json")
+@pytest.mark.parametrize("place", ["g.json", "g.eap.json"])
+def test_a_name_that_stands_twice_is_refused(place, tmp_path):
+    eap_file(tmp_path / place)
     text = (
-        (tmp_path / "g.json")
+        (tmp_path / place)
         .read_text()
         .replace('"edges": {', '"edges": {"input->m0": {"score": 9.0, "in_graph": true}, ')
     )
-    (tmp_path / "g.json").write_text(text)
+    (tmp_path / place).write_text(text)
     with pytest.raises(GraphError, match="the name 'input->m0' stands twice in one object"):
-        import_graph(tmp_path / "g.json")
+        import_graph(tmp_path / place)

@@ -95,6 +95,8 @@ def test_every_graph_is_valid_and_keeps_the_unwritten_rules(graph, schema):
 
 def test_parallel_links_are_one_and_q_and_k_stand_apart():
     graph = example_graph()
+    moved = [(u, v, d) for u, v, k, d in graph.edges(keys=True, data=True) if k == "ov"][:20]
+    graph.add_edges_from((u, v, "residual", d | {"kind": "residual", "local_weight": 0.5}) for u, v, d in moved)
     value, ids = value_of(graph), {}
     for row in value["circuitgraph"]["nodes"]:
         ids[row["id"]] = fields_of(Node.parse(row["id"]), 4, 15)["node_id"]
@@ -113,6 +115,14 @@ def test_parallel_links_are_one_and_q_and_k_stand_apart():
             pairs = results.get(f"top_{kind}_marginal_contributors", [])
             assert sorted(pairs) == sorted(traced.get((node["node_id"], kind), []))
             assert [abs(w) for _, w in pairs] == sorted((abs(w) for _, w in pairs), reverse=True)
+
+
+def test_the_label_of_the_logit_can_be_taken_apart_whatever_the_names_are():
+    graph = example_graph()
+    graph.graph["metric"]["name"] = 'p (p=9) "<b>'
+    graph.graph["logits"]["clean"][0] = ['"(p=1)</b>', 0.5]
+    (label,) = (node["clerp"] for node in value_of(graph)["nodes"] if node["feature_type"] == "logit")
+    assert label.split("(p=")[1].split(")")[0] == "0.500" and label.split('"')[1] == "″(p =1)‹/b›"
 
 
 def test_kinds_of_nodes_have_the_names_that_their_pages_know():
