@@ -247,6 +247,86 @@ def show(graph: Path, top: int, quiet: bool, debug: bool) -> None:
     click.echo(summary_text(read_graph(graph), top=top), nl=False)
 
 
+_GRAPH_FILE = click.Path(path_type=Path)
+
+
+def _graph_output(help: str) -> Callable[[Any], Any]:
+    return click.option("-o", "--output", required=True, type=_GRAPH_FILE, help=help)
+
+
+def _neuronpedia(command: Any) -> Any:
+    """What Neuronpedia calls the model and its dictionaries, for exports that name them."""
+    command = click.option("--slug", help="Name of the graph there.  [default: the name of the file]")(command)
+    command = click.option(
+        "--neuronpedia-source",
+        "sources",
+        multiple=True,
+        metavar="SITE=SOURCE",
+        help="What a dictionary is called there, for instance z.5=5-att-kk; may be repeated.",
+    )(command)
+    return click.option("--neuronpedia-model", "scan", help="What the model is called there, for instance gpt2-small.")(
+        command
+    )
+
+
+@main.command()
+@click.argument("graph", type=_GRAPH_FILE)
+@_graph_output("File to write; its suffix names the format.")
+@click.option("--format", "format_", help="Format, if the suffix does not name it: neuronpedia, eap, mib, graphml, ...")
+@click.option("--circuits", is_flag=True, help="mib: nine circuits instead of scores.")
+@_neuronpedia
+@_common
+def export(graph: Path, output: Path, format_: str | None, quiet: bool, debug: bool, **settings: Any) -> None:
+    """Write GRAPH in another format: Neuronpedia, EAP-IG, GraphML, GEXF, Cytoscape, DOT, CSV, Parquet, links."""
+    from circuitgraph.formats import export_graph, read_graph
+
+    export_graph(_named_there(read_graph(graph), settings), output, format_, **settings)
+    click.echo(output)
+
+
+@main.command("import")
+@click.argument("file", type=_GRAPH_FILE)
+@_graph_output("Graph file to write (.json or .json.gz).")
+@click.option("--format", "format_", help="Format of FILE, if neither suffix nor content tells it.")
+@_common
+def import_(file: Path, output: Path, format_: str | None, quiet: bool, debug: bool) -> None:
+    """Read FILE of any readable format and write it as a graph file."""
+    from circuitgraph.formats import import_graph, write_graph
+
+    graph = import_graph(file, format_)
+    write_graph(graph, output)
+    _report(graph, quiet)
+    click.echo(output)
+
+
+@main.command()
+@click.argument("file", type=_GRAPH_FILE)
+@_graph_output("File to write; its suffix names the format.")
+@click.option("--from", "from_", help="Format of FILE, if neither suffix nor content tells it.")
+@click.option("--to", "to", help="Format to write, if the suffix does not name it.")
+@click.option("--circuits", is_flag=True, help="mib: nine circuits instead of scores.")
+@_neuronpedia
+@_common
+def convert(
+    file: Path, output: Path, from_: str | None, to: str | None, quiet: bool, debug: bool, **settings: Any
+) -> None:
+    """Read FILE of any readable format and write it in any writable one; older graph files become new ones."""
+    from circuitgraph.formats import export_graph, import_graph
+
+    export_graph(_named_there(import_graph(file, from_), settings), output, to, **settings)
+    click.echo(output)
+
+
+def _named_there(graph: Any, settings: dict[str, Any]) -> Any:
+    """The graph with the names that the options give; settings are left with what the format is told."""
+    from circuitgraph.formats import parse_sources, with_sources
+
+    sources, scan = parse_sources(settings.pop("sources")), settings.pop("scan")
+    for name in [name for name, value in settings.items() if value is None or value is False]:
+        del settings[name]
+    return with_sources(graph, scan, sources) if sources or scan else graph
+
+
 @main.command()
 @click.argument("prompts", type=click.Path(path_type=Path))
 @click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")

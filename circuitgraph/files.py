@@ -1,6 +1,6 @@
 """Writing a file so that a reader sees the old one or the new one, never half of it.
 
-In come a path and the whole content; out comes the file, or one line that says why not. This module knows
+In come a path and the whole content, at once or in pieces; out comes the file, or one line that says why not. This module knows
 the errors and nothing else of the package.
 """
 
@@ -9,22 +9,26 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from circuitgraph.errors import CircuitGraphError
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """The file at `path` holds `data` (text as UTF-8, newlines untouched), written beside it and renamed.
+def write_atomically(path: str | os.PathLike[str], data: bytes | str | Iterable[bytes]) -> None:
+    """The file at `path` holds `data` (text as UTF-8, newlines untouched; or pieces, one after the other), written beside
+    it and renamed.
 
     A link is followed; a device such as /dev/stdout is written to directly. CircuitGraphError when the path
-    cannot be written: the file that was there before is then unchanged.
+    cannot be written: the file that was there before is then unchanged, as it is when a piece cannot be made.
     """
-    content = data.encode("utf-8") if isinstance(data, str) else data
+    whole = data.encode("utf-8") if isinstance(data, str) else data
+    content = (whole,) if isinstance(whole, bytes) else whole
     target = Path(os.path.realpath(path))
     try:
         if target.exists() and not target.is_file() and not target.is_dir():
-            target.write_bytes(content)
+            with target.open("wb") as file:
+                file.writelines(content)
         else:
             _write_beside_and_rename(target, content)
     except OSError as error:
@@ -43,13 +47,13 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise CircuitGraphError(f"cannot write {os.fspath(path)}: folder {folder} is not writable; choose another -o")
 
 
-def _write_beside_and_rename(target: Path, content: bytes) -> None:
+def _write_beside_and_rename(target: Path, content: Iterable[bytes]) -> None:
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.part")
     try:
         with temporary.open("xb") as file:
-            file.write(content)
+            file.writelines(content)
         temporary.replace(target)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise

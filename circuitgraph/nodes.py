@@ -15,6 +15,7 @@ This module holds the only index arithmetic on nodes and knows neither models no
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -132,6 +133,7 @@ class Node:
         return self.site.depth, self.pos, NODE_KINDS.index(self.kind), feature
 
     @classmethod
+    @functools.lru_cache(maxsize=1 << 16)  # a graph names each node once per edge
     def parse(cls, text: str) -> Node:
         """The node that `str(node)` wrote; GraphError otherwise."""
         match = _NODE.fullmatch(text)

@@ -76,7 +76,7 @@ def _damaged(graph, change):
 
 DAMAGE = {
     "another format": (lambda d: d.update(format="other"), "no circuitgraph file"),
-    "newer version": (lambda d: d.update(version=9), "has version 9; this release reads version 1"),
+    "newer version": (lambda d: d.update(version=9), "has version 9; this release reads versions 1 to 2"),
     "no nodes": (lambda d: d.pop("nodes"), "'nodes' is missing"),
     "dangling edge": (
         lambda d: d["edges"][0].update(source="embed@99"),
@@ -126,7 +126,7 @@ def test_what_is_not_json_is_refused_with_the_files_name(tmp_path):
 def test_nothing_is_written_when_the_graph_cannot_be(graph, tmp_path):
     broken = graph.copy()
     broken.nodes["metric@5"]["attribution"] = float("inf")
-    with pytest.raises(GraphError, match="has attribution inf"):
+    with pytest.raises(GraphError, match="metric@5. attribution is inf; expected a finite number"):
         write_graph(broken, tmp_path / "graph.json")
     with pytest.raises(GraphError, match="nested too deeply"):
         text_to_graph("[" * 100_000)

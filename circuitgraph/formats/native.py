@@ -2,17 +2,25 @@
 
 In comes a graph or a file, out comes the other. The layout, documented by native.schema.json beside this file:
 
-    {"format": "circuitgraph", "version": 1,
+    {"format": "circuitgraph", "version": 2,
+     "counts": {"edges": 479, "nodes": 183},                          how many lines follow
      "graph": {graph attributes},
      "nodes": [{"id": "z.2/f17@5", ...node attributes}, ...],         in forward order
      "edges": [{"source": id, "target": id, "kind": "ov", ...}, ...]} by target, source, kind
 
-Keys are sorted, one node or edge stands on a line, and NaN or Inf are refused. This module knows no other format.
+One node or edge stands on a line, its id or ends first, then the other keys sorted. NaN, Inf and numbers beyond 64 bits are
+refused. A name that ends in .gz is gzipped. A file is written in pieces and, while its lines stand as above, read in
+pieces. This module knows no other format.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
+import itertools
 import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,101 +28,203 @@ import networkx as nx
 
 from circuitgraph.errors import GraphError
 from circuitgraph.files import write_atomically
-from circuitgraph.graph import check_graph
-from circuitgraph.nodes import EDGE_KINDS, Node
+from circuitgraph.formats.build import Builder, check, in_order
+from circuitgraph.formats.untrusted import one_line, open_bytes, parse_json, read_text, reading
+from circuitgraph.formats.values import dump_lines, dumps, plain_graph, take_object
 
 FORMAT = "circuitgraph"
-VERSION = 1
+VERSION = 2
 SCHEMA = Path(__file__).with_name("native.schema.json")
+MAX_LINE = 16 << 20
+CHUNK = 500  # lines that are encoded or decoded at once
+_HEAD = ("format", "version", "counts", "graph")
 
 
 def graph_to_text(graph: nx.MultiDiGraph) -> str:
     """The graph as the text of a native file. GraphError if it breaks the schema."""
-    check_graph(graph)
-    nodes = sorted(graph.nodes(data=True), key=lambda item: Node.parse(item[0]).order)
-    edges = sorted(
-        graph.edges(data=True),
-        key=lambda e: (Node.parse(e[1]).order, Node.parse(e[0]).order, EDGE_KINDS.index(e[2]["kind"])),
-    )
-    node_lines = [_dumps({"id": key} | attributes) for key, attributes in nodes]
-    edge_lines = [_dumps({"source": source, "target": target} | attributes) for source, target, attributes in edges]
-    parts = [
-        f'"format": {_dumps(FORMAT)}',
-        f'"version": {VERSION}',
-        f'"graph": {_dumps(graph.graph)}',
-        f'"nodes": {_lines(node_lines)}',
-        f'"edges": {_lines(edge_lines)}',
-    ]
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+    return "".join(_pieces(graph))
 
 
 def text_to_graph(text: str) -> nx.MultiDiGraph:
-    """The graph of a native file's text. GraphError if it is not one."""
-    try:
-        data = json.loads(text, parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        raise GraphError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
-    except RecursionError:
-        raise GraphError("the JSON is nested too deeply to be a graph") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise GraphError('this is no circuitgraph file: expected a JSON object with "format": "circuitgraph"')
-    if data.get("version") != VERSION:
-        raise GraphError(f"the file has version {data.get('version')!r}; this release reads version {VERSION}")
-    for key, kind in (("graph", dict), ("nodes", list), ("edges", list)):
-        if not isinstance(data.get(key), kind):
-            raise GraphError(f"{key!r} is missing or no {kind.__name__}")
-    graph = nx.MultiDiGraph(**data["graph"])
-    for i, attributes in enumerate(data["nodes"]):
-        key = _take(attributes, "id", f"node {i + 1}")
-        if key in graph:
-            raise GraphError(f"node {i + 1} repeats the id {key!r}")
-        graph.add_node(key, **attributes)
-    for i, attributes in enumerate(data["edges"]):
-        ends = [_take(attributes, end, f"edge {i + 1}") for end in ("source", "target")]
-        for end in ends:
-            if end not in graph:
-                raise GraphError(f"edge {i + 1} names {end!r}, which is not among the nodes")
-        graph.add_edge(*ends, key=str(attributes.get("kind")), **attributes)
-    check_graph(graph)
-    return graph
+    """The graph of a native file's text, of this version or an older one. GraphError if it is not one."""
+    return value_to_graph(parse_json(text))
 
 
 def write_graph(graph: nx.MultiDiGraph, path: str | Path) -> None:
-    """Write the graph as a native file; nothing is written if anything fails."""
-    write_atomically(path, graph_to_text(graph))
+    """Write the graph as a native file, gzipped if the name ends in .gz; nothing is written if anything fails."""
+    pieces = (piece.encode("ascii") for piece in _pieces(graph))
+    write_atomically(path, gzip_pieces(pieces) if Path(path).suffix == ".gz" else pieces)
 
 
 def read_graph(path: str | Path) -> nx.MultiDiGraph:
     """The graph in a native file. GraphError, with the file's name, for anything else."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise GraphError(f"graph file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise GraphError(f"graph file {path} cannot be read: {error}") from None
-    try:
-        return text_to_graph(text)
-    except GraphError as error:
-        raise GraphError(f"graph file {path}: {error}") from None
+    with reading(path):
+        with open_bytes(path) as file:
+            graph = _read_lines(file)
+        return graph if graph is not None else text_to_graph(read_text(path))
 
 
-def _dumps(value: Any) -> str:
-    try:
-        return json.dumps(value, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise GraphError(f"the graph holds a value that JSON cannot: {error}") from None
+def value_to_graph(data: Any) -> nx.MultiDiGraph:
+    """The graph of a native file's JSON value; GraphError if it is not one."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise GraphError('this is no circuitgraph file: expected a JSON object with "format": "circuitgraph"')
+    data = _migrate(data)
+    builder = Builder(take_object(data["graph"], "graph"))
+    for row in data["nodes"]:
+        _add_node(builder, dict(row) if isinstance(row, dict) else row)
+    for row in data["edges"]:
+        _add_edge(builder, dict(row) if isinstance(row, dict) else row)
+    return _counted(builder, data["counts"])
 
 
-def _lines(items: list[str]) -> str:
-    return "[\n" + ",\n".join(items) + "\n]" if items else "[]"
-
-
-def _take(attributes: Any, key: str, where: str) -> str:
-    if not isinstance(attributes, dict) or not isinstance(attributes.get(key), str):
-        raise GraphError(f"{where} has no {key!r}; expected an object with a string there")
-    value: str = attributes.pop(key)
+def graph_to_value(graph: nx.MultiDiGraph) -> dict[str, Any]:
+    """The graph as the JSON value of a native file."""
+    value: dict[str, Any] = json.loads(graph_to_text(graph))
     return value
 
 
-def _refuse(constant: str) -> None:
-    raise GraphError(f"the file holds {constant}; numbers must be finite")
+def gzip_pieces(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces as one gzip stream that holds neither a name nor a time, so that equal content gives equal bytes."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as packed:
+        for piece in pieces:
+            packed.write(piece)
+            if buffer.tell() > 1 << 16:
+                yield buffer.getvalue()
+                buffer.seek(0)
+                buffer.truncate()
+    yield buffer.getvalue()
+
+
+def _pieces(graph: nx.MultiDiGraph) -> Iterator[str]:
+    """The file's text in pieces of about a thousand lines."""
+    graph = plain_graph(graph)
+    check(graph)
+    nodes, edges = in_order(graph)
+    head = zip(_HEAD, (FORMAT, VERSION, {"nodes": len(nodes), "edges": len(edges)}, graph.graph), strict=True)
+    yield "{\n" + "".join(f'"{name}": {dumps(value, name)},\n' for name, value in head)
+    quoted = {key: dumps(key, "node") for key in nodes}
+    starts = (f'{{"id": {quoted[key]}, ' for key in nodes)
+    yield from _list("nodes", ("id",), starts, [graph.nodes[key] for key in nodes])
+    yield ",\n"
+    starts = (f'{{"source": {quoted[source]}, "target": {quoted[target]}, ' for source, target, _ in edges)
+    yield from _list("edges", ("source", "target"), starts, [data for *_, data in edges])
+    yield "\n}\n"
+
+
+def _list(name: str, reserved: tuple[str, ...], starts: Iterator[str], rows: list[dict[str, Any]]) -> Iterator[str]:
+    """A list of the file, one row on a line: where it starts (its id, or its ends), then its attributes."""
+    before = f'"{name}": ['
+    for first in range(0, len(rows), CHUNK):
+        chunk = rows[first : first + CHUNK]
+        begun = list(itertools.islice(starts, len(chunk)))
+        places = [f"{name[:-1]} {start.strip('{, ')}" for start in begun]
+        for start, attributes in zip(begun, chunk, strict=True):
+            if not attributes.keys().isdisjoint(reserved):
+                raise GraphError(
+                    f"{name[:-1]} {start.strip('{, ')} has an attribute called {' or '.join(reserved)}; rename it"
+                )
+        lines = dump_lines(chunk, places)
+        yield before + "\n" + ",\n".join(start + line[1:] for start, line in zip(begun, lines, strict=True))
+        before = ","
+    yield before + "]" if not rows else "\n]"
+
+
+def _read_lines(file: io.BufferedIOBase | Any) -> nx.MultiDiGraph | None:
+    """The graph of a file whose lines stand as `_pieces` writes them; None if one does not, whatever the reason."""
+    head = {}
+    if file.readline(MAX_LINE) != b"{\n":
+        return None
+    for name in _HEAD:
+        line, start = file.readline(MAX_LINE), f'"{name}": '.encode()
+        if not line.startswith(start) or not line.endswith(b",\n"):
+            return None
+        head[name] = _value(line[len(start) : -2])
+        if head[name] is None:
+            return None
+    if head["format"] != FORMAT or head["version"] != VERSION or isinstance(head["version"], bool):
+        return None
+    builder = Builder(take_object(head["graph"], "graph"))
+    for name, add, last in (("nodes", _add_node, b"],\n"), ("edges", _add_edge, b"]\n")):
+        first = file.readline(MAX_LINE)
+        if first == f'"{name}": []'.encode() + last[1:]:
+            continue
+        if first != f'"{name}": [\n'.encode() or not _read_list(file, partial(add, builder), last):
+            return None
+    return _counted(builder, head["counts"]) if file.read(3) == b"}\n" else None
+
+
+def _read_list(file: Any, add: Callable[[Any], None], last: bytes) -> bool:
+    """Add every line up to the last one; False as soon as a line is not as expected."""
+    while True:
+        lines = [file.readline(MAX_LINE)]
+        while lines[-1].endswith(b"},\n") and len(lines) < CHUNK:
+            lines.append(file.readline(MAX_LINE))
+        if not lines[-1].endswith((b"},\n", b"}\n")):
+            return False
+        more = lines[-1].endswith(b",\n")
+        values = _value(b"[" + b"".join(lines)[: -2 if more else -1] + b"]")
+        if values is None or len(values) != len(lines):
+            return False
+        for value in values:
+            add(value)
+        if not more:
+            return bool(file.readline(MAX_LINE) == last)
+
+
+def _value(line: bytes) -> Any:
+    """The JSON value of a line; None if it is none, which reading the file in one piece will explain."""
+    try:
+        return parse_json(line.decode("utf-8"))
+    except (GraphError, UnicodeDecodeError):
+        return None
+
+
+def _add_node(builder: Builder, row: Any) -> None:
+    builder.add_node(_take(row, "id", "node", builder.n_nodes + 1), row)
+
+
+def _add_edge(builder: Builder, row: Any) -> None:
+    source = _take(row, "source", "edge", builder.n_edges + 1)
+    builder.add_edge(source, _take(row, "target", "edge", builder.n_edges + 1), row)
+
+
+def _take(row: Any, name: str, what: str, number: int) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get(name), str):
+        raise GraphError(f"{what} {number} has no {name!r}; expected an object with a string there")
+    value: str = row.pop(name)
+    return value
+
+
+def _counted(builder: Builder, counts: Any) -> nx.MultiDiGraph:
+    """The graph, if it has as many nodes and edges as its file says."""
+    graph = builder.finished()
+    for name, count in (("nodes", builder.n_nodes), ("edges", builder.n_edges)):
+        said = take_object(counts, "counts").get(name)
+        if said != count:
+            raise GraphError(f"it holds {count} {name} where counts says {one_line(said)[:40]}")
+    return graph
+
+
+def _migrate(data: dict[str, Any]) -> dict[str, Any]:
+    """The data of a file of any version as version `VERSION` has it."""
+    version = data.get("version")
+    known = isinstance(version, int) and not isinstance(version, bool) and 1 <= version <= VERSION
+    if not known:
+        raise GraphError(
+            f"the file has version {one_line(repr(version))[:40]}; this release reads versions 1 to {VERSION}"
+        )
+    for name, kind in (("graph", dict), ("nodes", list), ("edges", list)):
+        if not isinstance(data.get(name), kind):
+            raise GraphError(f"{name!r} is missing or no {kind.__name__}")
+    for step in _MIGRATIONS[version:]:
+        data = step(data)
+    return {"counts": None} | data
+
+
+def _from_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 says how many nodes and edges there are."""
+    return data | {"version": 2, "counts": {"nodes": len(data["nodes"]), "edges": len(data["edges"])}}
+
+
+_MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (dict, _from_1)  # from version 0 (none), 1

@@ -1,0 +1,74 @@
+"""The rows of a file -> a checked graph, and a graph -> its rows in their order.
+
+In come nodes and edges one by one, in any format's order; out comes a graph that keeps the schema, or one line that says
+which row does not. This module knows no format.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networkx as nx
+
+from circuitgraph.errors import GraphError
+from circuitgraph.formats.groups import check_groups
+from circuitgraph.formats.values import MAX_DEPTH, is_plain_graph
+from circuitgraph.graph import check_graph
+from circuitgraph.nodes import EDGE_KINDS, Node
+
+EdgeRow = tuple[str, str, dict[str, Any]]
+
+
+class Builder:
+    """A graph that grows row by row and refuses what a graph cannot have twice or not at all."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.graph = nx.MultiDiGraph()
+        self.graph.graph.update(facts)
+        self.n_nodes = self.n_edges = 0
+
+    def add_node(self, key: str, attributes: dict[str, Any]) -> None:
+        self.n_nodes += 1
+        if key in self.graph:
+            raise GraphError(f"node {self.n_nodes} repeats the id {key!r}")
+        self.graph.add_nodes_from([(key, attributes)])  # add_node(**attributes) would refuse some names
+
+    def add_edge(self, source: str, target: str, attributes: dict[str, Any]) -> None:
+        self.n_edges += 1
+        kind = str(attributes.get("kind"))
+        for end in (source, target):
+            if end not in self.graph:
+                raise GraphError(f"edge {self.n_edges} names {end!r}, which is not among the nodes")
+        if self.graph.has_edge(source, target, kind):
+            raise GraphError(f"edge {self.n_edges} repeats {source!r} -> {target!r} ({kind})")
+        self.graph.add_edges_from([(source, target, kind, attributes)])
+
+    def finished(self) -> nx.MultiDiGraph:
+        """The graph; GraphError unless it keeps the schema."""
+        if not is_plain_graph(self.graph):
+            raise GraphError(
+                f"it holds a value that is nested more than {MAX_DEPTH} deep; graph files hold no deeper ones"
+            )
+        check(self.graph)
+        return self.graph
+
+
+def check(graph: nx.MultiDiGraph) -> None:
+    """GraphError unless the graph keeps the schema, groups and pins included."""
+    check_graph(graph)
+    check_groups(graph)
+
+
+def in_order(graph: nx.MultiDiGraph) -> tuple[list[str], list[EdgeRow]]:
+    """The nodes in forward order; the edges by target, source and kind."""
+    nodes = sorted(graph, key=lambda key: Node.parse(key).order)
+    rank = {key: i for i, key in enumerate(nodes)}
+    kinds = {kind: i for i, kind in enumerate(EDGE_KINDS)}
+    edges = [
+        (rank[target], rank[source], kinds[kind], data)
+        for source, inner in graph.adjacency()
+        for target, keyed in inner.items()
+        for kind, data in keyed.items()
+    ]
+    edges.sort(key=lambda edge: edge[:3])
+    return nodes, [(nodes[source], nodes[target], data) for target, source, _, data in edges]

@@ -1,0 +1,89 @@
+"""Links to Neuronpedia: the URLs that the notebooks printed come out byte for byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from graphs import example_graph
+
+from circuitgraph.errors import GraphError
+from circuitgraph.formats import (
+    export_graph,
+    feature_url,
+    graph_quick_list_url,
+    node_url,
+    parse_sources,
+    quick_list_url,
+    with_sources,
+)
+
+PRINTED = Path(__file__).parents[2] / "shared" / "data" / "seed_gender_printed_features.json"
+SUFFIX = {"attn": "att-sm", "mlp": "mlp-sm", "resid": "res-sm"}
+
+
+def _features(table):
+    """(source, feature) pairs of a printed table {"attn_3": {"2959": value}}."""
+    for component, values in table.items():
+        kind, layer = component.rsplit("_", 1)
+        yield from ((f"{layer}-{SUFFIX[kind]}", int(index)) for index in values)
+
+
+@pytest.mark.skipif(not PRINTED.exists(), reason="the printed figures of the notebooks are not beside this checkout")
+@pytest.mark.parametrize(
+    ("notebook", "number", "name"),
+    [
+        ("01_Names_Comparison.ipynb", 0, "Gender features"),
+        ("01_Names_Comparison.ipynb", 1, "Gender features female"),
+        ("01_Names_Comparison.ipynb", 2, "Gender features baseline"),
+        ("01_Professions.ipynb", 0, "Gender features stereotypical professions"),
+        ("01_Professions.ipynb", 1, "Gender features anti-stereotypical professions"),
+    ],
+)
+def test_the_printed_quick_lists_come_out_byte_for_byte(notebook, number, name):
+    printed = json.loads(PRINTED.read_text())[notebook]
+    urls = [quick_list_url("pythia-70m-deduped", _features(table), name) for table in printed["dicts"]]
+    assert printed["urls"][number] in urls and len(printed["urls"][number]) > 2000
+
+
+def test_a_quick_list_in_full():
+    url = quick_list_url("gpt2-small", [("5-att-kk", 7515)], "A list")
+    assert url == (
+        "https://neuronpedia.org/quick-list/?name=A%20list&features="
+        "%5B%7B%22modelId%22%3A%20%22gpt2-small%22%2C%20%22layer%22%3A%20%225-att-kk%22%2C%20%22index%22%3A%20%227515%22%7D%5D"
+    )
+    assert feature_url("gpt2-small", "5-att-kk", 7515) == "https://www.neuronpedia.org/gpt2-small/5-att-kk/7515"
+    assert feature_url("a/../b", "x?y#z", 1) == "https://www.neuronpedia.org/a%2F..%2Fb/x%3Fy%23z/1"
+
+
+def test_a_graph_that_knows_its_sources_links_its_features(tmp_path):
+    graph = with_sources(example_graph(), "gpt2-small", parse_sources(["z.0=0-att-kk", "mlp_out.1=1-tres-dc"]))
+    key = next(key for key in graph if key.startswith("z.0/f"))
+    index = graph.nodes[key]["feature"]
+    assert node_url(graph, key) == f"https://www.neuronpedia.org/gpt2-small/0-att-kk/{index}"
+    assert (
+        node_url(graph, "embed@0") is None and node_url(graph, next(k for k in graph if k.startswith("z.1/f"))) is None
+    )
+    assert graph_quick_list_url(graph, [key, key]) == quick_list_url("gpt2-small", [("0-att-kk", index)])
+    export_graph(graph, tmp_path / "graph.links.txt")
+    lines = (tmp_path / "graph.links.txt").read_text().splitlines()
+    linked = [key for key in graph if key.startswith(("z.0/f", "mlp_out.1/f"))]
+    assert len(lines) == len(linked) + 1 > 5 and lines[-1].startswith("quick list\thttps://neuronpedia.org/quick-list/")
+    assert lines[0].split("\t")[0] == max(linked, key=lambda key: abs(graph.nodes[key]["attribution"]))
+
+
+def test_what_has_no_page_is_said(tmp_path):
+    graph = example_graph()
+    key = next(key for key in graph if key.startswith("z.0/f"))
+    with pytest.raises(GraphError, match="dictionary at z.0 has no Neuronpedia source"):
+        graph_quick_list_url(graph, [key])
+    with pytest.raises(GraphError, match="node 'embed@0' is no feature"):
+        graph_quick_list_url(graph, ["embed@0"])
+    with pytest.raises(GraphError, match="no feature of the graph is of a dictionary with a Neuronpedia source"):
+        export_graph(graph, tmp_path / "graph.links.txt")
+    with pytest.raises(GraphError, match="source 'z.5' does not parse: expected SITE=SOURCE"):
+        parse_sources(["z.5"])
+    graph.graph["provenance"]["neuronpedia"] = {"sources": ["z.5"]}
+    with pytest.raises(GraphError, match="provenance.neuronpedia.sources is a list; expected an object"):
+        node_url(graph, key)
