@@ -254,27 +254,24 @@ def _graph_output(help: str) -> Callable[[Any], Any]:
     return click.option("-o", "--output", required=True, type=_GRAPH_FILE, help=help)
 
 
-def _neuronpedia(command: Any) -> Any:
-    """What Neuronpedia calls the model and its dictionaries, for exports that name them."""
-    command = click.option("--slug", help="Name of the graph there.  [default: the name of the file]")(command)
-    command = click.option(
-        "--neuronpedia-source",
-        "sources",
-        multiple=True,
-        metavar="SITE=SOURCE",
-        help="What a dictionary is called there, for instance z.5=5-att-kk; may be repeated.",
-    )(command)
-    return click.option("--neuronpedia-model", "scan", help="What the model is called there, for instance gpt2-small.")(
-        command
-    )
+def _format_settings(command: Any) -> Any:
+    """What only some formats take: names on Neuronpedia, the nine circuits of MIB."""
+    source = "What a dictionary is called on Neuronpedia, for instance z.5=5-att-kk; may be repeated."
+    for option in (
+        click.option("--slug", help="Name of the graph on Neuronpedia.  [default: the name of the file]"),
+        click.option("--neuronpedia-source", "sources", multiple=True, metavar="SITE=SOURCE", help=source),
+        click.option("--neuronpedia-model", "scan", help="What the model is called there, for instance gpt2-small."),
+        click.option("--circuits", is_flag=True, help="mib: nine circuits instead of scores."),
+    ):
+        command = option(command)
+    return command
 
 
 @main.command()
 @click.argument("graph", type=_GRAPH_FILE)
 @_graph_output("File to write; its suffix names the format.")
 @click.option("--format", "format_", help="Format, if the suffix does not name it: neuronpedia, eap, mib, graphml, ...")
-@click.option("--circuits", is_flag=True, help="mib: nine circuits instead of scores.")
-@_neuronpedia
+@_format_settings
 @_common
 def export(graph: Path, output: Path, format_: str | None, quiet: bool, debug: bool, **settings: Any) -> None:
     """Write GRAPH in another format: Neuronpedia, EAP-IG, GraphML, GEXF, Cytoscape, DOT, CSV, Parquet, links."""
@@ -304,8 +301,7 @@ def import_(file: Path, output: Path, format_: str | None, quiet: bool, debug: b
 @_graph_output("File to write; its suffix names the format.")
 @click.option("--from", "from_", help="Format of FILE, if neither suffix nor content tells it.")
 @click.option("--to", "to", help="Format to write, if the suffix does not name it.")
-@click.option("--circuits", is_flag=True, help="mib: nine circuits instead of scores.")
-@_neuronpedia
+@_format_settings
 @_common
 def convert(
     file: Path, output: Path, from_: str | None, to: str | None, quiet: bool, debug: bool, **settings: Any
