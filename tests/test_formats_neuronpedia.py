@@ -153,6 +153,7 @@ def test_ids_of_one_cell_do_not_collide():
         Node("embedding", Site("embed"), 1),
         Node("pos_embedding", Site("pos_embed"), 1),
         Node("metric", Site("metric"), 1),
+        *(Node("logit", Site("logit"), 1, token) for token in (5, 7)),
     ]
     assert {node.kind for node in nodes} == set(NODE_KINDS)
     assert len({fields_of(node, 2, 2)["node_id"] for node in nodes}) == len(nodes)
@@ -304,3 +305,23 @@ def test_a_file_read_without_our_block_can_be_written_again(tmp_path):
     graph = import_graph(tmp_path / "theirs.json")
     export_graph(graph, tmp_path / "again.neuronpedia.json")
     assert graph_to_text(import_graph(tmp_path / "again.neuronpedia.json")) == graph_to_text(graph)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_logits_that_a_graph_explains_are_their_logits(schema, tmp_path, tiny_model, tiny_dictionaries, tiny_pairs):
+    from circuitgraph.discover import discover_circuit
+
+    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs[:1], targets="logits", baseline="zero")
+    value = value_of(graph)
+    jsonschema.Draft7Validator(SCHEMAS[schema]).validate(value)
+    logits = [node for node in value["nodes"] if node["feature_type"] == "logit"]
+    ours = [data for _, data in graph.nodes(data=True) if data["kind"] == "logit"]
+    assert len(logits) == len(ours) >= 2 and all(node["is_target_logit"] for node in logits)
+    assert {node["feature"] for node in logits} == {data["feature"] for data in ours}
+    assert max(node["token_prob"] for node in logits) > 0.1
+    ends = {link["target"] for link in value["links"]} | {link["source"] for link in value["links"]}
+    assert ends <= {node["node_id"] for node in value["nodes"]} | set(value.get("qk_only_nodes", {}))
+    export_graph(graph, tmp_path / "g.neuronpedia.json")
+    back = import_graph(tmp_path / "g.neuronpedia.json")
+    assert dict(back.nodes(data=True)) == dict(graph.nodes(data=True))
+    assert sorted(back.edges(keys=True, data="weight")) == sorted(graph.edges(keys=True, data="weight"))

@@ -71,8 +71,13 @@ def neuronpedia_value(graph: nx.MultiDiGraph, *, slug: str, scan: str | None = N
     named = {contributor for results in traced.values() for name in results for (contributor, _) in results[name]}
     influence, sizes = _influence(exact["nodes"]), _sizes(graph)
     rows, only = [], {}
+    parts = {key for key, node in nodes.items() if node.kind == "logit"}
+    whole = {ids[key] for key, node in nodes.items() if node.kind == "metric" and parts}
+    links = [link for link in links if link["target"] not in whole]
     for row in exact["nodes"]:
         key = row["id"]
+        if ids[key] in whole:  # their targets are the logits that make up the metric
+            continue
         fields = _node(graph, row, nodes[key], sizes) | {"influence": influence.get(key)}
         if ids[key] in traced:
             fields["qk_tracing_results"] = {"pair_wise_contributors": []} | traced[ids[key]]
@@ -136,8 +141,10 @@ def _node(graph: nx.MultiDiGraph, row: dict[str, Any], node: Node, sizes: tuple[
     fields |= {
         "run_idx": 0,
         "reverse_ctx_idx": max(0, len(clean) - 1 - node.pos),
-        "is_target_logit": node.kind == "metric",
+        "is_target_logit": node.kind in ("metric", "logit"),
     }
+    if node.kind == "logit":
+        return fields | {"token_prob": _likely(graph).get(str(row.get("token")), 0.0)}
     return fields | {"token_prob": _answer(graph)[1] if node.kind == "metric" else 0.0}
 
 
@@ -148,6 +155,9 @@ def _label(graph: nx.MultiDiGraph, row: dict[str, Any], node: Node) -> str:
         answer, probability = _answer(graph)
         name = _shown(graph.graph["metric"]["name"])
         return f'{name} "{_shown(answer)}" (p={probability:.3f})'
+    if node.kind == "logit":
+        text = str(row.get("token", node.feature))
+        return f'Output "{_shown(text)}" (p={_likely(graph).get(text, 0.0):.3f})'
     if row.get("label"):
         return _shown(row["label"])
     if node.kind == "feature":
@@ -168,15 +178,21 @@ def _answer(graph: nx.MultiDiGraph) -> tuple[str, float]:
 
     The probability is 0 where the answer is not among the likeliest tokens, whose probabilities are all that a graph keeps.
     """
+    found = _likely(graph)
+    answers = _first_prompt(graph).get("answers")
+    if isinstance(answers, list) and answers:
+        return str(answers[0]), found.get(str(answers[0]), 0.0)
+    return next(iter(found.items()), (graph.graph["metric"]["name"], 0.0))
+
+
+def _likely(graph: nx.MultiDiGraph) -> dict[str, float]:
+    """The likeliest next tokens of the first prompt and their probabilities, as far as the graph keeps them."""
     likely = take_object(graph.graph.get("logits", {}), "graph.logits").get("clean", [])
     found = {}
     for pair in take_list(likely, "graph.logits.clean"):
         token, probability = (*take_list(pair, "a token of graph.logits.clean"), None, None)[:2]
         found[take_string(token, "a token of graph.logits.clean")] = take_number(probability, "its probability")
-    answers = _first_prompt(graph).get("answers")
-    if isinstance(answers, list) and answers:
-        return str(answers[0]), found.get(str(answers[0]), 0.0)
-    return next(iter(found.items()), (graph.graph["metric"]["name"], 0.0))
+    return found
 
 
 def _first_prompt(graph: nx.MultiDiGraph) -> dict[str, Any]:

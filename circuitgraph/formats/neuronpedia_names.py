@@ -46,6 +46,9 @@ def fields_of(node: Node, n_layers: int, n_pos: int) -> dict[str, Any]:
     if node.kind == "metric":
         top = str(n_layers)
         return _fields(f"{top}_0_{pos}", 0, top, pos, "logit", f"L_0-{pos}")
+    if node.kind == "logit":
+        top, token = str(n_layers), node.feature or 0
+        return _fields(f"{top}_{token}_{pos}", token, top, pos, "logit", f"L_{token}-{pos}")
     if layer is None:
         slot = pos if node.kind == "embedding" else n_pos + pos  # two embeddings of one position are two squares
         return _fields(f"E_{slot}_{pos}", slot, "E", pos, "embedding", f"E_{slot}-{pos}")
