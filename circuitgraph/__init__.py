@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from circuitgraph.dictionary_formats import load_dictionaries
     from circuitgraph.discover import discover_circuit
     from circuitgraph.errors import CircuitGraphError
-    from circuitgraph.evaluate import Evaluation, attach_evidence, evaluate_circuit
+    from circuitgraph.evaluate import attach_evidence, evaluate_circuit
+    from circuitgraph.evaluation import Evaluation
     from circuitgraph.formats import read_graph, write_graph
     from circuitgraph.model import load_model
     from circuitgraph.nodes import Node, Site
@@ -35,7 +36,7 @@ __version__ = "0.1.0"
 _HOME = {
     "CircuitGraphError": "errors",
     "DictionaryCheck": "check",
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "Node": "nodes",
     "PromptPair": "prompts",
     "Site": "nodes",
