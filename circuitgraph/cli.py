@@ -6,55 +6,26 @@ only click until a command runs, so that --help is quick, and it decides nothing
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from circuitgraph import __version__
+from circuitgraph.cli_measure import evaluate, intervene, measure
+from circuitgraph.cli_options import common_options as _common
+from circuitgraph.cli_options import defaults_of as _defaults
+from circuitgraph.cli_options import device_option as _device
+from circuitgraph.cli_options import load_all as _load
+from circuitgraph.cli_options import option as _option
+from circuitgraph.cli_options import progress_bar as _progress
 from circuitgraph.errors import CircuitGraphError
-
-
-def _defaults(module: str, function: str) -> dict[str, Any]:
-    """The keyword defaults of a function, read from its source: importing it would cost seconds."""
-    tree = ast.parse((Path(__file__).parent / module).read_text(encoding="utf-8"))
-    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
-    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-    return {arg.arg: ast.literal_eval(value) for arg, value in pairs if isinstance(value, ast.Constant)}
-
-
-def _option(defaults: dict[str, Any], name: str, help: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option for the keyword `name` of a function, with the function's own default and its type."""
-    default = defaults[name]
-    if default is not None:
-        settings.setdefault("type", type(default))
-    return click.option(
-        f"--{name.replace('_', '-')}", name, default=default, show_default=default is not None, help=help, **settings
-    )
-
 
 _DISCOVER = _defaults("discover.py", "discover_circuit")
 _PRUNE = _defaults("prune.py", "prune_graph")
 _DEMO = _defaults("demo/run.py", "run_demo")
 _CHECK = _defaults("check.py", "check_dictionaries")
-
-
-def _common(command: Any) -> Any:
-    """--quiet and --debug, which every command has."""
-    command = click.option("--quiet", is_flag=True, help="No progress on stderr.")(command)
-    return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(command)
-
-
-def _device(command: Any) -> Any:
-    return click.option(
-        "--device",
-        default=None,
-        help="Where the model runs, for instance cpu or cuda:0.  [default: the library's choice]",
-    )(command)
 
 
 class _Lines(click.Group):
@@ -74,6 +45,10 @@ class _Lines(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """Circuit graphs of language models that carry their evidence."""
+
+
+for _command in (evaluate, intervene, measure):
+    main.add_command(_command)
 
 
 @main.command()
@@ -266,58 +241,8 @@ def list_dictionaries(model: str | None, quiet: bool, debug: bool) -> None:
     click.echo(text, nl=False)
 
 
-def _load(
-    prompts: Path,
-    model: str,
-    dictionaries: tuple[str, ...],
-    length: int | None,
-    examples: int | None,
-    seed: int,
-    device: str | None,
-    progress: Callable[[str, int, int], None],
-) -> tuple[Any, Any, Any]:
-    """The model, its dictionaries and the pairs that the options name; the prompts are read first."""
-    import random
-
-    from circuitgraph import demo as embedded
-    from circuitgraph.dictionary_formats import load_dictionaries
-    from circuitgraph.model import load_model
-    from circuitgraph.prompts import read_pairs
-    from circuitgraph.tokens import pairs_of_length
-
-    pairs = read_pairs(prompts)
-    progress("loading the model", 0, 1)
-    loaded = load_model(embedded.MODEL if model == "demo" else model, device=device)
-    sources = [
-        path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])
-    ]
-    found = load_dictionaries(sources, loaded)
-    if length is not None:
-        pairs = pairs_of_length(loaded, pairs, length)
-    if examples is not None and examples < len(pairs):
-        pairs = random.Random(seed).sample(pairs, examples)
-    return loaded, found, pairs
-
-
 def _report(graph: Any, quiet: bool) -> None:
     if not quiet:
         for line in graph.graph["reports"]:
             click.echo(line, err=True)
         click.echo(f"{graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges", err=True)
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A function (stage, done, total) that moves a progress bar on stderr."""
-    if quiet:
-        yield lambda stage, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda stage, done, total: bar.update(
-            task, description=stage, completed=done, total=total if total > 1 else None
-        )

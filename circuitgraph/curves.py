@@ -44,8 +44,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class NoisePoint:
-    """The metric with the circuit's nodes `share` of the way from their corrupted to their clean value, all else free to
-    run: on the clean prompts (noising) and on the corrupted ones (denoising)."""
+    """The metric with the circuit's features and errors `share` of the way from their corrupted to their clean value, all else
+    free to run: on the clean prompts (noising) and on the corrupted ones (denoising). Embeddings stay those of the prompt;
+    without them the two would be one curve, as all differences enter there."""
 
     share: float
     noising: float
@@ -120,6 +121,7 @@ def noise_curve(
 ) -> tuple[NoisePoint, ...]:
     """The metric's means at eleven shares from 0 (corrupted) to 1 (clean)."""
     n_pos = clean_tokens.shape[1]
+    nodes = [node for node in nodes if node.kind in ("feature", "error")]
 
     def others() -> Kept:
         return kept_nodes(model, dictionaries, nodes, n_pos, "circuit", complement=True)

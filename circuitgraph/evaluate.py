@@ -44,11 +44,11 @@ def evaluate_circuit(
     *,
     pairs: Sequence[PromptPair] | None = None,
     metric: str | MetricFunction | None = None,
-    baselines: Sequence[str] = (),
+    baselines: Sequence[str] | None = None,
     n_patched: int = 50,
-    n_edges: int = 0,
-    n_dropped: int = 0,
-    curves: bool = False,
+    n_edges: int = 200,
+    n_dropped: int = 200,
+    curves: bool = True,
     top_k: int = 10,
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
@@ -56,13 +56,17 @@ def evaluate_circuit(
     """Run the circuit of the graph and patch its n_patched strongest nodes, on the prompts and baseline it was built from.
 
     pairs: other prompts of the same length. metric: needed only if the graph was built with a function of the user's.
-    baselines: further ones (corrupted, zero, mean, resample) under which faithfulness and completeness are measured.
+    baselines: further ones (corrupted, zero, mean, resample) under which faithfulness and completeness are measured; None:
+    all that the number of pairs allows.
     n_edges: the strongest pairs of connected nodes to measure; n_dropped: the weakest nodes to drop one by one;
     curves: circuits of growing size over all nodes, noising and denoising. seed: resampling, bootstrap and random order.
     Raises GraphError for a graph without provenance or with nodes that the model and dictionaries do not have.
     """
     own, settings = _provenance(graph)
     _check_counts(n_patched=n_patched, n_edges=n_edges, n_dropped=n_dropped, top_k=top_k)
+    pairs = own if pairs is None else list(pairs)
+    if baselines is None:
+        baselines = EVALUATION_BASELINES if len(pairs) > 1 else ("corrupted", "zero")
     names = list(dict.fromkeys([settings["baseline"], *baselines]))
     for name in names:
         if name not in EVALUATION_BASELINES:
@@ -71,13 +75,13 @@ def evaluate_circuit(
                 f"{did_you_mean(name, EVALUATION_BASELINES)}"
             )
     nodes = _nodes(graph, dictionaries)
-    case = _build_case(graph, model, dictionaries, own if pairs is None else list(pairs), metric, settings, names, seed)
+    case = _build_case(graph, model, dictionaries, pairs, metric, settings, names, seed)
     full = case.clean.metric
     measured = [row for name in names for row in _measure_settings(case, name, nodes, seed)]
     by_errors = {row.errors: row for row in measured if row.baseline == names[0]}
 
     strongest = sorted(nodes, key=lambda n: (-abs(graph.nodes[str(n)]["attribution"]), n.order))[:n_patched]
-    effects = _patch(case, strongest, missing_is_nothing=pairs is not None, progress=progress)
+    effects = _patch(case, strongest, missing_is_nothing=pairs != own, progress=progress)
     estimates = torch.tensor([graph.nodes[str(n)]["attribution"] for n in strongest])
     agreement = compare([str(node) for node in strongest], estimates, effects, top_k=top_k)
 
@@ -115,6 +119,36 @@ def evaluate_circuit(
         drops=drops,
         edge_effects=edge_effects,
     )
+
+
+def measure_graph(
+    graph: nx.MultiDiGraph,
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    *,
+    pairs: Sequence[PromptPair] | None = None,
+    metric: str | MetricFunction | None = None,
+    n_patched: int = 1000,
+    n_edges: int = 1000,
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+) -> nx.MultiDiGraph:
+    """A copy of the graph with the measured `effect` of its strongest nodes and edges, and its evidence under its own baseline."""
+    evaluation = evaluate_circuit(
+        graph,
+        model,
+        dictionaries,
+        pairs=pairs,
+        metric=metric,
+        baselines=(),
+        n_patched=n_patched,
+        n_edges=n_edges,
+        n_dropped=0,
+        curves=False,
+        seed=seed,
+        progress=progress,
+    )
+    return attach_evidence(graph, evaluation)
 
 
 def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evaluation) -> nx.MultiDiGraph:

@@ -31,6 +31,7 @@ def measure_edges(
     tables: Sequence[NodeTable],
     pairs: Sequence[tuple[Node, Node]],
     *,
+    freeze_norms: bool = False,
     batch_rows: int = 512,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Tensor:
@@ -38,7 +39,8 @@ def measure_edges(
     what the source writes (clean minus baseline) is taken from the stream that the target reads.
 
     The value of a feature is its pre-activation, that of the metric the metric. Comparable with the sum of `local_weight`
-    over the kinds of edges between the two. The pairs' sources must be in the tables.
+    over the kinds of edges between the two, which freezes the scales of the block's norms: so does freeze_norms. The pairs'
+    sources must be in the tables.
     """
     places = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
     groups: dict[Site, list[int]] = {}
@@ -46,7 +48,8 @@ def measure_edges(
         groups.setdefault(_read_at(model, dictionaries, target), []).append(i)
     layers = range(model.n_layers)
     parts = [Site(kind, layer) for kind in ("resid_pre", "attn_out", "mlp_out") for layer in layers]
-    logits, clean = model.run(tokens, record=sorted({*parts, *groups}, key=lambda site: site.depth))
+    scales = [s for kind in ("ln1_scale", "ln2_scale") for layer in layers if model.has(s := Site(kind, layer))]
+    logits, clean = model.run(tokens, record=sorted({*parts, *scales, *groups}, key=lambda site: site.depth))
     whole = metric(logits)
     batch, done = len(tokens), 0
     step = max(1, batch_rows // batch)
@@ -57,7 +60,8 @@ def measure_edges(
             progress("measuring edges", done, len(pairs))
             chosen = {source: n for n, source in enumerate(sources[first : first + step])}
             written = torch.stack([_written(model, *places[source], at, clean[parts[0]]) for source in chosen])
-            logits, read = _run_without(model, tokens, clean, at, written.flatten(0, 1))
+            held = [scale for scale in scales if freeze_norms and scale.layer == at.layer]
+            logits, read = _run_without(model, tokens, clean, at, written.flatten(0, 1), held)
             for i in (i for i in indices if pairs[i][0] in chosen):
                 source, target = pairs[i]
                 rows = slice(chosen[source] * batch, (chosen[source] + 1) * batch)
@@ -100,7 +104,7 @@ def _reaches(model: Model, site: Site, at: Site) -> bool:
 
 
 def _run_without(
-    model: Model, tokens: Tensor, clean: Mapping[Site, Tensor], at: Site, written: Tensor
+    model: Model, tokens: Tensor, clean: Mapping[Site, Tensor], at: Site, written: Tensor, held: Sequence[Site]
 ) -> tuple[Tensor, Tensor]:
     """Logits and what is read at `at` when `written` [n * batch, pos, d_model] is taken from the stream it depends on."""
     layer, n = at.layer or 0, len(written) // len(tokens)
@@ -110,13 +114,12 @@ def _run_without(
         value = clean[site].repeat(n, 1, 1)
         return lambda x, recorded: value if change is None else value - change
 
-    in_block = {before: constant(before, written)}
+    replace = {before: constant(before, written)}
     if at.kind == "resid_post":
         replace = {before: constant(before), attention: constant(attention), mlp: constant(mlp, written)}
-    elif at.kind in _BEFORE_ATTENTION or model.parallel:
-        replace = in_block
-    else:
+    elif at.kind not in _BEFORE_ATTENTION and not model.parallel:
         replace = {before: constant(before), attention: constant(attention, written)}
+    replace |= {site: constant(site) for site in held}
     start = (layer, clean[before].repeat(n, 1, 1)) if layer else None
     logits, recorded = model.run(tokens.repeat(n, 1), record=[at], replace=replace, start=start)
     return logits, recorded[at]
