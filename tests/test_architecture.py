@@ -39,7 +39,7 @@ FLOW = [
     {"evaluate", "intervention_report"},
     {"formats", "render"},
     {"check", "registry"},
-    {"demo"},
+    {"demo", "studies"},
     {"cli_options"},
     {"cli_measure"},
     {"cli"},
