@@ -32,7 +32,7 @@ FLOW = [
     {"edits"},
     {"intervention_checks"},
     {"splice"},
-    {"generate", "compare_attention"},
+    {"generation", "attention_comparison"},
     {"intervene", "summary", "agreement"},
     {"curves", "measure_edges"},
     {"evaluation"},

@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_laws import assert_close
 
-from circuitgraph.compare_attention import compare_attention
+from circuitgraph.attention_comparison import compare_attention
 from circuitgraph.errors import CircuitGraphError, PromptError
-from circuitgraph.generate import generate
+from circuitgraph.generation import generate
 from circuitgraph.nodes import Site
 from circuitgraph.splice import run_with_interventions
 

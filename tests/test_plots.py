@@ -7,7 +7,7 @@ import importlib
 import pytest
 import torch
 
-from circuitgraph.compare_attention import AttentionComparison
+from circuitgraph.attention_comparison import AttentionComparison
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import RenderError
 from circuitgraph.evaluate import evaluate_circuit

@@ -14,7 +14,7 @@ from typing import Any
 
 import networkx as nx
 
-from circuitgraph.compare_attention import AttentionComparison
+from circuitgraph.attention_comparison import AttentionComparison
 from circuitgraph.errors import CircuitGraphError, RenderError
 from circuitgraph.evaluation import Evaluation
 from circuitgraph.files import write_atomically
