@@ -391,6 +391,18 @@ def test_frozen_attention_norms_and_mlps_leave_the_direct_effect(family):
     )
 
 
+def test_at_a_frozen_site_a_feature_loses_what_it_had_before_all_changes(family):
+    """Though what its dictionary reads is changed upstream."""
+    model, dictionaries = family
+    _, values = model.run(TOKENS, record=SITES)
+    index, acts = active(model, dictionaries, MLP1, values)
+    texts = ["resid_post.0@3*=3", f"mlp_out.1/f{index}@3=0"]
+    run = run_with_interventions(model, dictionaries, TOKENS, texts, freeze=["mlp_out.1"], cache=[MLP1])
+    change = run.activations[MLP1] - values[MLP1]
+    assert_close(change[:, 3], -acts[:, None] * dictionaries[MLP1].weights.W_dec[index])
+    assert not change[:, :3].any() and not change[:, 4:].any()
+
+
 def test_with_attention_and_norms_frozen_attention_is_linear_in_its_input(family):
     model, dictionaries = family
     site = Site("attn_out", 1)
