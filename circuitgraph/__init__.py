@@ -17,17 +17,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from circuitgraph.attention_comparison import compare_attention
     from circuitgraph.check import DictionaryCheck, check_dictionaries
     from circuitgraph.dictionary_formats import load_dictionaries
     from circuitgraph.discover import discover_circuit
     from circuitgraph.errors import CircuitGraphError
-    from circuitgraph.evaluate import Evaluation, attach_evidence, evaluate_circuit
+    from circuitgraph.evaluate import attach_evidence, evaluate_circuit, measure_graph
+    from circuitgraph.evaluation import Evaluation
     from circuitgraph.formats import read_graph, write_graph
+    from circuitgraph.generation import generate
     from circuitgraph.model import load_model
     from circuitgraph.nodes import Node, Site
     from circuitgraph.prompts import PromptPair, read_pairs
     from circuitgraph.prune import prune_graph
     from circuitgraph.render import render_dot, render_html, render_svg, write_rendering
+    from circuitgraph.splice import run_with_interventions
     from circuitgraph.tasks import make_pairs
 
 __version__ = "0.1.0"
@@ -35,23 +39,27 @@ __version__ = "0.1.0"
 _HOME = {
     "CircuitGraphError": "errors",
     "DictionaryCheck": "check",
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "Node": "nodes",
     "PromptPair": "prompts",
     "Site": "nodes",
     "attach_evidence": "evaluate",
     "check_dictionaries": "check",
+    "compare_attention": "attention_comparison",
     "discover_circuit": "discover",
     "evaluate_circuit": "evaluate",
+    "generate": "generation",
     "load_dictionaries": "dictionary_formats",
     "load_model": "model",
     "make_pairs": "tasks",
+    "measure_graph": "evaluate",
     "prune_graph": "prune",
     "read_graph": "formats",
     "read_pairs": "prompts",
     "render_dot": "render",
     "render_html": "render",
     "render_svg": "render",
+    "run_with_interventions": "splice",
     "write_graph": "formats",
     "write_rendering": "render",
 }

@@ -6,66 +6,29 @@ only click until a command runs, so that --help is quick, and it decides nothing
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from circuitgraph import __version__
+from circuitgraph.cli_files import convert, export, import_
+from circuitgraph.cli_measure import evaluate, intervene, measure
+from circuitgraph.cli_options import common_options as _common
+from circuitgraph.cli_options import defaults_of as _defaults
+from circuitgraph.cli_options import device_option as _device
+from circuitgraph.cli_options import load_all as _load
+from circuitgraph.cli_options import loading_options as _loading
+from circuitgraph.cli_options import option as _option
+from circuitgraph.cli_options import progress_bar as _progress
+from circuitgraph.cli_options import report as _report
 from circuitgraph.errors import CircuitGraphError
-
-
-def _defaults(module: str, function: str) -> dict[str, Any]:
-    """The keyword defaults of a function, read from its source: importing it would cost seconds."""
-    tree = ast.parse((Path(__file__).parent / module).read_text(encoding="utf-8"))
-    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
-    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-    return {arg.arg: ast.literal_eval(value) for arg, value in pairs if isinstance(value, ast.Constant)}
-
-
-def _option(defaults: dict[str, Any], name: str, help: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option for the keyword `name` of a function, with the function's own default and its type."""
-    default = defaults[name]
-    if default is not None:
-        settings.setdefault("type", type(default))
-    return click.option(
-        f"--{name.replace('_', '-')}", name, default=default, show_default=default is not None, help=help, **settings
-    )
-
 
 _DISCOVER = _defaults("discover.py", "discover_circuit")
 _PRUNE = _defaults("prune.py", "prune_graph")
 _DEMO = _defaults("demo/run.py", "run_demo")
 _CHECK = _defaults("check.py", "check_dictionaries")
-
-
-def _common(command: Any) -> Any:
-    """--quiet and --debug, which every command has."""
-    command = click.option("--quiet", is_flag=True, help="No progress on stderr.")(command)
-    return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(command)
-
-
-def _device(command: Any) -> Any:
-    return click.option(
-        "--device",
-        default=None,
-        help="Where the model runs, for instance cpu or cuda:0.  [default: the library's choice]",
-    )(command)
-
-
-def _loading(command: Any) -> Any:
-    """--dtype and --lazy: how the model and the dictionaries are loaded."""
-    names = click.Choice(["float32", "bfloat16", "float16", "float64"])
-    command = click.option(
-        "--dtype", default="float32", show_default=True, type=names, help="What the model computes in."
-    )(command)
-    return click.option("--lazy", is_flag=True, help="Read a dictionary's weights when used, and free them after.")(
-        command
-    )
 
 
 class _Lines(click.Group):
@@ -85,6 +48,10 @@ class _Lines(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """Circuit graphs of language models that carry their evidence."""
+
+
+for _command in (evaluate, intervene, measure, export, import_, convert):
+    main.add_command(_command)
 
 
 @main.command()
@@ -247,82 +214,6 @@ def show(graph: Path, top: int, quiet: bool, debug: bool) -> None:
     click.echo(summary_text(read_graph(graph), top=top), nl=False)
 
 
-_GRAPH_FILE = click.Path(path_type=Path)
-
-
-def _graph_output(help: str) -> Callable[[Any], Any]:
-    return click.option("-o", "--output", required=True, type=_GRAPH_FILE, help=help)
-
-
-def _format_settings(command: Any) -> Any:
-    """What only some formats take: names on Neuronpedia, the nine circuits of MIB."""
-    source = "What a dictionary is called on Neuronpedia, for instance z.5=5-att-kk; may be repeated."
-    for option in (
-        click.option("--slug", help="Name of the graph on Neuronpedia.  [default: the name of the file]"),
-        click.option("--neuronpedia-source", "sources", multiple=True, metavar="SITE=SOURCE", help=source),
-        click.option("--neuronpedia-model", "scan", help="What the model is called there, for instance gpt2-small."),
-        click.option("--circuits", is_flag=True, help="mib: nine circuits instead of scores."),
-    ):
-        command = option(command)
-    return command
-
-
-@main.command()
-@click.argument("graph", type=_GRAPH_FILE)
-@_graph_output("File to write; its suffix names the format.")
-@click.option("--format", "format_", help="Format, if the suffix does not name it: neuronpedia, eap, mib, graphml, ...")
-@_format_settings
-@_common
-def export(graph: Path, output: Path, format_: str | None, quiet: bool, debug: bool, **settings: Any) -> None:
-    """Write GRAPH in another format: Neuronpedia, EAP-IG, GraphML, GEXF, Cytoscape, DOT, CSV, Parquet, links."""
-    from circuitgraph.formats import export_graph, read_graph
-
-    export_graph(_named_there(read_graph(graph), settings), output, format_, **settings)
-    click.echo(output)
-
-
-@main.command("import")
-@click.argument("file", type=_GRAPH_FILE)
-@_graph_output("Graph file to write (.json or .json.gz).")
-@click.option("--format", "format_", help="Format of FILE, if neither suffix nor content tells it.")
-@_common
-def import_(file: Path, output: Path, format_: str | None, quiet: bool, debug: bool) -> None:
-    """Read FILE of any readable format and write it as a graph file."""
-    from circuitgraph.formats import import_graph, write_graph
-
-    graph = import_graph(file, format_)
-    write_graph(graph, output)
-    _report(graph, quiet)
-    click.echo(output)
-
-
-@main.command()
-@click.argument("file", type=_GRAPH_FILE)
-@_graph_output("File to write; its suffix names the format.")
-@click.option("--from", "from_", help="Format of FILE, if neither suffix nor content tells it.")
-@click.option("--to", "to", help="Format to write, if the suffix does not name it.")
-@_format_settings
-@_common
-def convert(
-    file: Path, output: Path, from_: str | None, to: str | None, quiet: bool, debug: bool, **settings: Any
-) -> None:
-    """Read FILE of any readable format and write it in any writable one; older graph files become new ones."""
-    from circuitgraph.formats import export_graph, import_graph
-
-    export_graph(_named_there(import_graph(file, from_), settings), output, to, **settings)
-    click.echo(output)
-
-
-def _named_there(graph: Any, settings: dict[str, Any]) -> Any:
-    """The graph with the names that the options give; settings are left with what the format is told."""
-    from circuitgraph.formats import parse_sources, with_sources
-
-    sources, scan = parse_sources(settings.pop("sources")), settings.pop("scan")
-    for name in [name for name, value in settings.items() if value is None or value is False]:
-        del settings[name]
-    return with_sources(graph, scan, sources) if sources or scan else graph
-
-
 @main.command()
 @click.argument("prompts", type=click.Path(path_type=Path))
 @click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")
@@ -391,63 +282,3 @@ def list_dictionaries(model: str | None, quiet: bool, debug: bool) -> None:
     registry = read_registry()
     text = registry_text(list_releases(registry, model=model), list_sets(registry, model=model))
     click.echo(text, nl=False)
-
-
-def _load(
-    prompts: Path,
-    model: str,
-    dictionaries: tuple[str, ...],
-    length: int | None,
-    examples: int | None,
-    seed: int,
-    device: str | None,
-    progress: Callable[[str, int, int], None],
-    *,
-    dtype: str = "float32",
-    lazy: bool = False,
-) -> tuple[Any, Any, Any]:
-    """The model, its dictionaries and the pairs that the options name; the prompts are read first."""
-    import random
-
-    from circuitgraph import demo as embedded
-    from circuitgraph.dictionary_formats import load_dictionaries
-    from circuitgraph.model import DTYPES, load_model
-    from circuitgraph.prompts import read_pairs
-    from circuitgraph.tokens import pairs_of_length
-
-    pairs = read_pairs(prompts)
-    progress("loading the model", 0, 1)
-    loaded = load_model(embedded.MODEL if model == "demo" else model, device=device, dtype=DTYPES[dtype])
-    sources = [
-        path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])
-    ]
-    found = load_dictionaries(sources, loaded, lazy=lazy)
-    if length is not None:
-        pairs = pairs_of_length(loaded, pairs, length)
-    if examples is not None and examples < len(pairs):
-        pairs = random.Random(seed).sample(pairs, examples)
-    return loaded, found, pairs
-
-
-def _report(graph: Any, quiet: bool) -> None:
-    if not quiet:
-        for line in graph.graph["reports"]:
-            click.echo(line, err=True)
-        click.echo(f"{graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges", err=True)
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A function (stage, done, total) that moves a progress bar on stderr."""
-    if quiet:
-        yield lambda stage, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda stage, done, total: bar.update(
-            task, description=stage, completed=done, total=total if total > 1 else None
-        )

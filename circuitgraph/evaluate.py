@@ -6,55 +6,35 @@ of the graph. Everything here is measured; this module attributes nothing of its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.activations import Baseline, run_baseline, run_clean, sites_of
-from circuitgraph.attribution import attribute_nodes
+from circuitgraph.activations import BASELINES, Baseline, CleanRun, run_baseline, run_clean, sites_of
+from circuitgraph.agreement import Agreement, Interval, compare, ratio
+from circuitgraph.attribution import attribute_nodes, rank_nodes
+from circuitgraph.curves import Curve, NoisePoint, cmd, cpr, noise_curve, size_curves
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.discover import Progress, node_gradients
-from circuitgraph.errors import GraphError
-from circuitgraph.intervene import Errors, kept_nodes, patch_effects, run_with_nodes
+from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
+from circuitgraph.evaluation import NOT_NEEDED, Evaluation, Setting
+from circuitgraph.intervene import ERRORS, Kept, circuit_metrics, kept_nodes, node_values, patch_effects
+from circuitgraph.measure_edges import measure_edges
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
-from circuitgraph.nodes import Node, Site
-from circuitgraph.prompts import PromptPair
+from circuitgraph.nodes import EDGE_KINDS, Node, Site
+from circuitgraph.prompts import PromptPair, pairs_to_text
+from circuitgraph.splice import resample_rows
+from circuitgraph.tables import NodeTable
 from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Measured facts about a circuit C of the model M, means over the examples.
-
-    faithfulness = (m(C) - m(0)) / (m(M) - m(0)); 0 is the run with every node at its baseline value. In C the nodes of
-    the graph run freely and every other node has its baseline value; `faithfulness` lets all error nodes run freely too
-    (against a corrupted baseline they carry only what the circuit puts into them: without any other node the corrupted
-    run comes out), `faithfulness_errors_of_circuit` those among its nodes, `faithfulness_errors_removed` none. None where
-    m(M) = m(0).
-    pearson_r compares attribution and measured patching effect of the n_patched strongest nodes; None if undefined.
-    effects: node -> measured effect, metric clean - metric with that node alone at its baseline value.
-    """
-
-    baseline: str
-    n_nodes: int
-    n_edges: int
-    metric_clean: float
-    metric_empty: float
-    faithfulness: float | None
-    faithfulness_errors_of_circuit: float | None
-    faithfulness_errors_removed: float | None
-    pearson_r: float | None
-    n_patched: int
-    effects: dict[str, float] = field(repr=False)
-
-    def summary(self) -> dict[str, Any]:
-        """The evaluation without the effects of single nodes, as JSON values."""
-        return {key: value for key, value in asdict(self).items() if key != "effects"}
+EVALUATION_BASELINES = (*BASELINES, "resample")
 
 
 def evaluate_circuit(
@@ -62,74 +42,298 @@ def evaluate_circuit(
     model: Model,
     dictionaries: Mapping[Site, Dictionary],
     *,
+    pairs: Sequence[PromptPair] | None = None,
     metric: str | MetricFunction | None = None,
+    baselines: Sequence[str] | None = None,
     n_patched: int = 50,
+    n_edges: int = 200,
+    n_dropped: int = 200,
+    curves: bool = True,
+    top_k: int = 10,
+    seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
 ) -> Evaluation:
     """Run the circuit of the graph and patch its n_patched strongest nodes, on the prompts and baseline it was built from.
 
-    metric: needed only if the graph was built with a function of the user's. Raises GraphError for a graph without
-    provenance or with nodes that the model and dictionaries do not have.
+    pairs: other prompts of the same length. metric: needed only if the graph was built with a function of the user's.
+    baselines: further ones (corrupted, zero, mean, resample) under which faithfulness and completeness are measured; None:
+    all that the number of pairs allows.
+    n_edges: the strongest pairs of connected nodes to measure; n_dropped: the weakest nodes to drop one by one;
+    curves: circuits of growing size over all nodes, noising and denoising. seed: resampling, bootstrap and random order.
+    Raises GraphError for a graph without provenance or with nodes that the model and dictionaries do not have.
     """
-    pairs, settings = _provenance(graph)
-    tokens = tokenize_pairs(model, pairs)
-    score = build_metric(metric if metric is not None else settings["metric"], tokens.answers, tokens.wrong_answers)
+    own, settings = _provenance(graph)
+    _check_counts(n_patched=n_patched, n_edges=n_edges, n_dropped=n_dropped, top_k=top_k)
+    pairs = own if pairs is None else list(pairs)
+    if baselines is None:
+        baselines = EVALUATION_BASELINES if len(pairs) > 1 else ("corrupted", "zero")
+    names = list(dict.fromkeys([settings["baseline"], *baselines]))
+    for name in names:
+        if name not in EVALUATION_BASELINES:
+            raise CircuitGraphError(
+                f"baseline {name!r} is unknown; expected one of {', '.join(EVALUATION_BASELINES)}."
+                f"{did_you_mean(name, EVALUATION_BASELINES)}"
+            )
     nodes = _nodes(graph, dictionaries)
-    sites = sites_of(model, dictionaries.values())
-    clean = run_clean(model, tokens, sites, score)
-    base = run_baseline(model, tokens, sites, score, settings["baseline"])
+    case = _build_case(graph, model, dictionaries, pairs, metric, settings, names, seed)
+    full = case.clean.metric
+    measured = [row for name in names for row in _measure_settings(case, name, nodes, seed)]
+    by_errors = {row.errors: row for row in measured if row.baseline == names[0]}
 
-    gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method="gradient", steps=1, rule="left")
-    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients)
     strongest = sorted(nodes, key=lambda n: (-abs(graph.nodes[str(n)]["attribution"]), n.order))[:n_patched]
-    effects = patch_effects(model, tokens.clean, clean.values, score, tables, strongest, progress=progress).mean(1)
+    effects = _patch(case, strongest, missing_is_nothing=pairs != own, progress=progress)
     estimates = torch.tensor([graph.nodes[str(n)]["attribution"] for n in strongest])
+    agreement = compare([str(node) for node in strongest], estimates, effects, top_k=top_k)
 
-    def metric_of(kept: list[Node], errors: Errors) -> float:
-        return _circuit_metric(model, dictionaries, tokens, base, score, kept, errors)
-
-    full, empty = float(clean.metric.mean()), metric_of([], "remove")
-
-    def faithfulness(value: float) -> float | None:
-        return None if full == empty else (value - empty) / (full - empty)
+    progress("dropping nodes", 0, 1)
+    drops = _drop_nodes(case, graph, nodes, n_dropped, float(full.mean()) - by_errors["keep"].metric_empty, progress)
+    edges, edge_effects = _edges(case, graph, n_edges, top_k, progress)
+    found, noise = _curves(case, nodes, by_errors["keep"].metric_empty, seed, progress) if curves else ((), ())
+    by_order = {curve.order: curve for curve in found}
 
     return Evaluation(
-        baseline=base.kind,
+        baseline=names[0],
+        prompts=hashlib.sha256(pairs_to_text(case.pairs).encode()).hexdigest(),
+        seed=seed,
+        n_examples=len(case.pairs),
         n_nodes=len(nodes),
         n_edges=graph.number_of_edges(),
-        metric_clean=full,
-        metric_empty=empty,
-        faithfulness=faithfulness(metric_of(nodes, "keep")),
-        faithfulness_errors_of_circuit=faithfulness(metric_of(nodes, "circuit")),
-        faithfulness_errors_removed=faithfulness(metric_of(nodes, "remove")),
-        pearson_r=_pearson(estimates.to(effects), effects),
+        metric_clean=float(full.mean()),
+        metric_empty=by_errors["keep"].metric_empty,
+        faithfulness=_value(by_errors["keep"].faithfulness),
+        faithfulness_errors_of_circuit=_value(by_errors["circuit"].faithfulness),
+        faithfulness_errors_removed=_value(by_errors["remove"].faithfulness),
+        completeness=_value(by_errors["keep"].completeness),
+        pearson_r=agreement.pearson_r,
         n_patched=len(strongest),
+        nodes=agreement,
+        edges=edges,
+        settings=tuple(measured),
+        n_dropped=len(drops),
+        n_not_needed=sum(drop < NOT_NEEDED for drop in drops.values()) if drops else None,
+        cpr=cpr(by_order["signed"]) if found else None,
+        cmd=cmd(by_order["absolute"]) if found else None,
+        curves=found,
+        noise=noise,
         effects={str(node): float(effect) for node, effect in zip(strongest, effects, strict=True)},
+        drops=drops,
+        edge_effects=edge_effects,
     )
 
 
+def measure_graph(
+    graph: nx.MultiDiGraph,
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    *,
+    pairs: Sequence[PromptPair] | None = None,
+    metric: str | MetricFunction | None = None,
+    n_patched: int = 1000,
+    n_edges: int = 1000,
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+) -> nx.MultiDiGraph:
+    """A copy of the graph with the measured `effect` of its strongest nodes and edges, and its evidence under its own baseline."""
+    evaluation = evaluate_circuit(
+        graph,
+        model,
+        dictionaries,
+        pairs=pairs,
+        metric=metric,
+        baselines=(),
+        n_patched=n_patched,
+        n_edges=n_edges,
+        n_dropped=0,
+        curves=False,
+        seed=seed,
+        progress=progress,
+    )
+    return attach_evidence(graph, evaluation)
+
+
 def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evaluation) -> nx.MultiDiGraph:
-    """A copy of the graph with the evaluation as `evidence` and each measured `effect` at its node."""
+    """A copy of the graph with the evaluation as `evidence` and each measured `effect` at its node, or at the edges of all
+    kinds between two nodes together."""
     result = graph.copy()
     result.graph["evidence"] = evaluation.summary()
     nx.set_node_attributes(result, evaluation.effects, "effect")
+    for source, target, attributes in result.edges(data=True):
+        if (source, target) in evaluation.edge_effects:
+            attributes["effect"] = evaluation.edge_effects[source, target]
     return result
 
 
-def _circuit_metric(
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """The runs that every measurement shares; bases[name] for each baseline, of which `baseline` is the graph's."""
+
+    model: Model
+    dictionaries: Mapping[Site, Dictionary]
+    pairs: Sequence[PromptPair]
+    tokens: TokenizedPairs
+    metric: Metric
+    clean: CleanRun
+    bases: Mapping[str, Baseline]
+    tables: Sequence[NodeTable]
+    baseline: str
+
+
+def _build_case(
+    graph: nx.MultiDiGraph,
     model: Model,
     dictionaries: Mapping[Site, Dictionary],
-    tokens: TokenizedPairs,
-    base: Baseline,
-    metric: Metric,
-    nodes: list[Node],
-    errors: Errors,
-) -> float:
-    kept = kept_nodes(model, dictionaries, nodes, tokens.clean.shape[1], errors)
-    return float(metric(run_with_nodes(model, dictionaries, tokens.clean, base, kept)).mean())
+    pairs: list[PromptPair],
+    metric: str | MetricFunction | None,
+    settings: dict[str, Any],
+    names: Sequence[str],
+    seed: int,
+) -> _Case:
+    tokens = tokenize_pairs(model, pairs)
+    length = len(graph.graph["tokens"]["clean"])
+    if tokens.clean.shape[1] != length:
+        raise GraphError(
+            f"the prompts have {tokens.clean.shape[1]} tokens, the graph's have {length}; nodes are aligned by position"
+        )
+    score = build_metric(metric if metric is not None else settings["metric"], tokens.answers, tokens.wrong_answers)
+    sites = sites_of(model, dictionaries.values())
+    clean = run_clean(model, tokens, sites, score)
+    corrupted = run_baseline(model, tokens, sites, score, "corrupted")
+    assert corrupted.values is not None
+    bases = {"corrupted": corrupted}
+    for name in names:
+        if name == "resample":
+            rows = resample_rows(len(pairs), seed)
+            values = {site: value[rows] for site, value in corrupted.values.items()}
+            bases[name] = Baseline("corrupted", values, corrupted.logits, corrupted.metric)
+        elif name != "corrupted":
+            bases[name] = run_baseline(model, tokens, sites, score, name)
+    settings = {"method": "gradient", "steps": 1, "rule": "left"} | settings
+    how: dict[str, Any] = {key: settings[key] for key in ("method", "steps", "rule")}
+    gradients = node_gradients(model, dictionaries, tokens, clean, bases[names[0]], score, **how)
+    tables = attribute_nodes(model, dictionaries, clean.values, bases[names[0]], gradients)
+    return _Case(model, dictionaries, pairs, tokens, score, clean, bases, tables, names[0])
+
+
+def _measure_settings(case: _Case, baseline: str, nodes: Sequence[Node], seed: int) -> list[Setting]:
+    """Circuit and complement under every treatment of errors, in one forward pass where they fit."""
+    masks = functools.partial(kept_nodes, case.model, case.dictionaries, n_pos=case.tokens.clean.shape[1])
+    circuits: list[Callable[[], Kept]] = [lambda: masks([], errors="remove")]
+    for errors in ERRORS:
+        for other in (False, True):
+            circuits.append(functools.partial(masks, nodes, errors=errors, complement=other))
+    empty, *rest = _metrics(case, baseline, circuits)
+    total = case.clean.metric - empty
+    return [
+        Setting(
+            baseline,
+            errors,
+            float(empty.mean()),
+            float(inside.mean()),
+            float(outside.mean()),
+            ratio(inside - empty, total, seed=seed),
+            ratio(outside - empty, total, seed=seed),
+        )
+        for errors, inside, outside in zip(ERRORS, rest[::2], rest[1::2], strict=True)
+    ]
+
+
+def _metrics(
+    case: _Case,
+    baseline: str,
+    circuits: Sequence[Callable[[], Kept]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    held = node_values(case.model, case.dictionaries, case.bases[baseline].values)
+    return circuit_metrics(
+        case.model, case.dictionaries, case.tokens.clean, held, case.metric, circuits, progress=progress
+    )
+
+
+def _patch(case: _Case, nodes: Sequence[Node], *, missing_is_nothing: bool, progress: Progress) -> Tensor:
+    """The mean measured effect of each node; on other prompts a feature that is active in neither run has none."""
+    there = {node for table in case.tables for node in table.nodes()}
+    chosen = [node for node in nodes if not missing_is_nothing or node in there]
+    clean = case.clean.values
+    found = patch_effects(case.model, case.tokens.clean, clean, case.metric, case.tables, chosen, progress=progress)
+    by_node = dict(zip(chosen, found.mean(1).tolist(), strict=True))
+    return torch.tensor([by_node.get(node, 0.0) for node in nodes], dtype=found.dtype)
+
+
+def _drop_nodes(
+    case: _Case, graph: nx.MultiDiGraph, nodes: Sequence[Node], n: int, total: float, progress: Progress
+) -> dict[str, float]:
+    """Loss of faithfulness (errors of the circuit) without each of the n weakest nodes; empty where it is undefined."""
+    weakest = sorted(nodes, key=lambda node: (abs(graph.nodes[str(node)]["attribution"]), node.order))[:n]
+    if not weakest or total == 0:
+        return {}
+    masks = functools.partial(kept_nodes, case.model, case.dictionaries, n_pos=case.tokens.clean.shape[1])
+    circuits = [functools.partial(masks, [n for n in nodes if n != node]) for node in [None, *weakest]]
+    whole, *without = (
+        _metrics(case, case.baseline, circuits, lambda done, of: progress("dropping nodes", done, of)).mean(1).tolist()
+    )
+    return {str(node): (whole - value) / total for node, value in zip(weakest, without, strict=True)}
+
+
+def _edges(
+    case: _Case, graph: nx.MultiDiGraph, n: int, top_k: int, progress: Progress
+) -> tuple[Agreement | None, dict[tuple[str, str], float]]:
+    """local_weight, summed over kinds, against the measured effect, of the n pairs of nodes with the largest |weight|.
+
+    Only pairs that the direct path explains: the target a feature or the metric, no skip connection or component to pass.
+    """
+    there = {str(node) for table in case.tables for node in table.nodes()}
+    weights: dict[tuple[str, str], list[float]] = {}
+    for source, target, data in graph.edges(data=True):
+        direct = graph.nodes[target]["kind"] in ("feature", "metric") and data["kind"] in EDGE_KINDS
+        if direct and source in there:
+            pair = weights.setdefault((source, target), [0.0, 0.0])
+            pair[0] += data["weight"]
+            pair[1] += data["local_weight"]
+    if not n or not weights or any(dictionary.W_skip is not None for dictionary in case.dictionaries.values()):
+        return None, {}
+    strongest = sorted(weights, key=lambda pair: (-abs(weights[pair][0]), Node.parse(pair[0]).order, pair[1]))[:n]
+    pairs = [(Node.parse(source), Node.parse(target)) for source, target in strongest]
+    tokens, clean = case.tokens.clean, case.metric
+    measured = measure_edges(case.model, case.dictionaries, tokens, clean, case.tables, pairs, progress=progress).mean(
+        1
+    )
+    predicted = torch.tensor([weights[pair][1] for pair in strongest])
+    agreement = compare([" -> ".join(pair) for pair in strongest], predicted, measured, top_k=top_k)
+    return agreement, dict(zip(strongest, measured.tolist(), strict=True))
+
+
+def _curves(
+    case: _Case, nodes: Sequence[Node], empty: float, seed: int, progress: Progress
+) -> tuple[tuple[Curve, ...], tuple[NoisePoint, ...]]:
+    """Curves over circuit size, empty where m(M) = m(0), and between corrupted and clean."""
+    model, dictionaries, tokens = case.model, case.dictionaries, case.tokens
+    constant = {"pos_embedding"} | ({"bias"} if case.bases[case.baseline].values is None else set())
+    ranked = [(value, node) for value, node in rank_nodes(case.tables) if node.kind not in constant]
+    full = float(case.clean.metric.mean())
+    found: tuple[Curve, ...] = ()
+    if full != empty:
+        found = size_curves(
+            model,
+            dictionaries,
+            tokens.clean,
+            node_values(model, dictionaries, case.bases[case.baseline].values),
+            case.metric,
+            ranked,
+            full,
+            empty,
+            seed=seed,
+            progress=lambda done, total: progress("circuits of growing size", done, total),
+        )
+    progress("noising and denoising", 0, 1)
+    clean, corrupted = (
+        node_values(model, dictionaries, run) for run in (case.clean.values, case.bases["corrupted"].values)
+    )
+    noise = noise_curve(model, dictionaries, tokens.clean, tokens.corrupted, clean, corrupted, case.metric, nodes)
+    return found, noise
 
 
 def _provenance(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any]]:
+    """The prompt pairs and settings that the graph was built with."""
     provenance = graph.graph.get("provenance", {})
     if not provenance.get("prompts") or not {"metric", "baseline"} <= set(provenance.get("settings", {})):
         raise GraphError(
@@ -154,8 +358,11 @@ def _nodes(graph: nx.MultiDiGraph, dictionaries: Mapping[Site, Dictionary]) -> l
     return nodes
 
 
-def _pearson(x: Tensor, y: Tensor) -> float | None:
-    """Correlation of two vectors; None for fewer than two values or no variance."""
-    if len(x) < 2 or not bool(x.std()) or not bool(y.std()):
-        return None
-    return float(torch.corrcoef(torch.stack([x, y]))[0, 1])
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 0:
+            raise CircuitGraphError(f"{name} is {count}; expected 0 or more")
+
+
+def _value(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.value

@@ -23,13 +23,17 @@ from circuitgraph.model import Model, Replace
 from circuitgraph.nodes import Node, Site
 from circuitgraph.tables import NodeTable
 
-Errors = Literal["keep", "circuit", "remove"]
+Errors = Literal["keep", "circuit", "residual", "remove"]
+ERRORS: tuple[Errors, ...] = ("keep", "circuit", "residual", "remove")
+
+_ELEMENTS = 1 << 25  # numbers in one table of activations [rows, pos, d_sae]
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
     """The nodes that keep the value they have in the run: features[site] [pos, d_sae], errors[site] [pos], biases[site]
-    [pos] and embeddings [pos], all boolean. Every other node takes its baseline value."""
+    [pos] and embeddings [pos], all boolean, of one circuit; of several, with one more dimension in front. Every other node
+    takes its baseline value."""
 
     features: Mapping[Site, Tensor]
     errors: Mapping[Site, Tensor]
@@ -37,25 +41,105 @@ class Kept:
     embeddings: Tensor
 
 
-def kept_nodes(
-    model: Model, dictionaries: Mapping[Site, Dictionary], nodes: Iterable[Node], n_pos: int, errors: Errors = "circuit"
-) -> Kept:
-    """The masks of these nodes. errors: "keep" keeps every error node, "remove" none, "circuit" those among the nodes."""
+@dataclass(frozen=True, eq=False)
+class NodeValues:
+    """What every node is in one run: acts [batch, pos, d_sae] by dictionary; errors and the biases of dictionaries that
+    normalise [batch, pos, d] by site; embeddings [batch, pos, d_model]."""
+
+    acts: Mapping[Site, Tensor]
+    errors: Mapping[Site, Tensor]
+    biases: Mapping[Site, Tensor]
+    embeddings: Tensor
+
+    def mixed(self, other: NodeValues, share: float) -> NodeValues:
+        """`share` of the way from these values to the other ones."""
+
+        def mix(a: Mapping[Site, Tensor], b: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
+            return {site: a[site] + share * (b[site] - a[site]) for site in a}
+
+        embeddings = self.embeddings + share * (other.embeddings - self.embeddings)
+        return NodeValues(
+            mix(self.acts, other.acts), mix(self.errors, other.errors), mix(self.biases, other.biases), embeddings
+        )
+
+
+def node_values(
+    model: Model, dictionaries: Mapping[Site, Dictionary], values: Mapping[Site, Tensor] | None
+) -> NodeValues:
+    """The nodes of the run with these activations. None stands for baseline zero: no features, errors and embeddings, and
+    biases that are left alone."""
     sites = node_sites(model, dictionaries)
-    features = {s: torch.zeros(n_pos, d.d_sae, dtype=torch.bool, device=model.device) for s, d in dictionaries.items()}
-    error = {s: torch.full((n_pos,), errors == "keep", device=model.device) for s in sites}
-    biases = {s: torch.zeros(n_pos, dtype=torch.bool, device=model.device) for s in sites}
-    embeddings = torch.zeros(n_pos, dtype=torch.bool, device=model.device)
+    if values is None:
+        zero = torch.zeros((), device=model.device)
+        return NodeValues(dict.fromkeys(dictionaries, zero), dict.fromkeys(sites, zero), {}, zero)
+    acts = {key: dictionary.encode(values[dictionary.reads]) for key, dictionary in dictionaries.items()}
+    errors: dict[Site, Tensor] = {}
+    biases: dict[Site, Tensor] = {}
+    for site in sites:
+        errors[site] = values[site]
+        for key, dictionary in _writers(dictionaries, site):
+            columns, read = dictionary.columns(site), values[dictionary.reads]
+            W_dec = dictionary.weights.W_dec[:, columns].to(acts[key].dtype)
+            errors[site] = errors[site] - acts[key] @ W_dec - affine_part(dictionary, read)[..., columns]
+            if dictionary.weights.normalize != "none":
+                biases[site] = biases.get(site, 0) + dictionary.bias(read)[..., columns]
+    return NodeValues(acts, errors, biases, values[Site("embed")])
+
+
+def kept_nodes(
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    nodes: Iterable[Node],
+    n_pos: int,
+    errors: Errors = "circuit",
+    *,
+    complement: bool = False,
+) -> Kept:
+    """The masks of these nodes, or of all others. errors: "keep" keeps every error node, "remove" none, "circuit" those
+    of the circuit (or complement), "residual" those of it at dictionaries of the residual stream."""
+    sites = node_sites(model, dictionaries)
+    features = {s: torch.zeros(n_pos, d.d_sae, dtype=torch.bool) for s, d in dictionaries.items()}
+    error = {s: torch.zeros(n_pos, dtype=torch.bool) for s in sites}
+    biases = {s: torch.zeros(n_pos, dtype=torch.bool) for s in sites}
+    embeddings = torch.zeros(n_pos, dtype=torch.bool)
+    at: dict[Site, tuple[list[int], list[int]]] = {s: ([], []) for s in dictionaries}
     for node in nodes:
         if node.kind == "feature":
-            features[node.site][node.pos, node.feature] = True
-        elif node.kind == "error" and errors == "circuit":
+            at[node.site][0].append(node.pos)
+            at[node.site][1].append(node.feature)  # type: ignore[arg-type]
+        elif node.kind == "error":
             error[node.site][node.pos] = True
         elif node.kind == "bias":
             biases[node.site][node.pos] = True
         elif node.kind == "embedding":
             embeddings[node.pos] = True
-    return Kept(features, error, biases, embeddings)
+    for site, (pos, feature) in at.items():
+        features[site][pos, feature] = True
+    masks = [features, error, biases]
+    if complement:
+        masks = [{site: ~mask for site, mask in group.items()} for group in masks]
+        embeddings = ~embeddings
+    for site, mask in masks[1].items():
+        if errors == "keep":
+            mask[:] = True
+        elif errors == "remove" or (errors == "residual" and not site.kind.startswith("resid_")):
+            mask[:] = False
+    moved = [{site: mask.to(model.device) for site, mask in group.items()} for group in masks]
+    return Kept(moved[0], moved[1], moved[2], embeddings.to(model.device))
+
+
+def stack_kept(circuits: Sequence[Kept]) -> Kept:
+    """The masks of several circuits as one."""
+
+    def stack(groups: Sequence[Mapping[Site, Tensor]]) -> dict[Site, Tensor]:
+        return {site: torch.stack([group[site] for group in groups]) for site in groups[0]}
+
+    return Kept(
+        stack([kept.features for kept in circuits]),
+        stack([kept.errors for kept in circuits]),
+        stack([kept.biases for kept in circuits]),
+        torch.stack([kept.embeddings for kept in circuits]),
+    )
 
 
 def run_with_nodes(
@@ -67,39 +151,84 @@ def run_with_nodes(
     constants of the model. Components without a dictionary are all error. Skip connections are no nodes: they pass on
     what the edited run puts into them.
     """
-    embed = Site("embed")
-    replace: dict[Site, Replace] = {embed: _edit(embed, {}, baseline, kept.embeddings, kept)}
+    held = node_values(model, dictionaries, baseline.values)
+    return run_circuits(model, dictionaries, tokens, held, stack_kept([kept]))[0]
+
+
+def run_circuits(
+    model: Model, dictionaries: Mapping[Site, Dictionary], tokens: Tensor, held: NodeValues, kept: Kept
+) -> Tensor:
+    """`run_with_nodes` of n circuits in one forward pass, [n, batch, pos, vocab]; nodes outside have the values `held`."""
+    shape = (len(kept.embeddings), len(tokens))
+    replace: dict[Site, Replace] = {
+        Site("embed"): _edit(Site("embed"), [], held.embeddings, held, kept.embeddings, kept, shape)
+    }
     for site in node_sites(model, dictionaries):
-        writers = {key: d for key, d in dictionaries.items() if site in d.sites}
-        replace[site] = _edit(site, writers, baseline, kept.errors[site], kept)
+        writers = _writers(dictionaries, site)
+        replace[site] = _edit(site, writers, held.errors[site], held, kept.errors[site], kept, shape)
     reads = {dictionary.reads for dictionary in dictionaries.values()}
-    return model.run(tokens, record=sorted(reads, key=lambda s: s.depth), replace=replace)[0]
+    logits, _ = model.run(tokens.repeat(shape[0], 1), record=sorted(reads, key=lambda s: s.depth), replace=replace)
+    unflattened: Tensor = logits.unflatten(0, shape)
+    return unflattened
 
 
-def _edit(site: Site, writers: Mapping[Site, Dictionary], baseline: Baseline, errors: Tensor, kept: Kept) -> Replace:
-    """x [batch, pos, d] with the features, errors and biases outside the masks at their baseline value."""
+def circuit_metrics(
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    tokens: Tensor,
+    held: NodeValues,
+    metric: Metric,
+    circuits: Sequence[Callable[[], Kept]],
+    *,
+    batch_rows: int = 512,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """The metric of each circuit, [circuits, batch], as many in one forward pass as fit; masks are made when needed."""
+    batch, n_pos = tokens.shape
+    widest = max((dictionary.d_sae for dictionary in dictionaries.values()), default=1)
+    step = max(1, min(batch_rows, _ELEMENTS // (n_pos * widest)) // batch)
+    found = []
+    for first in range(0, len(circuits), step):
+        progress(first, len(circuits))
+        kept = stack_kept([make() for make in circuits[first : first + step]])
+        found += [metric(logits) for logits in run_circuits(model, dictionaries, tokens, held, kept)]
+    return torch.stack(found)
+
+
+def _edit(
+    site: Site,
+    writers: Sequence[tuple[Site, Dictionary]],
+    held_error: Tensor,
+    held: NodeValues,
+    errors: Tensor,
+    kept: Kept,
+    shape: tuple[int, int],
+) -> Replace:
+    """x [circuits * batch, pos, d] with the features, errors and biases outside the masks at their held value."""
 
     def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
-        base = baseline.values
+        x = x.unflatten(0, shape)
         change = torch.zeros_like(x)
-        error, base_error = x, torch.zeros_like(x) if base is None else base[site]
-        for key, dictionary in writers.items():
-            columns, read = dictionary.columns(site), recorded[dictionary.reads]
+        error = x
+        for key, dictionary in writers:
+            columns, read = dictionary.columns(site), recorded[dictionary.reads].unflatten(0, shape)
             W_dec = dictionary.weights.W_dec[:, columns].to(x.dtype)
             acts = dictionary.encode(read)
-            base_acts = torch.zeros_like(acts)
             error = error - acts @ W_dec - affine_part(dictionary, read)[..., columns]
-            if base is not None:
-                base_read = base[dictionary.reads]
-                base_acts = dictionary.encode(base_read)
-                base_error = base_error - base_acts @ W_dec - affine_part(dictionary, base_read)[..., columns]
-                if dictionary.weights.normalize != "none":
-                    moved = (dictionary.bias(base_read) - dictionary.bias(read))[..., columns]
-                    change = change + torch.where(kept.biases[site][:, None], 0, moved)
-            change = change + torch.where(kept.features[key], 0, base_acts - acts) @ W_dec
-        return x + change + torch.where(errors[:, None], 0, base_error - error)
+            if site in held.biases and dictionary.weights.normalize != "none":
+                change = change - torch.where(
+                    kept.biases[site][:, None, :, None], 0, dictionary.bias(read)[..., columns]
+                )
+            change = change + torch.where(kept.features[key][:, None], 0, held.acts[key] - acts) @ W_dec
+        if site in held.biases:
+            change = change + torch.where(kept.biases[site][:, None, :, None], 0, held.biases[site])
+        return (x + change + torch.where(errors[:, None, :, None], 0, held_error - error)).flatten(0, 1)
 
     return edit
+
+
+def _writers(dictionaries: Mapping[Site, Dictionary], site: Site) -> list[tuple[Site, Dictionary]]:
+    return [(key, dictionary) for key, dictionary in dictionaries.items() if site in dictionary.sites]
 
 
 def patch_effects(

@@ -20,7 +20,7 @@ graph = cg.discover_circuit(model, dictionaries, pairs)
 print("nodes  faithfulness  without errors")
 for max_nodes in (10, 30, 100, 300):
     circuit = cg.prune_graph(graph, max_nodes=max_nodes)
-    evidence = cg.evaluate_circuit(circuit, model, dictionaries, n_patched=10)
+    evidence = cg.evaluate_circuit(circuit, model, dictionaries, n_patched=10, n_edges=0, n_dropped=0, curves=False)
     print(f"{len(circuit) - 1:5}  {evidence.faithfulness:12.2f}  {evidence.faithfulness_errors_removed:14.2f}")
 
 circuit = cg.prune_graph(graph, max_nodes=60, top_k=6)

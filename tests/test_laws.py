@@ -417,7 +417,7 @@ def test_keeping_every_node_leaves_the_logits_unchanged_bit_for_bit(case):
     )
 
 
-def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_row(zero_case):
+def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_row(zero_case, monkeypatch):
     case = zero_case
     site = Site("mlp_out", 0)
     table = next(t for t in case.tables if t.site == site and t.kind == "feature")
@@ -429,12 +429,14 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
     kept.features[site][table.pos[i], table.feature[i]] = False
     dictionary = case.dictionaries[site]
     edited = {}
-    from circuitgraph.intervene import _edit
+    original = type(case.model).run
 
-    edit = _edit(site, {site: dictionary}, case.base, kept.errors[site], kept)
-    case.model.run(
-        case.tokens.clean, record=[dictionary.reads], replace={site: lambda x, r: edited.setdefault("x", edit(x, r))}
-    )
+    def run(self, tokens, *, record, replace):
+        seen = {site: lambda x, r: edited.setdefault("x", replace[site](x, r))}
+        return original(self, tokens, record=record, replace={**replace, **seen})
+
+    monkeypatch.setattr(type(case.model), "run", run)
+    run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, kept)
     change = (edited["x"] - case.clean.values[site])[0, table.pos[i]]
     assert_close(change, -table.acts[0, i] * dictionary.weights.W_dec[table.feature[i]])
 

@@ -16,7 +16,7 @@ from circuitgraph.demo import MODEL, circuit_dictionaries
 from circuitgraph.dictionary_formats import load_dictionaries
 from circuitgraph.discover import Progress, discover_circuit
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.evaluate import attach_evidence, evaluate_circuit
+from circuitgraph.evaluate import measure_graph
 from circuitgraph.files import check_writable
 from circuitgraph.formats import write_graph
 from circuitgraph.model import load_model
@@ -82,7 +82,7 @@ def run_demo(
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
     graph = discover_circuit(model, dictionaries, pairs, metric=TASKS[task].metric, progress=progress)
     circuit = prune_graph(graph, max_nodes=max_nodes)
-    circuit = attach_evidence(circuit, evaluate_circuit(circuit, model, dictionaries, progress=progress))
+    circuit = measure_graph(circuit, model, dictionaries, n_patched=50, n_edges=0, progress=progress)
 
     progress("writing", 0, 1)
     write_graph(circuit, files[0])

@@ -1,0 +1,193 @@
+"""The commands that run the model to check a graph or to see what an intervention does: evaluate, measure, intervene.
+
+Like the rest of the command line they parse, call one function, write, and say where.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from circuitgraph.cli_options import common_options, defaults_of, device_option, load_all, option, progress_bar
+
+_EVALUATE = defaults_of("evaluate.py", "evaluate_circuit")
+_MEASURE = defaults_of("evaluate.py", "measure_graph")
+_INTERVENE = defaults_of("intervention_report.py", "report_interventions")
+
+
+def _graph_and_model(command: Any) -> Any:
+    """GRAPH [PROMPTS] --model --dictionaries and what chooses among the prompts."""
+    for decorate in (
+        click.option(
+            "--seed", default=0, show_default=True, help="Seed of draws, resampling, bootstrap, random order."
+        ),
+        click.option("--examples", type=click.IntRange(min=1), help="Use only this many pairs, drawn at random."),
+        click.option("--length", type=int, help="Use only pairs of this many tokens."),
+        click.option(
+            "--dictionaries",
+            default=["demo"],
+            show_default=True,
+            multiple=True,
+            help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
+        ),
+        click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'."),
+        click.argument("prompts", required=False, type=click.Path(path_type=Path)),
+        click.argument("graph", type=click.Path(path_type=Path)),
+    ):
+        command = decorate(command)
+    return command
+
+
+@click.command()
+@_graph_and_model
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Report to write (.json).")
+@click.option(
+    "--plots", type=click.Path(path_type=Path), help="Also draw the curves and scatter plots into this folder."
+)
+@option(_EVALUATE, "n_patched", "Strongest nodes to patch one by one.")
+@option(_EVALUATE, "n_edges", "Strongest connected pairs of nodes to measure.")
+@option(_EVALUATE, "n_dropped", "Weakest nodes to drop one by one.")
+@click.option(
+    "--curves/--no-curves", default=_EVALUATE["curves"], show_default=True, help="Circuits of growing size; noising."
+)
+@click.option(
+    "--baselines",
+    multiple=True,
+    help="Further baselines: corrupted, zero, mean, resample.  [default: all that the pairs allow]",
+)
+@option(_EVALUATE, "top_k", "How many of the strongest to compare, estimated against measured.")
+@device_option
+@common_options
+def evaluate(
+    graph: Path,
+    prompts: Path | None,
+    model: str,
+    dictionaries: tuple[str, ...],
+    length: int | None,
+    examples: int | None,
+    seed: int,
+    output: Path,
+    plots: Path | None,
+    baselines: tuple[str, ...],
+    device: str | None,
+    quiet: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Measure the circuit GRAPH by running the model, on the prompts it was built from or on the pairs in PROMPTS."""
+    import json
+
+    from circuitgraph.evaluate import evaluate_circuit
+    from circuitgraph.evaluation import evaluation_text
+    from circuitgraph.files import check_writable, write_atomically
+    from circuitgraph.formats import read_graph
+    from circuitgraph.render.plots import evaluation_plots, write_plots
+
+    check_writable(output)
+    circuit = read_graph(graph)
+    with progress_bar(quiet) as progress:
+        loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress)
+        result = evaluate_circuit(
+            circuit,
+            loaded,
+            found,
+            pairs=pairs,
+            baselines=baselines or None,
+            seed=seed,
+            progress=progress,
+            **settings,
+        )
+        write_atomically(output, json.dumps(result.record(), indent=2, allow_nan=False) + "\n")
+        drawn = [] if plots is None else write_plots(evaluation_plots(circuit, result), plots)
+    click.echo(evaluation_text(result), nl=False)
+    for path in (output, *drawn):
+        click.echo(path)
+
+
+@click.command()
+@_graph_and_model
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
+@option(_MEASURE, "n_patched", "Strongest nodes to patch one by one.")
+@option(_MEASURE, "n_edges", "Strongest connected pairs of nodes to measure.")
+@device_option
+@common_options
+def measure(
+    graph: Path,
+    prompts: Path | None,
+    model: str,
+    dictionaries: tuple[str, ...],
+    length: int | None,
+    examples: int | None,
+    seed: int,
+    output: Path,
+    device: str | None,
+    quiet: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Write GRAPH again with the measured effect of its nodes and edges, and its faithfulness, as evidence."""
+    from circuitgraph.evaluate import measure_graph
+    from circuitgraph.files import check_writable
+    from circuitgraph.formats import read_graph, write_graph
+
+    check_writable(output)
+    circuit = read_graph(graph)
+    with progress_bar(quiet) as progress:
+        loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress)
+        write_graph(
+            measure_graph(circuit, loaded, found, pairs=pairs, seed=seed, progress=progress, **settings), output
+        )
+    click.echo(output)
+
+
+@click.command()
+@click.argument("prompts", type=click.Path(path_type=Path))
+@click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")
+@click.option(
+    "--dictionaries",
+    default=["demo"],
+    show_default=True,
+    multiple=True,
+    help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
+)
+@click.option(
+    "--set",
+    "interventions",
+    required=True,
+    multiple=True,
+    help="What to change, for instance 'mlp_out.3/f17@5=0'; may be repeated, all together.",
+)
+@click.option(
+    "--freeze", multiple=True, help="What keeps its value: attention, norms, mlp, or a site; may be repeated."
+)
+@option(_INTERVENE, "metric", "logit_difference, probability_difference, logit or log_probability.")
+@option(_INTERVENE, "top_k", "Likeliest next tokens to list.")
+@click.option("--length", type=int, help="Use only pairs of this many tokens.")
+@click.option("--examples", type=click.IntRange(min=1), help="Use only this many pairs, drawn at random.")
+@click.option("--seed", default=0, show_default=True, help="Seed of draws and of resampling.")
+@device_option
+@common_options
+def intervene(
+    prompts: Path,
+    model: str,
+    dictionaries: tuple[str, ...],
+    interventions: tuple[str, ...],
+    length: int | None,
+    examples: int | None,
+    seed: int,
+    device: str | None,
+    quiet: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Run the clean prompts in PROMPTS with and without interventions: the metric, and the likeliest next tokens."""
+    from circuitgraph.intervention_report import report_interventions
+    from circuitgraph.interventions import parse_intervention
+
+    chosen = [parse_intervention(one) for one in interventions]
+    with progress_bar(quiet) as progress:
+        loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress)
+        text = report_interventions(loaded, found, pairs, chosen, seed=seed, **settings)
+    click.echo(text, nl=False)
