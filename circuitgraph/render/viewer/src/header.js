@@ -1,0 +1,25 @@
+// Above the grid: both prompts with what differs marked, and the numbers that say how far to trust the circuit.
+
+import { byId, element } from "./dom.js";
+import { visible } from "./text.js";
+import { basis } from "./tables.js";
+
+export function buildHeader(graph) {
+  byId("title").textContent = `${graph.metric} ${graph.compare ? "circuits compared" : "circuit"}`;
+  byId("model").textContent = graph.model;
+  const prompts = [["clean", graph.clean, graph.corrupted], ["corrupted", graph.corrupted, graph.clean]];
+  if (graph.compare && !graph.compare.same_tokens) {
+    const { clean = [], corrupted = [] } = graph.compare.tokens;
+    prompts.push(["clean, B", clean, corrupted], ["corrupted, B", corrupted, clean]);
+  }
+  byId("prompts").replaceChildren(...prompts.filter(([, tokens]) => tokens.length).map(([side, tokens, other]) => promptLine(side, tokens, other)));
+  const shown = (list, title) => list.map(([name, value, word, explanation]) => element("div", { title: explanation }, element("dt", {}, title ? `${title}: ${name}` : name), element("dd", {}, value, basis(word))));
+  byId("facts").replaceChildren(...shown(graph.facts, graph.compare && "A"), ...(graph.compare ? shown(graph.compare.facts, "B") : []));
+}
+
+function promptLine(side, tokens, other) {
+  // word-level tokenizers keep no spaces, so there one goes between words
+  const spaced = tokens.some((token) => /^\s/.test(token)) ? tokens : tokens.map((token, i) => (i && /^[\p{L}\p{N}]/u.test(token) ? ` ${token}` : token));
+  const pieces = spaced.map((token, pos) => element(tokens[pos] === other[pos] ? "span" : "mark", {}, visible(token, " ")));
+  return element("div", {}, element("dt", {}, side), element("dd", { tabindex: tokens.length > 40 ? 0 : null }, pieces));
+}

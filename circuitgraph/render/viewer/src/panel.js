@@ -1,0 +1,177 @@
+// The right side: the selected node with what it reads and what reads it, else the circuit as a whole.
+
+import { button, byId, element } from "./dom.js";
+import { isError, kindWords, tokenAt } from "./data.js";
+import { nodeSizes } from "./filter.js";
+import { many, percent, plural, signed, visible } from "./text.js";
+import { basis, edgeBadge, edgeTable, headSummary, nodeLink, sideBadge, symbol } from "./tables.js";
+
+const SAFE_ID = /^[\w.-]+(\/[\w.-]+)+$/;
+
+export function showPanel(app) {
+  const node = app.state.selected;
+  byId("panel").replaceChildren(...(node >= 0 ? nodePanel(app, node) : overview(app)).flat().filter(Boolean));
+}
+
+function nodePanel(app, node) {
+  const { graph, state } = app;
+  const inputs = graph.inputs(node);
+  const outputs = graph.outputs(node);
+  const pinned = state.pins.has(node);
+  const attention = inputs.some((e) => graph.headCount[e]);
+  return [
+    element("h2", { id: "node-name", tabindex: -1 }, symbol(graph, node), element("span", { class: "mono" }, visible(graph.id[node]))),
+    element("p", { class: "hint" }, kindWords(graph, node), where(graph, node), sideBadge(graph, graph.compare && graph.nodeIn[node])),
+    element(
+      "div",
+      { class: "actions" },
+      button(pinned ? "unpin" : "pin", () => app.togglePin(node), { "aria-pressed": String(pinned), title: "p" }),
+      button("trace to metric", () => app.trace(node), { title: "t", disabled: graph.kindOf[node] === "metric" }),
+      neuronpedia(graph, node),
+    ),
+    state.path.length && onPath(graph, state, node) && pathSection(app),
+    words(app, node),
+    facts(nodeFacts(graph, node)),
+    headSummary(graph, inputs),
+    edgeTable(app, "Inputs", inputs, graph.source, attention),
+    edgeTable(app, "Outputs", outputs, graph.target, false),
+  ];
+}
+
+const onPath = (graph, state, node) => state.path.some((e) => graph.source[e] === node || graph.target[e] === node);
+
+function where(graph, node) {
+  const pos = graph.pos[node];
+  if (Number.isNaN(pos)) return "";
+  const [clean, corrupted] = [tokenAt(graph.clean, pos), tokenAt(graph.corrupted, pos)];
+  return [` at position ${pos} `, element("code", {}, clean), clean !== corrupted && [" in the corrupted prompt ", element("code", {}, corrupted)]];
+}
+
+// [name, value, basis] of everything known about the node.
+export function nodeFacts(graph, node) {
+  const found = [];
+  const add = (name, value, word) => Number.isFinite(value) && found.push([name, signed(value), word]);
+  const metric = graph.kindOf[node] === "metric";
+  add(metric ? "clean − corrupted" : "attribution", graph.attribution[node], metric ? "measured" : "estimated");
+  if (!metric && Number.isFinite(graph.attribution[node])) found.push(["of the metric", percent(graph.attribution[node] / graph.unit), "estimated"]);
+  add("effect", graph.effect[node], "measured");
+  if (graph.compare) {
+    add("attribution in B", graph.otherAttribution[node], "estimated");
+    add("effect in B", graph.otherEffect[node], "measured");
+    if (graph.nodeIn[node] === 0 && Number.isFinite(graph.attribution[node])) add("B − A", graph.otherAttribution[node] - graph.attribution[node], "estimated");
+  }
+  add("activation, clean", graph.activation[node], "measured");
+  add("at baseline", graph.baseline[node], "measured");
+  add("influence", graph.influence[node], "estimated");
+  const fromErrors = graph.inputs(node).reduce((sum, e) => sum + (isError(graph, graph.source[e]) ? Math.abs(graph.weight[e]) : 0), 0);
+  if (fromErrors) found.push(["input from errors", percent(fromErrors / graph.inputTotal[node]), "estimated"]);
+  if (graph.topTokens[node].length) found.push(["promotes", element("span", { class: "tokens-list" }, graph.topTokens[node].map((token) => element("code", {}, visible(token)))), ""]);
+  for (const [name, value] of Object.entries(graph.more[node] ?? {}))
+    if (name !== "label" && name !== "note") found.push([visible(name.replace(/_/g, " "), " "), visible(typeof value === "string" ? value : JSON.stringify(value), " "), ""]);
+  return found;
+}
+
+export const facts = (list) =>
+  element("dl", { class: "facts" }, list.map(([name, value, word]) => element("div", {}, element("dt", {}, name), element("dd", {}, value, word && basis(word)))));
+
+function neuronpedia(graph, node) {
+  const id = graph.more[node]?.neuronpedia ?? graph.links[graph.siteOf[node]];
+  if (graph.kindOf[node] !== "feature" || typeof id !== "string" || !SAFE_ID.test(id)) return null;
+  const path = id.split("/").map(encodeURIComponent).join("/");
+  const whole = graph.more[node]?.neuronpedia ? path : `${path}/${graph.feature[node]}`;
+  return element("a", { class: "chip", href: `https://www.neuronpedia.org/${whole}`, target: "_blank", rel: "noopener noreferrer" }, "Neuronpedia ↗");
+}
+
+// The reader's own label and note; they travel with the URL and the saved graph.
+function words(app, node) {
+  const { state } = app;
+  const set = (map) => (event) => {
+    if (event.target.value) map.set(node, event.target.value);
+    else map.delete(node);
+    app.wordsChanged();
+  };
+  const label = element("input", { id: "label", type: "text", maxlength: 80, placeholder: "your label", autocomplete: "off", oninput: set(state.labels) });
+  const note = element("textarea", { id: "note", rows: 2, placeholder: "your note", oninput: set(state.notes) });
+  label.value = state.labels.get(node) ?? "";
+  note.value = state.notes.get(node) ?? "";
+  return element("div", { class: "words" }, element("label", { for: "label" }, "label"), label, element("label", { for: "note" }, "note"), note);
+}
+
+function pathSection(app) {
+  const { graph, state } = app;
+  const steps = state.path.map((e) => element("li", {}, nodeLink(app, graph.source[e]), edgeBadge(graph, e), ` ${signed(graph.weight[e])}`));
+  const last = graph.target[state.path[state.path.length - 1]];
+  return element(
+    "section",
+    { class: "path" },
+    element("h3", {}, "Strongest path to the metric"),
+    element("ol", {}, steps, element("li", {}, nodeLink(app, last))),
+    element("p", { class: "hint" }, `${percent(state.pathShare ?? NaN)} of the metric's input runs along it, as the product of shares `, basis("estimated")),
+    button("pin the path", () => app.pinPath()),
+  );
+}
+
+function overview(app) {
+  const { graph } = app;
+  const size = nodeSizes(graph);
+  const strongest = [...size.keys()].filter((node) => graph.kindOf[node] !== "metric").sort((a, b) => size[b] - size[a]).slice(0, 12);
+  const measured = strongest.some((node) => Number.isFinite(graph.effect[node]));
+  const row = (node) =>
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row" }, nodeLink(app, node)),
+      graph.compare && element("td", {}, sideBadge(graph, graph.nodeIn[node])),
+      element("td", { class: graph.attribution[node] < 0 ? "number minus" : "number" }, signed(graph.attribution[node])),
+      measured && element("td", { class: "number" }, Number.isFinite(graph.effect[node]) ? signed(graph.effect[node]) : ""),
+    );
+  const provenance = graph.graph.provenance && Object.keys(graph.graph.provenance).length;
+  return [
+    element("h2", {}, graph.compare ? "Two circuits" : "The circuit"),
+    graph.statement && element("p", { class: "statement" }, graph.statement),
+    element("p", { class: "hint" }, "Click a node for what it reads and what reads it; ", element("kbd", {}, "["), " and ", element("kbd", {}, "]"), " follow the strongest edge down and up. ", element("kbd", {}, "?"), " explains the rest."),
+    graph.compare && compareSummary(graph),
+    strongest.length > 0 &&
+      element(
+        "table",
+        {},
+        element("caption", {}, "Largest attributions"),
+        element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "node"), graph.compare && element("th", { scope: "col" }, "in"), element("th", { scope: "col" }, "attribution", element("small", {}, " estimated")), measured && element("th", { scope: "col" }, "effect", element("small", {}, " measured")))),
+        element("tbody", {}, strongest.map(row)),
+      ),
+    kindTable(graph),
+    list("Not in this page", graph.left_out),
+    list("What was left out on the way", graph.graph.reports),
+    provenance && element("details", {}, element("summary", {}, "Provenance"), element("pre", { tabindex: 0 }, JSON.stringify(graph.graph.provenance, null, 2).split("\n").map((line) => `${visible(line, " ")}\n`))),
+  ];
+}
+
+const list = (title, lines) =>
+  Array.isArray(lines) && lines.length > 0 && [element("h3", {}, title), element("ul", { class: "reports" }, lines.map((line) => element("li", {}, visible(line, " "))))];
+
+function compareSummary(graph) {
+  const count = (column, side) => column.reduce((sum, value) => sum + (value === side), 0);
+  const words = ["in both", "only in A", "only in B"];
+  const row = (side) => element("tr", {}, element("th", { scope: "row" }, sideBadge(graph, side), ` ${words[side]}`), element("td", { class: "number" }, many(count(graph.nodeIn, side))), element("td", { class: "number" }, many(count(graph.edgeIn, side))));
+  return element(
+    "table",
+    {},
+    element("caption", {}, `A ${graph.compare.names[0]}, B ${graph.compare.names[1]}`),
+    element("thead", {}, element("tr", {}, ["", "nodes", "edges"].map((name) => element("th", { scope: "col" }, name)))),
+    element("tbody", {}, [0, 1, 2].map(row)),
+  );
+}
+
+function kindTable(graph) {
+  if (!graph.m) return null;
+  const rows = graph.kinds.map(([, name, meaning, colour], kind) => {
+    let [count, weight] = [0, 0];
+    for (let e = 0; e < graph.m; e += 1)
+      if (graph.kind[e] === kind) {
+        count += 1;
+        weight += Math.abs(graph.weight[e]);
+      }
+    return element("tr", {}, element("th", { scope: "row" }, element("span", { class: `badge c-${colour}` }, name), " ", element("small", {}, meaning)), element("td", { class: "number" }, many(count)), element("td", { class: "number" }, percent(weight / graph.total)));
+  });
+  return element("table", {}, element("caption", {}, plural(graph.m, "edge")), element("thead", {}, element("tr", {}, ["kind", "edges", "of weight"].map((name) => element("th", { scope: "col" }, name)))), element("tbody", {}, rows));
+}
