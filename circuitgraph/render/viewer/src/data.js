@@ -94,7 +94,6 @@ export function rank(graph) {
     graph.inputTotal[target[e]] += size[e];
     graph.total += size[e];
   }
-  graph.reference = m ? size[graph.order[Math.floor(m / 100)]] || 1 : 1; // drawn at full width
 }
 
 function lists(n, order, end) {
@@ -111,7 +110,7 @@ export const headsOf = (graph, e) => graph.headValues.subarray(graph.headStart[e
 
 export const share = (graph, e) => Math.abs(graph.weight[e]) / (graph.inputTotal[graph.target[e]] || 1);
 
-export const strength = (graph, e) => Math.min(1, Math.sqrt(Math.abs(graph.weight[e]) / graph.reference));
+export const strength = (graph, view, e) => Math.min(1, Math.sqrt(Math.abs(graph.weight[e]) / view.full));
 
 export const isError = (graph, node) => graph.kindOf[node] === "error";
 

@@ -34,8 +34,8 @@ export function pictureText(app) {
   const edges = [...view.edges].reverse().map((e) => {
     const pen = new PathText();
     drawEdge(pen, graph, layout, e);
-    const strong = strength(graph, e);
-    return drawing("path", { d: pen.d, fill: "none", stroke: colours[edgeColour(graph, e)], "stroke-width": edgeWidth(strong).toFixed(2), "stroke-opacity": edgeOpacity(strong).toFixed(2), "stroke-dasharray": graph.weight[e] < 0 ? "5 3.5" : null });
+    const strong = strength(graph, view, e);
+    return drawing("path", { d: pen.d, fill: "none", stroke: colours[edgeColour(graph, e)], "stroke-width": edgeWidth(view, strong).toFixed(2), "stroke-opacity": edgeOpacity(view, strong).toFixed(2), "stroke-dasharray": graph.weight[e] < 0 ? "5 3.5" : null });
   });
   const nodes = view.nodes.map((node) => {
     const scale = layout.r[node] / 10;

@@ -6,15 +6,17 @@ import { basis } from "./tables.js";
 
 export function buildHeader(graph) {
   byId("title").textContent = `${graph.metric} ${graph.compare ? "circuits compared" : "circuit"}`;
-  byId("model").textContent = graph.model;
+  byId("model").textContent = [graph.model, graph.compare && `A ${graph.compare.names[0]}, B ${graph.compare.names[1]}`].filter(Boolean).join(" · ");
   const prompts = [["clean", graph.clean, graph.corrupted], ["corrupted", graph.corrupted, graph.clean]];
   if (graph.compare && !graph.compare.same_tokens) {
     const { clean = [], corrupted = [] } = graph.compare.tokens;
     prompts.push(["clean, B", clean, corrupted], ["corrupted, B", corrupted, clean]);
   }
   byId("prompts").replaceChildren(...prompts.filter(([, tokens]) => tokens.length).map(([side, tokens, other]) => promptLine(side, tokens, other)));
-  const shown = (list, title) => list.map(([name, value, word, explanation]) => element("div", { title: explanation }, element("dt", {}, title ? `${title}: ${name}` : name), element("dd", {}, value, basis(word))));
-  byId("facts").replaceChildren(...shown(graph.facts, graph.compare && "A"), ...(graph.compare ? shown(graph.compare.facts, "B") : []));
+  const other = new Map(graph.compare?.facts.map((fact) => [fact[0], fact[1]]));
+  const fact = ([name, value, word, explanation]) =>
+    element("div", { title: explanation }, element("dt", {}, name), element("dd", {}, graph.compare ? `${value} | ${other.get(name) ?? "–"}` : value, basis(word)));
+  byId("facts").replaceChildren(...graph.facts.map(fact));
 }
 
 function promptLine(side, tokens, other) {

@@ -1,8 +1,10 @@
 // Where the shown nodes stand: tokens left to right, layers bottom to top, each cell packed to fit the window.
 
 const STEPS = [96, 84, 74, 66, 58, 50, 43, 37, 32, 27, 23]; // px between neighbours, from roomy to tight
+const ROOMY = 120; // px between neighbours where there is room
 const BIAS = -1;
-const UPRIGHT = 20; // narrowest column, where tokens stand upright
+const UPRIGHT = 12; // width of a column whose token stands upright; less where there are too many
+const ZOOMS = [1, 0.85, 0.7, 0.58, 0.48];
 
 // {x, y, r by node, columns: [{pos, x, width}], rows: [{layer, text, y, height, count}], width, height, upright}
 export function packGrid(graph, view, tokenWidths, width, height) {
@@ -21,54 +23,56 @@ export function packGrid(graph, view, tokenWidths, width, height) {
   const empty = graph.rows.length - new Set([...cells.values()].map((cell) => cell.row)).size;
   const thin = Math.max(5, Math.min(22, (0.25 * height) / Math.max(1, empty)));
 
-  const columnWidth = (pos, step, wrap, token) =>
-    Math.max(token, Math.min(filled.get(pos) ?? 0, wrap) * step + (filled.has(pos) ? 14 : 0));
-  const measure = (step, wrap, upright) => {
+  const narrow = Math.min(UPRIGHT, (0.8 * width) / Math.max(1, positions.length));
+  const measure = (step, wrap, upright, zoom) => {
+    const line = Math.max(16, Math.min(56, 10 + 0.56 * step));
+    const gap = 0.22 * line;
     lines.fill(0);
     for (const cell of cells.values())
       lines[cell.row] = Math.max(lines[cell.row], Math.ceil(cell.nodes.length / wrap));
-    const widths = positions.map((pos) => columnWidth(pos, step, wrap, upright ? UPRIGHT : tokenWidths.get(pos)));
-    const line = lineHeight(step);
-    const tall = lines.reduce((sum, count) => sum + (count ? count * line + 10 : thin), 0);
-    return { step, wrap, upright, line, widths, wide: widths.reduce((a, b) => a + b, 0), tall };
+    const widths = positions.map((pos) => {
+      const token = (upright ? narrow : tokenWidths.get(pos)) / zoom;
+      return Math.max(token, filled.has(pos) ? Math.min(filled.get(pos), wrap) * step + 14 : 0);
+    });
+    const tall = lines.reduce((sum, count) => sum + (count ? count * line + gap : thin), 0);
+    return { step, wrap, upright, line, gap, widths, wide: widths.reduce((a, b) => a + b, 0), tall, zoom };
   };
-  let fit;
-  search: for (const upright of [false, true])
-    for (const step of STEPS)
-      for (let wrap = most; wrap >= 1; wrap = wrap > 12 ? Math.floor(wrap * 0.85) : wrap - 1) {
-        fit = measure(step, wrap, upright);
-        if (fit.wide <= width && fit.tall <= height) break search;
-        if (fit.tall > height && fit.wide <= width) break;
-      }
-  if (fit.wide > width || fit.tall > height) {
-    // too much for the window: about square cells, and the reader zooms
-    const upright = [...tokenWidths.values()].reduce((a, b) => a + b, 0) > 1.6 * width;
-    fit = measure(30, Math.max(3, Math.ceil(Math.sqrt(most) * 1.6)), upright);
-  }
-  return place(graph, cells, positions, fit, measure(fit.step, fit.wrap, fit.upright), lines, thin, width, height);
+  // the roomiest packing that fits the window, else the roomiest that fits when zoomed out a little
+  const search = () => {
+    let last;
+    for (const zoom of ZOOMS)
+      for (const upright of [false, true])
+        for (const step of STEPS)
+          for (let wrap = most; wrap >= 1; wrap = wrap > 12 ? Math.floor(wrap * 0.85) : wrap - 1) {
+            last = measure(step, wrap, upright, zoom);
+            if (last.wide * zoom <= width && last.tall * zoom <= height) return last;
+            if (last.tall * zoom > height) break; // shorter lines are only taller
+          }
+    const crowded = [...tokenWidths.values()].reduce((a, b) => a + b, 0) > width;
+    return measure(STEPS[STEPS.length - 2], Math.max(3, Math.ceil(Math.sqrt(most) * 1.6)), crowded, 1);
+  };
+  const fit = search();
+  return place(graph, cells, positions, fit, lines, thin, width / fit.zoom, height / fit.zoom);
 }
 
-const lineHeight = (step) => Math.max(23, Math.min(56, 10 + 0.56 * step));
-
-function place(graph, cells, positions, fit, measured, lines, thin, width, height) {
-  const spare = Math.max(0, width - measured.wide);
-  const used = positions.filter((pos) => [...cells.values()].some((cell) => cell.pos === pos)).length;
+function place(graph, cells, positions, fit, lines, thin, width, height) {
+  const spare = Math.max(0, width - fit.wide);
   const filledAt = new Set([...cells.values()].map((cell) => cell.pos));
   let x = 0;
   const columns = positions.map((pos, i) => {
-    const extra = used ? (filledAt.has(pos) ? (0.6 * spare) / used : 0) + (0.4 * spare) / positions.length : spare / positions.length;
-    const column = { pos, x, width: fit.widths[i] + extra };
+    const own = filledAt.size ? (filledAt.has(pos) ? 0.85 / filledAt.size : 0) + 0.15 / positions.length : 1 / positions.length;
+    const column = { pos, x, width: fit.widths[i] + own * spare };
     x += column.width;
     return column;
   });
   const total = lines.reduce((a, b) => a + b, 0);
-  const stretch = Math.min(30, Math.max(0, height - measured.tall) / Math.max(1, total));
+  const stretch = Math.min(34, Math.max(0, height - fit.tall) / Math.max(1, total));
   const line = fit.line + stretch;
   const rows = [];
-  let y = Math.max(0, (height - measured.tall - stretch * total) / 2);
+  let y = Math.max(0, (height - fit.tall - stretch * total) / 2);
   const top = y;
   for (let row = 0; row < graph.rows.length; row += 1) {
-    const tall = lines[row] ? lines[row] * line + 10 : thin;
+    const tall = lines[row] ? lines[row] * line + fit.gap : thin;
     rows.push({ layer: graph.rows[row][0], text: graph.rows[row][1], y, height: tall, count: lines[row] });
     y += tall;
   }
@@ -81,7 +85,6 @@ function place(graph, cells, positions, fit, measured, lines, thin, width, heigh
     height: y,
     top,
     upright: fit.upright,
-    step: fit.step,
   };
   const at = new Map(columns.map((column) => [column.pos, column]));
   for (const { row, pos, nodes } of cells.values()) placeCell(layout, nodes, at.get(pos), rows[row], fit, line);
@@ -93,7 +96,7 @@ function placeCell(layout, nodes, column, row, fit, line) {
   const count = Math.ceil(nodes.length / fit.wrap);
   const perLine = Math.ceil(nodes.length / count);
   const top = row.y + (row.height - line * count) / 2;
-  const step = Math.min((column.width - 8) / perLine, fit.step * 1.5);
+  const step = Math.min((column.width - 8) / perLine, Math.max(fit.step, ROOMY));
   nodes.forEach((node, place) => {
     const at = Math.floor(place / perLine);
     const inLine = Math.min(perLine, nodes.length - at * perLine);

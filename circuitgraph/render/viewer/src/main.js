@@ -450,6 +450,7 @@ readData(byId("data")).then(
       },
       python: () => exports.pythonText(app),
       svg: () => exports.pictureText(app),
+      layout: () => [app.layout.width, app.layout.height, app.transform.k, ...app.painter.size],
       json: () => exports.graphText(app),
     };
     document.documentElement.dataset.ready = "";

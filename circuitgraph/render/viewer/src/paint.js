@@ -16,8 +16,10 @@ export function readColours() {
 }
 
 export const edgeColour = (graph, e) => (graph.compare ? SIDES[graph.edgeIn[e]] : graph.kinds[graph.kind[e]][3]);
-export const edgeWidth = (strong) => 0.5 + 3.6 * strong * Math.sqrt(strong);
-export const edgeOpacity = (strong) => 0.16 + 0.74 * strong;
+// Many edges are drawn thinner and paler, so that the strong ones still stand out.
+const crowd = (view) => Math.max(0.35, Math.min(1, Math.sqrt(300 / (view.edges.length || 1))));
+export const edgeWidth = (view, strong) => 0.5 + 3.6 * strong * Math.sqrt(strong) * crowd(view);
+export const edgeOpacity = (view, strong) => (0.16 + 0.74 * strong) * crowd(view);
 const isMinus = (graph, node) => graph.attribution[node] < 0;
 // Nodes and lines grow slower than the distances between them.
 const growth = (k) => (k > 1 ? Math.sqrt(k) : k ** 0.75);
@@ -50,7 +52,7 @@ export class Painter {
   batch(edges) {
     const buckets = new Map();
     for (const e of edges) {
-      const level = Math.min(CLASSES - 1, Math.floor(strength(this.graph, e) * CLASSES));
+      const level = Math.min(CLASSES - 1, Math.floor(strength(this.graph, this.view, e) * CLASSES));
       const minus = this.graph.weight[e] < 0;
       const colour = edgeColour(this.graph, e);
       const key = `${level}${minus ? "-" : "+"}${colour}`;
@@ -83,10 +85,10 @@ export class Painter {
     if (!moving) this.captions(context, this.view.nodes, transform);
   }
 
-  line(context, colour, strong, dashed, opacity = edgeOpacity(strong)) {
+  line(context, colour, strong, dashed, opacity = edgeOpacity(this.view, strong)) {
     context.globalAlpha = opacity;
     context.strokeStyle = this.colours[colour];
-    context.lineWidth = edgeWidth(strong) * this.pen;
+    context.lineWidth = edgeWidth(this.view, strong) * this.pen;
     context.setLineDash(dashed ? [5 * this.pen, 3.5 * this.pen] : []);
   }
 
@@ -117,7 +119,7 @@ export class Painter {
     const edges = focus ? [...focus.edges] : [];
     if (hovered?.edge >= 0) edges.push(hovered.edge);
     for (const e of edges) {
-      const strong = Math.max(0.3, strength(graph, e));
+      const strong = Math.max(0.3, strength(graph, this.view, e));
       this.line(context, edgeColour(graph, e), strong, graph.weight[e] < 0, 0.95);
       context.beginPath();
       drawEdge(context, graph, layout, e);
@@ -165,7 +167,17 @@ export class Painter {
       context.fill(this.shapes[graph.chip[node]]);
       context.stroke(this.shapes[graph.chip[node]]);
       context.restore();
+      if (graph.compare && graph.nodeIn[node]) this.sideMark(context, node);
     }
+  }
+
+  // Beside a node that only one of two graphs has: which.
+  sideMark(context, node) {
+    const { layout, graph } = this;
+    context.font = `700 ${11 * this.pen}px ${FONT}`;
+    context.textAlign = "left";
+    context.fillStyle = this.colours[SIDES[graph.nodeIn[node]]];
+    context.fillText(" AB"[graph.nodeIn[node]], layout.x[node] + (layout.r[node] + 2) * this.pen, layout.y[node] - 2 * this.pen);
   }
 
   // Captions that touch no node and no other caption; the selection, labels and large nodes first.
@@ -253,11 +265,11 @@ export function placeCaptions(graph, layout, state, nodes, transform, widthOf, f
     const [x, y] = at(node);
     const half = widthOf(text) / 2 + 2;
     const r = layout.r[node] * scale;
-    const middle = Math.max(half, x);
+    const middle = Math.min(Math.max(half, x), layout.width * transform.k + transform.x - half + 4);
     const below = y + r + 11.5;
     const above = y - r - 4;
     for (const line of graph.kindOf[node] === "metric" ? [above, below] : [below, above]) {
-      if (!taken.free(middle - half, line - 9, middle + half, line + 2)) continue;
+      if (line < 10 || !taken.free(middle - half, line - 9, middle + half, line + 2)) continue;
       taken.add(middle - half, line - 9, middle + half, line + 2);
       placed.push({ node, text, x: middle, y: line });
       break;
