@@ -291,7 +291,10 @@ def edge_kinds(graph: nx.MultiDiGraph) -> dict[str, str]:
     present = {str(kind) for *_, kind in graph.edges(keys=True)}
     unknown = dict(zip(sorted(present - set(EDGE_NAMES)), SPARE, strict=False))
     known = [kind for kind in EDGE_NAMES if kind in present]
-    return {kind: unknown.get(kind, kind if kind in EDGE_NAMES else "other") for kind in known + sorted(present - set(known))}
+    return {
+        kind: unknown.get(kind, kind if kind in EDGE_NAMES else "other")
+        for kind in known + sorted(present - set(known))
+    }
 
 
 def reference_weight(edges: list[Edge]) -> float:

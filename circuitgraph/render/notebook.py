@@ -32,7 +32,9 @@ class NotebookView:
         """The page in a sandboxed frame, which can neither reach the notebook nor be reached by its style."""
         page = html.escape(self.page, quote=True)
         look = f"width:100%;height:{self.height}px;border:1px solid #8886;border-radius:6px"
-        return f'<iframe title="{html.escape(self.summary)}" sandbox="{SANDBOX}" style="{look}" srcdoc="{page}"></iframe>'
+        return (
+            f'<iframe title="{html.escape(self.summary)}" sandbox="{SANDBOX}" style="{look}" srcdoc="{page}"></iframe>'
+        )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Mapping[str, str]:
         """All three forms; the front end takes the richest it may show, so GitHub shows the picture."""

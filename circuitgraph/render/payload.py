@@ -103,9 +103,7 @@ def _forms(graph: nx.MultiDiGraph) -> dict[str, Any]:
     }
 
 
-def _nodes(
-    graph: nx.MultiDiGraph, order: Sequence[tuple[str, int]], other: nx.MultiDiGraph | None
-) -> dict[str, Any]:
+def _nodes(graph: nx.MultiDiGraph, order: Sequence[tuple[str, int]], other: nx.MultiDiGraph | None) -> dict[str, Any]:
     data = [graph.nodes[node] for node, _ in order]
     forms = {name: i for i, name in enumerate(sorted({labels.kind_name(each) for each in data}))}
     sites = sorted({str(each.get("site", "")) for each in data})
@@ -129,7 +127,9 @@ def _nodes(
     }
     if other is not None:
         columns["in"] = integers([each["in_both"] for each in data])
-        columns |= {f"other_{name}": column for name, column in _present([d["other"] for d in data], NODE_NUMBERS).items()}
+        columns |= {
+            f"other_{name}": column for name, column in _present([d["other"] for d in data], NODE_NUMBERS).items()
+        }
     return columns
 
 

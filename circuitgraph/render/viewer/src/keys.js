@@ -41,6 +41,7 @@ export function listenToKeys(app) {
     t: withNode((node) => app.trace(node)),
     g: () => app.groupPins(),
     b: () => byId(app.state.mode === "backbone" ? "mode-strongest" : "mode-backbone").click(),
+    n: () => app.nextMatch(),
     "/": () => byId("search").focus(),
     "?": () => byId("help").showModal(),
     "+": () => app.zoomBy(1.3),

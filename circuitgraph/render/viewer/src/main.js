@@ -187,7 +187,7 @@ class App {
 
   nextMatch() {
     const { matches, selected } = this.state;
-    if (matches.length) this.select(matches[(matches.indexOf(selected) + 1) % matches.length], "search");
+    if (matches.length) this.select(matches[(matches.indexOf(selected) + 1) % matches.length], "keys");
   }
 
   isolate(pos) {
