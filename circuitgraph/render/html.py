@@ -68,7 +68,7 @@ def _asset(name: str) -> str:
 
 
 def _colours() -> str:
-    """The palettes as custom properties: light, dark where the system says so, and either where the reader chose."""
+    """The palettes as custom properties; the script says which of the two, as the system or the reader chose."""
 
     def variables(palette: Mapping[str, str]) -> str:
         return "".join(f"--{name}:{colour};" for name, colour in palette.items())
@@ -76,7 +76,6 @@ def _colours() -> str:
     return "\n".join(
         [
             f":root{{color-scheme:light;{variables(LIGHT)}}}",
-            f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{variables(DARK)}}}}}",
             f":root[data-theme=dark]{{color-scheme:dark;{variables(DARK)}}}",
         ]
     )

@@ -27,7 +27,7 @@ const { metafile } = await build({
   format: "iife",
   metafile: true,
   plugins: [trimmed],
-  alias: { "d3-transition": here("src/zoom.js"), "d3-interpolate": here("src/zoom.js") },
+  alias: Object.fromEntries(["d3-transition", "d3-interpolate", "d3-drag"].map((name) => [name, here("src/zoom.js")])),
 });
 await build({ ...common, entryPoints: [here("src/viewer.css")], outfile: `${out}/viewer.css` });
 

@@ -19,6 +19,27 @@ export const element = (name, attributes = {}, ...children) => fill(document.cre
 export const drawing = (name, attributes = {}, ...children) =>
   fill(document.createElementNS(SVG, name), attributes, children);
 
+// Rows are lists of cells; the first cell of each is its header. A number's cell comes from `number`.
+export function table(title, columns, rows) {
+  const shown = columns.map((name) => name !== null && name !== undefined && name !== false);
+  const cells = (row) => row.filter((_, i) => shown[i]).map((cell, i) => (cell instanceof HTMLTableCellElement ? cell : element(i ? "td" : "th", i ? {} : { scope: "row" }, cell)));
+  return element(
+    "table",
+    {},
+    element("caption", {}, title),
+    element("thead", {}, element("tr", {}, columns.filter((_, i) => shown[i]).map((name) => element("th", { scope: "col" }, name)))),
+    element("tbody", {}, rows.map((row) => element("tr", {}, cells(row)))),
+  );
+}
+
+export const number = (text, minus) => element("td", { class: minus ? "number minus" : "number" }, text);
+
+// Gives an element the colour of that name, which its style uses as --kind.
+export function tint(name, element) {
+  element.style.setProperty("--kind", `var(--${name})`);
+  return element;
+}
+
 export const button = (text, onclick, attributes = {}) =>
   element("button", { type: "button", class: "chip", onclick, ...attributes }, text);
 

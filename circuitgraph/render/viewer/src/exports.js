@@ -3,12 +3,11 @@
 import { copy, download, drawing } from "./dom.js";
 import { isError, strength } from "./data.js";
 import { drawEdge } from "./layout.js";
-import { edgeColour, edgeOpacity, edgeWidth, GUTTER, placeCaptions, readColours } from "./paint.js";
+import { edgeColour, edgeOpacity, edgeWidth, FONT, GUTTER, placeCaptions, readColours } from "./paint.js";
 import { groupsOf, saveState } from "./state.js";
 import { differs } from "./strip.js";
-import { plural, shorten, visible } from "./text.js";
+import { known, plural, shorten, visible } from "./text.js";
 
-const FONT = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif";
 const EDGES_IN_CODE = 400;
 
 class PathText {
@@ -99,7 +98,7 @@ export async function savePng(app) {
 // The graph of this page as a native file, with the reader's labels, notes, pins and groups.
 export function graphText(app) {
   const { graph, state } = app;
-  const number = (value) => (Number.isFinite(value) ? value : null);
+  const number = (value) => (known(value) ? value : null);
   const some = (entries) => Object.fromEntries(entries.filter(([, value]) => value !== null && value !== undefined));
   const inA = (column, i) => !graph.compare || column[i] !== 2;
   const nodes = graph.id.map((id, i) => ({

@@ -1,6 +1,7 @@
 // The bar of filters: what is drawn, by strength, kind, sign, node and head; search.
 
-import { button, byId, drawing, element } from "./dom.js";
+import { button, byId, drawing, element, tint } from "./dom.js";
+import { SIDES } from "./paint.js";
 import { headName } from "./filter.js";
 import { many, plural } from "./text.js";
 
@@ -42,7 +43,7 @@ function buildKinds(app) {
   for (const kind of app.graph.kind) counts.set(kind, (counts.get(kind) ?? 0) + 1);
   byId("kinds").replaceChildren(
     ...app.graph.kinds.map(([, name, meaning, colour], kind) =>
-      button([element("i", { class: `swatch c-${app.graph.compare ? "other" : colour}` }), name, element("small", {}, many(counts.get(kind) ?? 0))], () => {
+      button([tint(app.graph.compare ? "other" : colour, element("i", { class: "swatch" })), name, element("small", {}, many(counts.get(kind) ?? 0))], () => {
         flip(app.state.kindsOff, kind);
         app.refilter();
       }, { "data-kind": kind, title: meaning || name }),
@@ -82,7 +83,7 @@ function buildCompare(app) {
   const counts = [0, 0, 0];
   for (const side of graph.edgeIn) counts[side] += 1;
   const chips = ["both", "only A", "only B"].map((name, side) =>
-    button([element("i", { class: `swatch side-${side}` }), name, element("small", {}, many(counts[side]))], () => {
+    button([tint(SIDES[side], element("i", { class: "swatch" })), name, element("small", {}, many(counts[side]))], () => {
       flip(app.state.sidesOff, side);
       app.refilter();
     }, { "data-side": side }),

@@ -17,9 +17,12 @@ import { buildOutputs, buildStrip, markStrip, moveStrip, tokenWidths } from "./s
 import { edgeBadge, headWords } from "./tables.js";
 import { looseNodes, showTray } from "./tray.js";
 import { headsOf } from "./data.js";
-import { many, percent, plural, signed, visible } from "./text.js";
+import { known, many, percent, plural, signed, visible } from "./text.js";
 
 const MOST_IN_HASH = 8000; // characters; longer addresses do not survive being sent
+
+const darkSystem = matchMedia("(prefers-color-scheme: dark)");
+const systemTheme = () => (darkSystem.matches ? "dark" : "light");
 
 class App {
   constructor(graph) {
@@ -30,7 +33,6 @@ class App {
     this.painter = new Painter(graph, byId("base"), byId("focus"));
     this.transform = zoomIdentity;
     this.hovered = null;
-    this.message = "";
     this.widths = tokenWidths(graph);
   }
 
@@ -93,7 +95,7 @@ class App {
     byId("base").classList.toggle("dimmed", this.focus !== null);
     this.draw(moving);
     markStrip(this.graph, this.state);
-    byId("status").textContent = this.statusText();
+    this.say("");
   }
 
   focusSet() {
@@ -125,19 +127,18 @@ class App {
     if (state.selected >= 0) {
       const shown = (list) => list.reduce((sum, e) => sum + view.edgeOn[e], 0);
       const [inputs, outputs] = [graph.inputs(state.selected), graph.outputs(state.selected)];
-      parts.push(`${visible(graph.id[state.selected])}, ${kindWords(graph, state.selected)}: ${shown(inputs)} of ${plural(inputs.length, "input")}, ${shown(outputs)} of ${plural(outputs.length, "output")} drawn`);
+      parts.unshift(`${visible(graph.id[state.selected])}, ${kindWords(graph, state.selected)}: ${shown(inputs)} of ${plural(inputs.length, "input")}, ${shown(outputs)} of ${plural(outputs.length, "output")} drawn`);
     }
     if (state.query) {
       const here = state.matches.filter((node) => view.nodeOn[node]).length;
       parts.push(`${plural(state.matches.length, "match", "matches")} for “${state.query}”, ${here} in the picture`);
     }
-    return [this.message, ...parts].filter(Boolean).join(" · ");
+    return parts.join(" · ");
   }
 
   say(message) {
-    this.message = message;
-    byId("status").textContent = this.statusText();
-    this.message = "";
+    const words = [message, this.statusText()].filter(Boolean).join(" · ");
+    byId("status").textContent = byId("status").title = words;
   }
 
   // `from` says where the reader is, so that the focus stays there.
@@ -281,14 +282,12 @@ class App {
   }
 
   applyTheme() {
-    if (this.state.theme) document.documentElement.dataset.theme = this.state.theme;
-    else delete document.documentElement.dataset.theme;
+    document.documentElement.dataset.theme = this.state.theme || systemTheme();
     this.painter.colours = readColours();
   }
 
   toggleTheme() {
-    const dark = this.state.theme ? this.state.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    this.state.theme = dark ? "light" : "dark";
+    this.state.theme = (this.state.theme || systemTheme()) === "dark" ? "light" : "dark";
     this.applyTheme();
     this.draw();
     this.remember();
@@ -354,7 +353,7 @@ class App {
     document.addEventListener("click", (event) => {
       if (!event.target.closest("#export")) byId("export").open = false;
     });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    darkSystem.addEventListener("change", () => {
       this.applyTheme();
       this.draw();
     });
@@ -420,7 +419,7 @@ class App {
   edgeTip(e) {
     const { graph } = this;
     const lines = [["weight", signed(graph.weight[e]), "estimated"], ["of the target’s input", percent(share(graph, e)), ""]];
-    if (Number.isFinite(graph.local[e])) lines.push(["to the pre-activation", signed(graph.local[e]), ""]);
+    if (known(graph.local[e])) lines.push(["to the pre-activation", signed(graph.local[e]), ""]);
     if (graph.compare) lines.push(["in A", signed(graph.weightA[e]), ""], ["in B", signed(graph.weightB[e]), ""]);
     if (graph.headCount[e]) lines.push(["mostly", headWords(headsOf(graph, e)), ""]);
     return [
@@ -431,6 +430,7 @@ class App {
   }
 }
 
+document.documentElement.dataset.theme = systemTheme(); // before anything is painted
 readData(byId("data")).then(
   (graph) => {
     const app = new App(graph);
@@ -450,7 +450,6 @@ readData(byId("data")).then(
       },
       python: () => exports.pythonText(app),
       svg: () => exports.pictureText(app),
-      layout: () => [app.layout.width, app.layout.height, app.transform.k, ...app.painter.size],
       json: () => exports.graphText(app),
     };
     document.documentElement.dataset.ready = "";

@@ -7,8 +7,8 @@ export const GUTTER = 76; // left of the grid, where layers are named
 const CLASSES = 6; // of line width: as many as the eye tells apart, and few enough to draw in batches
 const MOVING_EDGES = 2500; // drawn while the picture moves
 const DASHED_EDGES = 4000; // dashes of more would cost 1.7 times the drawing, and could not be seen
-const SIDES = ["other", "ov", "accent"]; // in compare: both, only A, only B
-const FONT = 'system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif';
+export const SIDES = ["other", "ov", "accent"]; // in compare: both, only A, only B
+export const FONT = 'system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif';
 
 export function readColours() {
   const style = getComputedStyle(document.documentElement);

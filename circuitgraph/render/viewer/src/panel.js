@@ -1,9 +1,9 @@
 // The right side: the selected node with what it reads and what reads it, else the circuit as a whole.
 
-import { button, byId, element } from "./dom.js";
+import { button, byId, element, number, table, tint } from "./dom.js";
 import { isError, kindWords, tokenAt } from "./data.js";
 import { nodeSizes } from "./filter.js";
-import { many, percent, plural, signed, visible } from "./text.js";
+import { known, many, percent, plural, signed, visible } from "./text.js";
 import { basis, edgeBadge, edgeTable, headSummary, nodeLink, sideBadge, symbol } from "./tables.js";
 
 const SAFE_ID = /^[\w.-]+(\/[\w.-]+)+$/;
@@ -50,15 +50,15 @@ function where(graph, node) {
 // [name, value, basis] of everything known about the node.
 export function nodeFacts(graph, node) {
   const found = [];
-  const add = (name, value, word) => Number.isFinite(value) && found.push([name, signed(value), word]);
+  const add = (name, value, word) => known(value) && found.push([name, signed(value), word]);
   const metric = graph.kindOf[node] === "metric";
   add(metric ? "clean − corrupted" : "attribution", graph.attribution[node], metric ? "measured" : "estimated");
-  if (!metric && Number.isFinite(graph.attribution[node])) found.push(["of the metric", percent(graph.attribution[node] / graph.unit), "estimated"]);
+  if (!metric && known(graph.attribution[node])) found.push(["of the metric", percent(graph.attribution[node] / graph.unit), "estimated"]);
   add("effect", graph.effect[node], "measured");
   if (graph.compare) {
     add("attribution in B", graph.otherAttribution[node], "estimated");
     add("effect in B", graph.otherEffect[node], "measured");
-    if (graph.nodeIn[node] === 0 && Number.isFinite(graph.attribution[node])) add("B − A", graph.otherAttribution[node] - graph.attribution[node], "estimated");
+    if (graph.nodeIn[node] === 0 && known(graph.attribution[node])) add("B − A", graph.otherAttribution[node] - graph.attribution[node], "estimated");
   }
   add("activation, clean", graph.activation[node], "measured");
   add("at baseline", graph.baseline[node], "measured");
@@ -115,30 +115,17 @@ function overview(app) {
   const { graph } = app;
   const size = nodeSizes(graph);
   const strongest = [...size.keys()].filter((node) => graph.kindOf[node] !== "metric").sort((a, b) => size[b] - size[a]).slice(0, 12);
-  const measured = strongest.some((node) => Number.isFinite(graph.effect[node]));
-  const row = (node) =>
-    element(
-      "tr",
-      {},
-      element("th", { scope: "row" }, nodeLink(app, node)),
-      graph.compare && element("td", {}, sideBadge(graph, graph.nodeIn[node])),
-      element("td", { class: graph.attribution[node] < 0 ? "number minus" : "number" }, signed(graph.attribution[node])),
-      measured && element("td", { class: "number" }, Number.isFinite(graph.effect[node]) ? signed(graph.effect[node]) : ""),
-    );
+  const measured = strongest.some((node) => known(graph.effect[node]));
+  const row = (node) => [nodeLink(app, node), sideBadge(graph, graph.compare && graph.nodeIn[node]), number(signed(graph.attribution[node]), graph.attribution[node] < 0), number(known(graph.effect[node]) ? signed(graph.effect[node]) : "")];
+  const under = (name, word) => element("span", {}, name, element("small", {}, word));
+  const columns = ["node", graph.compare && "in", under("attribution", "estimated"), measured && under("effect", "measured")];
   const provenance = graph.graph.provenance && Object.keys(graph.graph.provenance).length;
   return [
     element("h2", {}, graph.compare ? "Two circuits" : "The circuit"),
     graph.statement && element("p", { class: "statement" }, graph.statement),
     element("p", { class: "hint" }, "Click a node for what it reads and what reads it; ", element("kbd", {}, "["), " and ", element("kbd", {}, "]"), " follow the strongest edge down and up. ", element("kbd", {}, "?"), " explains the rest."),
     graph.compare && compareSummary(graph),
-    strongest.length > 0 &&
-      element(
-        "table",
-        {},
-        element("caption", {}, "Largest attributions"),
-        element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "node"), graph.compare && element("th", { scope: "col" }, "in"), element("th", { scope: "col" }, "attribution", element("small", {}, " estimated")), measured && element("th", { scope: "col" }, "effect", element("small", {}, " measured")))),
-        element("tbody", {}, strongest.map(row)),
-      ),
+    strongest.length > 0 && table("Largest attributions", columns, strongest.map(row)),
     kindTable(graph),
     list("Not in this page", graph.left_out),
     list("What was left out on the way", graph.graph.reports),
@@ -152,14 +139,8 @@ const list = (title, lines) =>
 function compareSummary(graph) {
   const count = (column, side) => column.reduce((sum, value) => sum + (value === side), 0);
   const words = ["in both", "only in A", "only in B"];
-  const row = (side) => element("tr", {}, element("th", { scope: "row" }, sideBadge(graph, side), ` ${words[side]}`), element("td", { class: "number" }, many(count(graph.nodeIn, side))), element("td", { class: "number" }, many(count(graph.edgeIn, side))));
-  return element(
-    "table",
-    {},
-    element("caption", {}, `A ${graph.compare.names[0]}, B ${graph.compare.names[1]}`),
-    element("thead", {}, element("tr", {}, ["", "nodes", "edges"].map((name) => element("th", { scope: "col" }, name)))),
-    element("tbody", {}, [0, 1, 2].map(row)),
-  );
+  const row = (side) => [[sideBadge(graph, side), ` ${words[side]}`], number(many(count(graph.nodeIn, side))), number(many(count(graph.edgeIn, side)))];
+  return table(`A ${graph.compare.names[0]}, B ${graph.compare.names[1]}`, ["", "nodes", "edges"], [0, 1, 2].map(row));
 }
 
 function kindTable(graph) {
@@ -171,7 +152,7 @@ function kindTable(graph) {
         count += 1;
         weight += Math.abs(graph.weight[e]);
       }
-    return element("tr", {}, element("th", { scope: "row" }, element("span", { class: `badge c-${colour}` }, name), " ", element("small", {}, meaning)), element("td", { class: "number" }, many(count)), element("td", { class: "number" }, percent(weight / graph.total)));
+    return [[tint(colour, element("span", { class: "badge" }, name)), " ", element("small", {}, meaning)], number(many(count)), number(percent(weight / graph.total))];
   });
-  return element("table", {}, element("caption", {}, plural(graph.m, "edge")), element("thead", {}, element("tr", {}, ["kind", "edges", "of weight"].map((name) => element("th", { scope: "col" }, name)))), element("tbody", {}, rows));
+  return table(plural(graph.m, "edge"), ["kind", "edges", "of weight"], rows);
 }

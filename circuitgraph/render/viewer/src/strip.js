@@ -1,7 +1,7 @@
 // The rows of tokens below the grid, and the most likely next tokens above it.
 
 import { byId, element } from "./dom.js";
-import { percent, plain, visible } from "./text.js";
+import { known, percent, plain, visible } from "./text.js";
 
 const BIAS = -1;
 
@@ -81,7 +81,7 @@ export function buildOutputs(graph) {
         const chance = Number(probability) < 0.0995 ? `${(Number(probability) * 100).toFixed(1)}%` : percent(Number(probability));
         return element("li", {}, element("code", {}, visible(token)), element("span", { class: "meter", "aria-hidden": "true" }, bar), chance);
       });
-      const value = Number.isFinite(metric[side]) && element("b", {}, `${graph.metric} ${plain(metric[side])}`);
+      const value = known(metric[side]) && element("b", {}, `${graph.metric} ${plain(metric[side])}`);
       return element("div", { class: "answer" }, element("span", { class: "side" }, side), element("ul", { "aria-label": `likeliest next tokens, ${side} prompt` }, items), value);
     }),
   );

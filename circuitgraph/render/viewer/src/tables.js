@@ -1,9 +1,10 @@
 // Badges, bars and the tables of inputs and outputs.
 
-import { button, drawing, element } from "./dom.js";
+import { button, drawing, element, number, table, tint } from "./dom.js";
 import { headsOf, kindWords, share } from "./data.js";
 import { mainHead } from "./filter.js";
-import { percent, plural, shorten, signed, visible } from "./text.js";
+import { SIDES } from "./paint.js";
+import { known, many, percent, shorten, signed, visible } from "./text.js";
 
 const AT_FIRST = 10; // rows of a long table
 
@@ -11,11 +12,11 @@ export const basis = (word) => element("span", { class: `basis ${word}` }, word)
 
 export function edgeBadge(graph, e) {
   const [, name, meaning, colour] = graph.kinds[graph.kind[e]];
-  return element("span", { class: `badge c-${colour}`, title: meaning }, name);
+  return tint(colour, element("span", { class: "badge", title: meaning }, name));
 }
 
 export const sideBadge = (graph, side) =>
-  graph.compare && element("span", { class: `badge side-${side}` }, ["A+B", "A", "B"][side]);
+  graph.compare && tint(SIDES[side], element("span", { class: "badge" }, ["A+B", "A", "B"][side]));
 
 export function symbol(graph, node) {
   const look = graph.attribution[node] < 0 ? "shape minus" : graph.kindOf[node] === "error" ? "shape soft" : "shape";
@@ -80,50 +81,43 @@ export function edgeTable(app, title, edges, end, group) {
   const { graph } = app;
   if (!edges.length) return element("p", { class: "hint" }, `No ${title.toLowerCase()}.`);
   const heads = edges.some((e) => graph.headCount[e]);
-  const measured = edges.some((e) => Number.isFinite(graph.effect[end[e]]));
-  const columns = ["node", "kind", "weight", "share", heads && "heads", measured && "effect"].filter(Boolean);
-  const sums = graph.inputTotal;
-  const body = element("tbody");
+  const measured = edges.some((e) => known(graph.effect[end[e]]));
+  const columns = ["node", "kind", "weight", "share", heads && "heads", measured && "effect"];
   const row = (e) => {
     const part = element("i");
-    part.style.width = percent(Math.min(1, share(graph, e))).replace("<", "");
-    return element(
-      "tr",
-      { "data-edge": e },
-      element("th", { scope: "row" }, nodeLink(app, end[e])),
-      element("td", {}, edgeBadge(graph, e), sideBadge(graph, graph.compare && graph.edgeIn[e])),
-      element("td", { class: graph.weight[e] < 0 ? "number minus" : "number", title: Number.isFinite(graph.local[e]) ? `${signed(graph.local[e])} to the pre-activation` : null }, signed(graph.weight[e])),
-      element("td", { class: "number" }, sums[graph.target[e]] ? [element("span", { class: "meter", "aria-hidden": "true" }, part), percent(share(graph, e))] : "–"),
-      heads && element("td", {}, graph.headCount[e] ? headBars(headsOf(graph, e), Math.min(64, 7 * graph.headCount[e]), 20) : ""),
-      measured && element("td", { class: "number" }, Number.isFinite(graph.effect[end[e]]) ? signed(graph.effect[end[e]]) : ""),
-    );
+    part.style.width = `${100 * Math.min(1, share(graph, e))}%`;
+    const effect = graph.effect[end[e]];
+    const weight = number(signed(graph.weight[e]), graph.weight[e] < 0);
+    if (known(graph.local[e])) weight.title = `${signed(graph.local[e])} to the pre-activation`;
+    return [
+      nodeLink(app, end[e]),
+      [edgeBadge(graph, e), sideBadge(graph, graph.compare && graph.edgeIn[e])],
+      weight,
+      number([element("span", { class: "meter", "aria-hidden": "true" }, part), percent(share(graph, e))]),
+      graph.headCount[e] ? headBars(headsOf(graph, e), Math.min(48, 7 * graph.headCount[e]), 20) : "",
+      number(known(effect) ? signed(effect) : ""),
+    ];
   };
   const list = group ? [...edges].sort((a, b) => graph.kind[a] - graph.kind[b]) : [...edges];
+  const whole = element("div");
+  const across = (name, child, more) => element("tr", { class: "group" }, element(name, { colspan: 6, ...more }, child));
   const fill = (most) => {
-    const rows = [];
     const left = new Map();
-    let seen = -1;
-    for (const e of list) {
-      const used = left.get(group ? graph.kind[e] : 0) ?? 0;
-      if (used >= most) continue;
-      left.set(group ? graph.kind[e] : 0, used + 1);
-      if (group && graph.kind[e] !== seen) {
-        seen = graph.kind[e];
-        rows.push(element("tr", { class: "group" }, element("th", { colspan: columns.length, scope: "rowgroup" }, `${graph.kinds[seen][1]}${graph.kinds[seen][2] ? `: ${graph.kinds[seen][2]}` : ""}`)));
-      }
-      rows.push(row(e));
-    }
-    const rest = list.length - rows.filter((each) => each.dataset.edge).length;
-    if (rest) rows.push(element("tr", {}, element("td", { colspan: columns.length }, button(`show ${plural(rest, "more", "more")}`, () => fill(Infinity)))));
-    body.replaceChildren(...rows);
+    const shown = list.filter((e) => {
+      const kind = group ? graph.kind[e] : 0;
+      left.set(kind, (left.get(kind) ?? 0) + 1);
+      return left.get(kind) <= most;
+    });
+    const made = table(`${title} (${edges.length})`, columns, shown.map(row));
+    const rows = [...made.tBodies[0].rows];
+    shown.forEach((e, i) => {
+      rows[i].dataset.edge = e;
+      const [, name, meaning] = graph.kinds[graph.kind[e]];
+      if (group && graph.kind[e] !== graph.kind[shown[i - 1]]) rows[i].before(across("th", meaning ? `${name}: ${meaning}` : name, { scope: "rowgroup" }));
+    });
+    if (shown.length < list.length) made.tBodies[0].append(across("td", button(`show ${many(list.length - shown.length)} more`, () => fill(Infinity))));
+    whole.replaceChildren(made);
   };
   fill(group ? 6 : AT_FIRST);
-  const titles = { share: "of the target's input: |weight| over the sum of |weight|", effect: "measured at the other node", weight: "estimated contribution to the metric" };
-  return element(
-    "table",
-    {},
-    element("caption", {}, `${title} (${edges.length})`),
-    element("thead", {}, element("tr", {}, columns.map((name) => element("th", { scope: "col", title: titles[name] }, name)))),
-    body,
-  );
+  return whole;
 }

@@ -17,6 +17,9 @@ export function visible(text, space = "·") {
   return shown;
 }
 
+// Whether a number is there: columns hold NaN where the graph has none.
+export const known = Number.isFinite;
+
 // Three significant digits and always a sign.
 export function signed(value) {
   if (value === 0 || !Number.isFinite(value)) return value === 0 ? "0" : "–";

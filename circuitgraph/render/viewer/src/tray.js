@@ -1,6 +1,6 @@
 // The circuit tray: pinned nodes and groups of them as a small graph with summed edges, and suggested groups.
 
-import { button, byId, drawing, element } from "./dom.js";
+import { button, byId, drawing, element, number, table, tint } from "./dom.js";
 import { caption, kindWords } from "./data.js";
 import { percent, plural, shorten, signed, visible } from "./text.js";
 import { basis } from "./tables.js";
@@ -126,8 +126,8 @@ function smallGraph(app) {
     const strong = Math.sqrt(Math.abs(edge.weight) / largest);
     const kind = [...edge.kinds].sort((p, q) => q[1] - p[1])[0][0];
     const names = [...edge.kinds.keys()].map((each) => graph.kinds[each][1]).join(", ");
-    const path = { class: `sum c-${graph.kinds[kind][3]}${edge.weight < 0 ? " dashed" : ""}`, d: `M${x0} ${y0}C${x0 + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}`, "stroke-width": 0.6 + 5 * strong, "stroke-opacity": 0.25 + 0.7 * strong };
-    return [drawing("path", path, drawing("title", {}, `${visible(a.words, " ")} → ${visible(b.words, " ")}: ${signed(edge.weight)} (${names})`)), strong > 0.4 && x1 > x0 && drawing("text", { class: "sum-text", x: x1 - 6, y: y1 - 4 - 2 * strong, "text-anchor": "end" }, signed(edge.weight))];
+    const path = { class: edge.weight < 0 ? "sum dashed" : "sum", d: `M${x0} ${y0}C${x0 + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}`, "stroke-width": 0.6 + 5 * strong, "stroke-opacity": 0.25 + 0.7 * strong };
+    return [tint(graph.kinds[kind][3], drawing("path", path, drawing("title", {}, `${visible(a.words, " ")} → ${visible(b.words, " ")}: ${signed(edge.weight)} (${names})`))), strong > 0.4 && x1 > x0 && drawing("text", { class: "sum-text", x: x1 - 6, y: y1 - 4 - 2 * strong, "text-anchor": "end" }, signed(edge.weight))];
   });
   const frames = boxes.map((box) => {
     const node = box.nodes[0];
@@ -148,7 +148,6 @@ function smallGraph(app) {
 
 function sumTable(boxes, edges, graph) {
   const rows = [...edges].sort((a, b) => Math.abs(b.weight) - Math.abs(a.weight)).slice(0, 40);
-  const row = ({ from, to, weight, kinds }) =>
-    element("tr", {}, element("td", {}, visible(boxes[from].words, " ")), element("td", {}, visible(boxes[to].words, " ")), element("td", {}, [...kinds.keys()].map((kind) => graph.kinds[kind][1]).join(", ")), element("td", { class: "number" }, signed(weight)));
-  return element("details", {}, element("summary", {}, "as a table"), element("table", {}, element("caption", {}, "Summed edges ", basis("estimated")), element("thead", {}, element("tr", {}, ["from", "to", "kinds", "weight"].map((name) => element("th", { scope: "col" }, name)))), element("tbody", {}, rows.map(row))));
+  const row = ({ from, to, weight, kinds }) => [visible(boxes[from].words, " "), visible(boxes[to].words, " "), [...kinds.keys()].map((kind) => graph.kinds[kind][1]).join(", "), number(signed(weight))];
+  return element("details", {}, element("summary", {}, "as a table"), table(["Summed edges ", basis("estimated")], ["from", "to", "kinds", "weight"], rows.map(row)));
 }
