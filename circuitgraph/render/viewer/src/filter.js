@@ -1,7 +1,7 @@
 // Which nodes and edges the state shows, and how many it hides for which reason.
 
 import { METRIC_INPUTS } from "./state.js";
-import { headsOf } from "./data.js";
+import { headsOf, share } from "./data.js";
 
 const REASONS = ["of hidden kinds", "at hidden nodes", "of the other sign", "of other heads", "of hidden sides"];
 
@@ -108,9 +108,10 @@ function backbone(graph, state, passing, limit, extras) {
   };
   graph.metrics.forEach(include);
   grow(limit);
+  const up = extras.length ? waysUp(graph, (e) => passing[e]) : null;
   for (const extra of extras) {
     heap.length = 0;
-    climb(graph, passing, inside, taken, extra);
+    climb(graph, up, inside, taken, extra);
     if (inside[extra]) continue;
     include(extra);
     grow(state.inputs);
@@ -118,15 +119,9 @@ function backbone(graph, state, passing, limit, extras) {
   return taken;
 }
 
-// From a node along its strongest outputs until the backbone is reached.
-function climb(graph, passing, inside, taken, node) {
-  let at = node;
-  while (!inside[at]) {
-    const e = graph.outputs(at).find((each) => passing[each]);
-    if (e === undefined) return;
-    taken.add(e);
-    at = graph.target[e];
-  }
+// From a node along its best way to the metric until the backbone is reached.
+function climb(graph, up, inside, taken, node) {
+  for (let at = node; !inside[at] && up.next[at] >= 0; at = graph.target[up.next[at]]) taken.add(up.next[at]);
 }
 
 function push(heap, value) {
@@ -154,25 +149,25 @@ function pop(heap) {
   return top;
 }
 
-// The path from a node to the metric on which the product of each step's share of its target's input is largest.
-export function strongestPath(graph, view, node, allowed = () => true) {
+// For every node the first edge of its best way to the metric over the allowed edges: that on which the product of each
+// step's share of its target's input is largest.
+function waysUp(graph, allowed) {
   const best = new Float64Array(graph.n);
   const next = new Int32Array(graph.n).fill(-1);
   for (const metric of graph.metrics) best[metric] = 1;
-  const visit = (at, seen) => {
-    if (seen[at]) return;
-    seen[at] = 1;
-    for (const e of graph.outputs(at)) {
-      if (!allowed(e)) continue;
-      visit(graph.target[e], seen);
-      const value = (Math.abs(graph.weight[e]) / (graph.inputTotal[graph.target[e]] || 1)) * best[graph.target[e]];
-      if (value > best[at]) {
-        best[at] = value;
-        next[at] = e;
-      }
+  const upwards = [...Array(graph.n).keys()].sort((a, b) => graph.row[a] - graph.row[b]); // targets before sources
+  for (const node of upwards)
+    for (const e of graph.outputs(node)) {
+      const value = share(graph, e) * best[graph.target[e]];
+      if (value <= best[node] || !allowed(e)) continue;
+      best[node] = value;
+      next[node] = e;
     }
-  };
-  visit(node, new Uint8Array(graph.n));
+  return { best, next };
+}
+
+export function strongestPath(graph, node, allowed) {
+  const { best, next } = waysUp(graph, allowed);
   const path = [];
   for (let at = node; next[at] >= 0; at = graph.target[next[at]]) path.push(next[at]);
   return { path, product: best[node] };

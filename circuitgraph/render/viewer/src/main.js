@@ -201,7 +201,7 @@ class App {
 
   trace(node) {
     const passes = (e) => !this.state.kindsOff.has(this.graph.kind[e]);
-    const { path, product } = strongestPath(this.graph, this.view, node, passes);
+    const { path, product } = strongestPath(this.graph, node, passes);
     if (!path.length) return this.say("no path from here to the metric");
     Object.assign(this.state, { path, pathShare: product, selected: node });
     this.refilter();
@@ -343,12 +343,14 @@ class App {
         byId("export").open = false;
       });
     byId("load-state").addEventListener("change", async (event) => {
+      const [file] = event.target.files;
       try {
-        this.load(JSON.parse(await event.target.files[0].text()));
+        this.load(JSON.parse(await file.text()));
         this.say("state loaded");
       } catch {
         this.say("this file is no saved state: expected the JSON that “Save state” writes");
       }
+      event.target.value = ""; // so that the same file can be loaded again
     });
     document.addEventListener("click", (event) => {
       if (!event.target.closest("#export")) byId("export").open = false;

@@ -36,14 +36,13 @@ export function buildStrip(graph, layout, onColumn) {
       type: "button",
       class: changed ? "token changed" : "token",
       "data-pos": pos,
-      "aria-label": name,
       title: `${name}; click to see this column alone`,
       onclick: () => onColumn(pos),
     };
     return element(
       "button",
       attributes,
-      element("span", {}, pos < 0 ? "bias" : clean),
+      element("span", {}, pos < 0 ? "bias" : clean || "∅"),
       two && element("span", {}, changed ? corrupted : ""),
     );
   };
