@@ -10,7 +10,7 @@ import { buildFilters, showFilters } from "./filters.js";
 import { buildHeader } from "./header.js";
 import { listenToKeys } from "./keys.js";
 import { packGrid } from "./layout.js";
-import { edgeAt, GUTTER, nodeAt, Painter, readColours } from "./paint.js";
+import { DASHED_EDGES, edgeAt, GUTTER, nodeAt, Painter, readColours } from "./paint.js";
 import { facts, nodeFacts, showPanel } from "./panel.js";
 import { freshState, loadState, readHash, saveState, stateDifference, writeHash } from "./state.js";
 import { buildOutputs, buildStrip, markStrip, moveStrip, tokenWidths } from "./strip.js";
@@ -123,6 +123,7 @@ class App {
     const parts = [`${many(view.nodes.length)} of ${plural(graph.n, "node")}`, `${many(view.edges.length)} of ${plural(graph.m, "edge")}`];
     if (graph.total) parts.push(`${percent(weight / graph.total)} of the edge weight`);
     if (view.hidden.length) parts.push(`hidden: ${view.hidden.map(([count, why]) => `${many(count)} ${why}`).join(", ")}`);
+    if (view.edges.length > DASHED_EDGES) parts.push("too many edges for dashes: choose a sign to see it");
     if (graph.left_out.length) parts.push("more was left out of this page, see the panel");
     if (state.selected >= 0) {
       const shown = (list) => list.reduce((sum, e) => sum + view.edgeOn[e], 0);

@@ -6,7 +6,7 @@ import { drawEdge, edgePoints } from "./layout.js";
 export const GUTTER = 76; // left of the grid, where layers are named
 const CLASSES = 6; // of line width: as many as the eye tells apart, and few enough to draw in batches
 const MOVING_EDGES = 2500; // drawn while the picture moves
-const DASHED_EDGES = 4000; // dashes of more would cost 1.7 times the drawing, and could not be seen
+export const DASHED_EDGES = 3000; // dashes of more would cost 1.7 times the drawing, and could not be seen
 export const SIDES = ["other", "ov", "accent"]; // in compare: both, only A, only B
 export const FONT = 'system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif';
 
@@ -188,14 +188,12 @@ export class Painter {
     context.globalAlpha = 1;
     context.font = `11px ${FONT}`;
     context.textAlign = "center";
-    context.lineJoin = "round";
-    context.lineWidth = 3;
-    context.strokeStyle = this.colours.page;
+    context.fillStyle = this.colours.page; // a pale ground below the text costs a tenth of an outline
+    context.globalAlpha = 0.72;
+    for (const { text, x, y } of placed) context.fillRect(x - this.width(context, text) / 2 - 1, y - 9, this.width(context, text) + 2, 12);
     context.fillStyle = this.colours.ink;
-    for (const { text, x, y } of placed) {
-      context.strokeText(text, x, y);
-      context.fillText(text, x, y);
-    }
+    context.globalAlpha = 1;
+    for (const { text, x, y } of placed) context.fillText(text, x, y);
     context.restore();
   }
 
