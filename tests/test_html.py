@@ -15,8 +15,11 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from circuitgraph.cli import main
 from circuitgraph.errors import RenderError
+from circuitgraph.formats import write_graph
 from circuitgraph.render import html as page_module
 from circuitgraph.render import labels, render_html, render_svg, view_graph
 from circuitgraph.render.columns import floats, integers
@@ -238,3 +241,17 @@ def test_node_kinds_are_named_and_shaped_by_the_labels() -> None:
         words, place = data["forms"][form]
         assert words == labels.kind_name(graph.nodes[name])
         assert data["legend"][place][1] == labels.shape_path(labels.shape(graph.nodes[name]), 10)
+
+
+def test_the_command_line_compares_and_links(tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("two", 1)):
+        write_graph(example_graph(seed=seed), tmp_path / f"{name}.json")
+    page = tmp_path / "page.html"
+    options = ["--compare", tmp_path / "two.json", "--neuronpedia", "z.2=m/2-att", "-o", page]
+    done = CliRunner().invoke(main, ["render", str(tmp_path / "one.json"), *map(str, options)])
+    assert done.output == f"{page}\n"
+    data = data_of(page.read_text(encoding="utf-8"))
+    assert data["compare"]["names"] == ["one", "two"] and data["links"] == {"z.2": "m/2-att"}
+    assert set(data["nodes"]["id"]) == {*example_graph(), *example_graph(seed=1)}
+    done = CliRunner().invoke(main, ["render", str(tmp_path / "one.json"), "--neuronpedia", "z.2", "-o", str(page)])
+    assert done.exit_code == 2 and "'z.2' is not SITE=ID" in done.output

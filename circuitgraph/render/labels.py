@@ -151,6 +151,7 @@ def facts(graph: nx.MultiDiGraph) -> list[tuple[str, str, str, str]]:
 
 _EVIDENCE = (
     ("faithfulness", "faithfulness", "the circuit alone, between the empty circuit (0%) and the whole model (100%)"),
+    ("completeness", "completeness", "what the model loses without the circuit, as a share of the whole"),
     ("faithfulness_errors_removed", "errors removed", "faithfulness when the error nodes are taken out as well"),
     ("faithfulness_empty_errors_kept", "errors alone", "faithfulness of the error nodes without any feature"),
 )

@@ -317,10 +317,12 @@ def test_a_node_shows_what_was_measured_beside_what_was_estimated(viewer: Viewer
 def test_attributes_of_a_later_release_are_shown(open_viewer) -> None:
     graph = example_graph()
     graph.nodes["embed@3"]["hop_count"] = 7
+    graph.graph["evidence"]["completeness_residual"] = 0.25
     for edge in list(graph.edges(keys=True))[:1]:
         graph.add_edge(*edge[:2], key="through_attention", kind="through_attention", weight=2.5, local_weight=1.0)
     viewer = open_viewer(graph)
     assert "through attention1" in viewer.texts("#kinds .chip")
+    assert "completeness residual0.25" in viewer.texts("#panel .facts div")
     viewer.pick("embed@3")
     assert "hop count7" in viewer.texts("#panel .facts div")
 

@@ -11,7 +11,7 @@ import { buildHeader } from "./header.js";
 import { listenToKeys } from "./keys.js";
 import { packGrid } from "./layout.js";
 import { DASHED_EDGES, edgeAt, GUTTER, nodeAt, Painter, readColours } from "./paint.js";
-import { facts, nodeFacts, showPanel } from "./panel.js";
+import { facts, nodeFacts, others, showPanel } from "./panel.js";
 import { freshState, loadState, readHash, saveState, stateDifference, writeHash } from "./state.js";
 import { buildOutputs, buildStrip, markStrip, moveStrip, tokenWidths } from "./strip.js";
 import { edgeBadge, headWords } from "./tables.js";
@@ -428,7 +428,7 @@ class App {
     return [
       element("p", {}, edgeBadge(graph, e), ` ${graph.kinds[graph.kind[e]][2]}`),
       element("p", { class: "mono" }, `${visible(graph.id[graph.source[e]])} → ${visible(graph.id[graph.target[e]])}`),
-      facts(lines),
+      facts([...lines, ...others(graph.edgeMore[e])]),
     ];
   }
 }

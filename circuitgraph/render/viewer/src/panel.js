@@ -61,15 +61,19 @@ export function nodeFacts(graph, node) {
     if (graph.nodeIn[node] === 0 && known(graph.attribution[node])) add("B − A", graph.otherAttribution[node] - graph.attribution[node], "estimated");
   }
   add("activation, clean", graph.activation[node], "measured");
-  add("at baseline", graph.baseline[node], "measured");
+  add(`activation, ${graph.graph.provenance?.settings?.baseline ?? "baseline"}`, graph.baseline[node], "measured");
   add("influence", graph.influence[node], "estimated");
   const fromErrors = graph.inputs(node).reduce((sum, e) => sum + (isError(graph, graph.source[e]) ? Math.abs(graph.weight[e]) : 0), 0);
   if (fromErrors) found.push(["input from errors", percent(fromErrors / graph.inputTotal[node]), "estimated"]);
   if (graph.topTokens[node].length) found.push(["promotes", element("span", { class: "tokens-list" }, graph.topTokens[node].map((token) => element("code", {}, visible(token)))), ""]);
-  for (const [name, value] of Object.entries(graph.more[node] ?? {}))
-    if (name !== "label" && name !== "note") found.push([visible(name.replace(/_/g, " "), " "), visible(typeof value === "string" ? value : JSON.stringify(value), " "), ""]);
-  return found;
+  return [...found, ...others(graph.more[node], ["label", "note"])];
 }
+
+// What the graph records beyond what this page knows of, as it stands.
+export const others = (values, without = []) =>
+  Object.entries(values ?? {})
+    .filter(([name]) => !without.includes(name))
+    .map(([name, value]) => [visible(name.replace(/_/g, " "), " "), visible(typeof value === "string" ? value : JSON.stringify(value), " "), ""]);
 
 export const facts = (list) =>
   element("dl", { class: "facts" }, list.map(([name, value, word]) => element("div", {}, element("dt", {}, name), element("dd", {}, value, word && basis(word)))));
@@ -127,6 +131,7 @@ function overview(app) {
     graph.compare && compareSummary(graph),
     strongest.length > 0 && table("Largest attributions", columns, strongest.map(row)),
     kindTable(graph),
+    graph.graph.evidence && [element("h3", {}, "Evidence as recorded"), facts(others(graph.graph.evidence))],
     list("Not in this page", graph.left_out),
     list("What was left out on the way", graph.graph.reports),
     provenance && element("details", {}, element("summary", {}, "Provenance"), element("pre", { tabindex: 0 }, JSON.stringify(graph.graph.provenance, null, 2).split("\n").map((line) => `${visible(line, " ")}\n`))),
