@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 LAYERS, POSITIONS = 26, 24
 TICK = 1000 / os.sysconf("SC_CLK_TCK")  # ms
 QUIET = 0.4  # seconds without work after which a step is over
-MOST = 60.0  # seconds after which a step counts as it is
+MOST = 20.0  # seconds after which a step counts as it is
 SHOWN = 2_000  # edges drawn at first by the other two, and by ours in its second row
 
 

@@ -4,7 +4,12 @@ import { shorten, visible } from "./text.js";
 
 const ARRAYS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f4: Float32Array, f8: Float64Array };
 
-const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+function bytes(base64) {
+  const text = atob(base64);
+  const found = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i += 1) found[i] = text.charCodeAt(i);
+  return found;
+}
 
 function unpack(column, length, missing = NaN) {
   return column ? new ARRAYS[column.type](bytes(column.data).buffer) : new Float32Array(length).fill(missing);

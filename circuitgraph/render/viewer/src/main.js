@@ -11,7 +11,7 @@ import { buildHeader } from "./header.js";
 import { listenToKeys } from "./keys.js";
 import { packGrid } from "./layout.js";
 import { DASHED_EDGES, edgeAt, GUTTER, nodeAt, Painter, readColours } from "./paint.js";
-import { facts, nodeFacts, others, showPanel } from "./panel.js";
+import { facts, nodeFacts, others, refreshPanel, showPanel } from "./panel.js";
 import { freshState, loadState, readHash, saveState, stateDifference, writeHash } from "./state.js";
 import { buildOutputs, buildStrip, markStrip, moveStrip, tokenWidths } from "./strip.js";
 import { edgeBadge, headWords } from "./tables.js";
@@ -55,7 +55,7 @@ class App {
     showFilters(this);
     this.refocus(moving);
     if (moving) return;
-    showPanel(this);
+    refreshPanel(this);
     showTray(this);
     this.remember();
   }
@@ -66,7 +66,8 @@ class App {
     this.layout = packGrid(this.graph, this.view, this.widths, width - GUTTER - 6, height - 8);
     this.painter.resize(width, height);
     this.painter.show(this.view, this.layout, this.state);
-    buildStrip(this.graph, this.layout, (pos) => this.isolate(pos));
+    if (this.upright !== this.layout.upright) buildStrip(this.graph, this.layout, (pos) => this.isolate(pos));
+    this.upright = this.layout.upright;
     this.fit();
   }
 
@@ -296,6 +297,7 @@ class App {
 
   load(saved) {
     this.state = loadState(this.graph, saved);
+    this.panelShows = "";
     this.applyTheme();
     if (this.graph.compare) this.setWeights(this.state.weights);
     this.state.matches = findNodes(this.graph, this.state, this.state.query);

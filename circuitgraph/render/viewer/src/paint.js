@@ -34,6 +34,7 @@ export class Painter {
   }
 
   resize(width, height) {
+    if (this.size?.join() === `${width},${height}`) return; // a new size empties and reallocates
     this.ratio = Math.min(2, window.devicePixelRatio || 1);
     this.size = [width, height];
     for (const canvas of Object.values(this.canvases)) {

@@ -4,12 +4,22 @@ import { button, byId, element, number, table, tint } from "./dom.js";
 import { isError, kindWords, tokenAt } from "./data.js";
 import { nodeSizes } from "./filter.js";
 import { known, many, percent, plural, signed, visible } from "./text.js";
-import { basis, edgeBadge, edgeTable, headSummary, nodeLink, sideBadge, symbol } from "./tables.js";
+import { basis, edgeBadge, edgeTable, headSummary, markLink, nodeLink, sideBadge, symbol } from "./tables.js";
 
 const SAFE_ID = /^[\w.-]+(\/[\w.-]+)+$/;
 
+// What the panel says, but for which nodes are in the picture.
+const contents = ({ state }) => JSON.stringify([state.selected, state.path, state.weights, [...state.pins]]);
+
+// After a filter only the links change: those to nodes that are not in the picture are pale.
+export function refreshPanel(app) {
+  if (contents(app) !== app.panelShows) return showPanel(app);
+  for (const link of byId("panel").querySelectorAll(".link")) markLink(app, link);
+}
+
 export function showPanel(app) {
   const node = app.state.selected;
+  app.panelShows = contents(app);
   byId("panel").replaceChildren(...(node >= 0 ? nodePanel(app, node) : overview(app)).flat().filter(Boolean));
 }
 

@@ -25,18 +25,25 @@ export function symbol(graph, node) {
 
 // A button that leads to a node: its name, its words, its token.
 export function nodeLink(app, node) {
-  const { graph, state, view } = app;
+  const { graph, state } = app;
   const label = state.labels.get(node);
   const promoted = graph.topTokens[node][0];
   const words = label ? visible(label, " ") : promoted !== undefined ? `→${shorten(visible(promoted), 12)}` : kindWords(graph, node);
   const token = graph.pos[node] >= 0 ? graph.clean[graph.pos[node]] : undefined;
-  const hidden = view.nodeOn[node] ? "" : "not in the picture now; selecting it brings it in";
-  return element(
+  const link = element(
     "button",
-    { type: "button", class: hidden ? "link off" : "link", title: hidden || kindWords(graph, node), onclick: () => app.select(node, "panel") },
+    { type: "button", "data-node": node, onclick: () => app.select(node, "panel") },
     symbol(graph, node),
     element("span", { class: "names" }, element("span", { class: "mono" }, visible(graph.id[node])), element("small", {}, words, token !== undefined && element("code", {}, shorten(visible(token), 10)))),
   );
+  markLink(app, link);
+  return link;
+}
+
+export function markLink({ graph, view }, link) {
+  const shown = view.nodeOn[link.dataset.node];
+  link.className = shown ? "link" : "link off";
+  link.title = shown ? kindWords(graph, Number(link.dataset.node)) : "not in the picture now; selecting it brings it in";
 }
 
 // One bar a head, up for positive and down for negative.
