@@ -45,7 +45,7 @@ export function computeView(graph, state) {
   for (const e of edges) if (passing[e]) drawn += 1;
   const weaker = state.mode === "backbone" ? "outside the backbone" : "weaker";
   const hidden = [[passed - drawn, weaker], ...counts.map((count, reason) => [count, REASONS[reason]])];
-  const full = edges.length ? Math.abs(graph.weight[edges[Math.floor(edges.length / 100)]]) || 1 : 1; // drawn at full width
+  const full = edges.length ? Math.abs(graph.weight[edges[Math.floor(edges.length / 20)]]) || 1 : 1; // drawn at full width
   return { nodes, edges, nodeOn, edgeOn, full, hidden: hidden.filter(([count]) => count > 0) };
 }
 

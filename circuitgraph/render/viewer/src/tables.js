@@ -28,7 +28,7 @@ export function nodeLink(app, node) {
   const { graph, state } = app;
   const label = state.labels.get(node);
   const promoted = graph.topTokens[node][0];
-  const words = label ? visible(label, " ") : promoted !== undefined ? `→${shorten(visible(promoted), 12)}` : kindWords(graph, node);
+  const words = label ? visible(label, " ") : promoted !== undefined ? `→${shorten(visible(promoted), 12)}` : kindWords(graph, node).replace("token ", "");
   const token = graph.pos[node] >= 0 ? graph.clean[graph.pos[node]] : undefined;
   const link = element(
     "button",
@@ -100,7 +100,7 @@ export function edgeTable(app, title, edges, end, group) {
       nodeLink(app, end[e]),
       [edgeBadge(graph, e), sideBadge(graph, graph.compare && graph.edgeIn[e])],
       weight,
-      number([element("span", { class: "meter", "aria-hidden": "true" }, part), percent(share(graph, e))]),
+      number([!measured && element("span", { class: "meter", "aria-hidden": "true" }, part), percent(share(graph, e))]),
       graph.headCount[e] ? headBars(headsOf(graph, e), Math.min(48, 7 * graph.headCount[e]), 20) : "",
       number(known(effect) ? signed(effect) : ""),
     ];
