@@ -3,20 +3,19 @@
 import { select as pick } from "d3-selection";
 import { zoom, zoomIdentity } from "d3-zoom";
 import { rank, readData, share, kindWords } from "./data.js";
-import { byId, element } from "./dom.js";
+import { byId } from "./dom.js";
 import * as exports from "./exports.js";
 import { computeView, findNodes, strongestPath } from "./filter.js";
 import { buildFilters, showFilters } from "./filters.js";
 import { buildHeader } from "./header.js";
 import { listenToKeys } from "./keys.js";
 import { packGrid } from "./layout.js";
-import { DASHED_EDGES, edgeAt, GUTTER, nodeAt, Painter, readColours } from "./paint.js";
-import { facts, nodeFacts, others, refreshPanel, showPanel } from "./panel.js";
+import { DASHED_EDGES, GUTTER, Painter, readColours } from "./paint.js";
+import { refreshPanel, showPanel } from "./panel.js";
+import { listenToPointer } from "./pointer.js";
 import { freshState, loadState, readHash, saveState, stateDifference, writeHash } from "./state.js";
 import { buildOutputs, buildStrip, markStrip, moveStrip, tokenWidths } from "./strip.js";
-import { edgeBadge, headWords } from "./tables.js";
 import { looseNodes, showTray } from "./tray.js";
-import { headsOf } from "./data.js";
 import { known, many, percent, plural, signed, visible } from "./text.js";
 
 const MOST_IN_HASH = 8000; // characters; longer addresses do not survive being sent
@@ -323,9 +322,6 @@ class App {
       })
       .on("end", ({ sourceEvent }) => sourceEvent && this.draw());
     pick(this.stage).call(this.zoom).on("dblclick.zoom", null);
-    this.stage.addEventListener("click", (event) => this.click(event));
-    this.stage.addEventListener("pointermove", (event) => this.hover(event));
-    this.stage.addEventListener("pointerleave", () => this.unhover());
     const on = (id, action) => byId(id).addEventListener("click", action);
     on("tray-toggle", () => {
       this.state.tray = !this.state.tray;
@@ -368,70 +364,11 @@ class App {
       this.refocus();
     }).observe(this.stage);
     listenToKeys(this);
+    listenToPointer(this);
   }
 
   zoomBy(factor) {
     pick(this.stage).call(this.zoom.scaleBy, factor);
-  }
-
-  pointed(event) {
-    const box = this.stage.getBoundingClientRect();
-    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
-    if (x < GUTTER) return { node: -1, edge: -1 };
-    const node = nodeAt(this.view, this.layout, this.transform, x, y);
-    return { node, edge: node >= 0 ? -1 : edgeAt(this.graph, this.view, this.layout, this.transform, x, y) };
-  }
-
-  click(event) {
-    const { node, edge } = this.pointed(event);
-    if (node >= 0) return this.select(node);
-    if (edge < 0) return this.state.selected < 0 && !this.focus ? undefined : this.select(-1);
-    const [source, target] = [this.graph.source[edge], this.graph.target[edge]];
-    return this.select(this.state.selected === target ? source : target); // an edge leads to its other end
-  }
-
-  hover(event) {
-    if (event.buttons) return;
-    this.hovered = this.pointed(event);
-    const { node, edge } = this.hovered;
-    this.stage.classList.toggle("pointing", node >= 0 || edge >= 0);
-    const tooltip = byId("tooltip");
-    tooltip.hidden = node < 0 && edge < 0;
-    if (!tooltip.hidden) {
-      tooltip.replaceChildren(...(node >= 0 ? this.nodeTip(node) : this.edgeTip(edge)));
-      const left = event.clientX + 16 + tooltip.offsetWidth > innerWidth ? event.clientX - tooltip.offsetWidth - 12 : event.clientX + 16;
-      tooltip.style.left = `${Math.max(4, left)}px`;
-      tooltip.style.top = `${Math.max(4, Math.min(event.clientY + 16, innerHeight - tooltip.offsetHeight - 8))}px`;
-    }
-    this.painter.drawFocus(this.transform, this.focus, this.hovered);
-  }
-
-  unhover() {
-    this.hovered = null;
-    byId("tooltip").hidden = true;
-    this.painter.drawFocus(this.transform, this.focus, null);
-  }
-
-  nodeTip(node) {
-    const { graph, state } = this;
-    return [
-      element("b", { class: "mono" }, visible(graph.id[node])),
-      element("p", {}, kindWords(graph, node), state.labels.has(node) && [" · ", element("b", {}, visible(state.labels.get(node), " "))]),
-      facts(nodeFacts(graph, node).slice(0, 6)),
-    ];
-  }
-
-  edgeTip(e) {
-    const { graph } = this;
-    const lines = [["weight", signed(graph.weight[e]), "estimated"], ["of the target’s input", percent(share(graph, e)), ""]];
-    if (known(graph.local[e])) lines.push(["to the pre-activation", signed(graph.local[e]), ""]);
-    if (graph.compare) lines.push(["in A", signed(graph.weightA[e]), ""], ["in B", signed(graph.weightB[e]), ""]);
-    if (graph.headCount[e]) lines.push(["mostly", headWords(headsOf(graph, e)), ""]);
-    return [
-      element("p", {}, edgeBadge(graph, e), ` ${graph.kinds[graph.kind[e]][2]}`),
-      element("p", { class: "mono" }, `${visible(graph.id[graph.source[e]])} → ${visible(graph.id[graph.target[e]])}`),
-      facts([...lines, ...others(graph.edgeMore[e])]),
-    ];
   }
 }
 

@@ -20,7 +20,9 @@ export function refreshPanel(app) {
 export function showPanel(app) {
   const node = app.state.selected;
   app.panelShows = contents(app);
+  const held = byId("panel").contains(document.activeElement); // what had the focus is gone after this
   byId("panel").replaceChildren(...(node >= 0 ? nodePanel(app, node) : overview(app)).flat().filter(Boolean));
+  if (held) (byId("node-name") ?? byId("panel")).focus({ preventScroll: true });
 }
 
 function nodePanel(app, node) {
