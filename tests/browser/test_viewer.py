@@ -240,7 +240,7 @@ def test_hostile_labels_survive_the_url_the_json_and_python(open_viewer) -> None
     given = dict(zip(sorted(graph), HOSTILE, strict=False))
     viewer = open_viewer(graph)
     viewer.call("load", {"labels": given, "selected": "embed@3"})
-    viewer.page.wait_for_timeout(400)
+    sync_api.expect(viewer.page).to_have_url(re.compile("#.*labels"))
     viewer.open(viewer.page.url)
     assert viewer.call("state")["labels"] == given and len(given) == len(HOSTILE)
     saved = json.loads(viewer.call("json"))
@@ -598,8 +598,7 @@ def test_the_address_brings_the_state_back(viewer: Viewer) -> None:
     viewer.press("p")
     viewer.page.click("#theme")
     before = viewer.call("state")
-    viewer.page.wait_for_timeout(300)
-    assert "#" in viewer.page.url
+    sync_api.expect(viewer.page).to_have_url(re.compile("#.*theme"))
     viewer.open(viewer.page.url)
     assert viewer.call("state") == before
     assert before["selected"] == METRIC and before["pins"] == [METRIC] and before["kinds_off"] == ["q"]

@@ -60,8 +60,7 @@ class App {
   }
 
   pack() {
-    const [width, height] = [this.stage.clientWidth, this.stage.clientHeight];
-    if (!width || !height) return;
+    const [width, height] = [this.stage.clientWidth || 640, this.stage.clientHeight || 480]; // a frame may have no size yet
     this.layout = packGrid(this.graph, this.view, this.widths, width - GUTTER - 6, height - 8);
     this.painter.resize(width, height);
     this.painter.show(this.view, this.layout, this.state);

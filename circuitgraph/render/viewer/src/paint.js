@@ -8,7 +8,7 @@ const CLASSES = 6; // of line width: as many as the eye tells apart, and few eno
 const MOVING_EDGES = 2500; // drawn while the picture moves
 export const DASHED_EDGES = 3000; // dashes of more would cost 1.7 times the drawing, and could not be seen
 export const SIDES = ["other", "ov", "accent"]; // in compare: both, only A, only B
-export const FONT = 'system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif';
+export const FONT = 'system-ui, "Segoe UI", Arial, "DejaVu Sans", sans-serif';
 
 export function readColours() {
   const style = getComputedStyle(document.documentElement);
