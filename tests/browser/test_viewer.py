@@ -452,6 +452,8 @@ def test_the_strongest_nodes_that_carry_a_share_stay(viewer: Viewer) -> None:
             kept.add(node)
         left -= sizes[node]
     assert 5 < len(kept) < 60 and set(viewer.shown["nodes"]) - {METRIC} <= kept
+    among = [edge for edge in graph.edges(keys=True) if {*edge[:2]} <= kept | {METRIC}]
+    assert {tuple(edge) for edge in viewer.shown["edges"]} == set(among) != set()
     assert viewer.text("#carried-text") == "60%"
 
 
@@ -697,8 +699,8 @@ def test_help_opens_and_closes_by_key(viewer: Viewer) -> None:
 def test_two_graphs_are_compared(open_viewer) -> None:
     a, b = example_graph(), example_graph(seed=1)
     extra = [edge for edge in a.edges(keys=True, data=True) if edge[0] in b and edge[1] in b][:10]
-    for source, target, kind, data in extra:
-        b.add_edge(source, target, key=kind, **(data | {"weight": data["weight"] + 0.5}))
+    for number, (source, target, kind, data) in enumerate(extra):
+        b.add_edge(source, target, key=kind, **(data | {"weight": data["weight"] + 0.5 * (number % 2)}))
     viewer = open_viewer(a, compare=b, names=("first", "second"))
     both = set(a.edges(keys=True)) & set(b.edges(keys=True))
     only_a, only_b = set(a.edges(keys=True)) - both, set(b.edges(keys=True)) - both
@@ -717,7 +719,9 @@ def test_two_graphs_are_compared(open_viewer) -> None:
         return sum(sign * graph.edges[edge]["weight"] for graph, sign in ((b, 1), (a, -1)) if edge in graph.edges)
 
     ranked = sorted(both | only_a | only_b, key=lambda edge: -abs(difference(edge)))
-    assert [tuple(edge) for edge in viewer.shown["edges"]][:20] == ranked[:20]
+    shown = [tuple(edge) for edge in viewer.shown["edges"]]
+    equal = {edge for edge in both if difference(edge) == 0}
+    assert shown[:20] == ranked[:20] and set(shown[-len(equal) :]) == equal != set()
     assert "first" in viewer.text("#model") and "A|B" not in viewer.text("#facts")
     assert read_graph(viewer.download("#save-graph")).number_of_edges() == a.number_of_edges()
 
