@@ -56,7 +56,15 @@ class App {
     if (moving) return;
     refreshPanel(this);
     showTray(this);
+    this.settle();
     this.remember();
+  }
+
+  // The window or the tray changed the room there is.
+  settle() {
+    if (!this.layout || this.painter.size.join() === `${this.stage.clientWidth},${this.stage.clientHeight}`) return;
+    this.pack();
+    this.refocus();
   }
 
   pack() {
@@ -357,11 +365,7 @@ class App {
       this.applyTheme();
       this.draw();
     });
-    new ResizeObserver(() => {
-      if (!this.layout || this.painter.size.join() === `${this.stage.clientWidth},${this.stage.clientHeight}`) return;
-      this.pack();
-      this.refocus();
-    }).observe(this.stage);
+    new ResizeObserver(() => this.settle()).observe(this.stage);
     listenToKeys(this);
     listenToPointer(this);
   }
