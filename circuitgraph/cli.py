@@ -190,14 +190,39 @@ def prune(graph: Path, output: Path, quiet: bool, debug: bool, **settings: Any) 
     type=click.Path(path_type=Path),
     help="Picture to write: .html, .svg, .png, .pdf or .dot.",
 )
+@click.option(
+    "--compare",
+    type=click.Path(path_type=Path),
+    help="A second graph (.json): the page shows what only one has, and the differences.",
+)
+@click.option(
+    "--neuronpedia",
+    multiple=True,
+    metavar="SITE=ID",
+    help="Where the features of a site are on Neuronpedia, as in mlp_out.5=gpt2-small/5-tres-dc; may be repeated.",
+)
 @_common
-def render(graph: Path, output: Path, quiet: bool, debug: bool) -> None:
+def render(
+    graph: Path, output: Path, compare: Path | None, neuronpedia: tuple[str, ...], quiet: bool, debug: bool
+) -> None:
     """Draw GRAPH as a page or picture, by the suffix of the output."""
     from circuitgraph.formats import read_graph
     from circuitgraph.render import write_rendering
 
-    write_rendering(read_graph(graph), output)
+    links = dict(_site_and_id(text) for text in neuronpedia)
+    other = None if compare is None else read_graph(compare)
+    names = (graph.stem, compare.stem if compare else "")
+    write_rendering(read_graph(graph), output, compare=other, names=names, links=links)
     click.echo(output)
+
+
+def _site_and_id(text: str) -> tuple[str, str]:
+    site, equals, identity = text.partition("=")
+    if not (site and equals and identity):
+        raise click.BadParameter(
+            f"{text!r} is not SITE=ID, as in mlp_out.5=gpt2-small/5-tres-dc", param_hint="--neuronpedia"
+        )
+    return site, identity
 
 
 @main.command()

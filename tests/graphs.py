@@ -46,6 +46,23 @@ HOSTILE = [
     "<b>hi</b>",
     "__proto__",
     "漢字🙂",
+    "<svg onload=window.PWNED=3>",
+    "<iframe srcdoc='<script>parent.PWNED=4</script>'>",
+    "javascript:window.PWNED=5",
+    "' onmouseover='window.PWNED=6",
+    '" autofocus onfocus="window.PWNED=7',
+    "&#60;script&#62;window.PWNED=8&#60;/script&#62;",
+    "</title></textarea><script>window.PWNED=9</script>",
+    "<math><mtext><img src=x onerror=window.PWNED=10>",
+    "-->",
+    "<![CDATA[",
+    "<?xml version='1.0'?>",
+    "constructor",
+    "%3Cscript%3E#[",
+    "\udfff\ud83d",
+    "a\u0301\u200d\u2066",
+    "',alert(1)//",
+    "\\u003cscript\\u003e",
 ]
 HEADS = 4
 

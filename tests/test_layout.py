@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import networkx as nx
 import pytest
 
 from circuitgraph.render import labels, render_dot, render_html, render_svg
@@ -55,7 +56,7 @@ def test_every_colour_is_readable_on_its_page() -> None:
             for ground in ("page", "band", "raised"):
                 assert contrast(palette[name], palette[ground]) >= 4.5, (name, ground)
         assert contrast(palette["ink"], palette["mark"]) >= 4.5
-        for name in (*labels.EDGE_NAMES, "other", "positive"):
+        for name in (*labels.EDGE_NAMES, *labels.SPARE, "other", "positive"):
             assert contrast(palette[name], palette["page"]) >= 3, name
 
 
@@ -103,6 +104,22 @@ def test_no_two_nodes_and_no_two_captions_overlap(sizes: tuple[int, int, int]) -
 def test_a_picture_for_a_readme_stays_within_its_width() -> None:
     for sizes in ((4, 15, 120), (12, 24, 200)):
         assert 600 <= lay_out(example_graph(*sizes)).width <= 1200
+
+
+def test_neighbours_in_a_cell_stand_below_what_they_are_joined_to() -> None:
+    graph = nx.MultiDiGraph(tokens={"clean": ["a"], "corrupted": ["a"]}, n_layers=2)
+    for layer in range(2):
+        for feature in range(6):
+            node = f"mlp_out.{layer}/f{feature}@0"
+            graph.add_node(
+                node, kind="feature", site=f"mlp_out.{layer}", layer=layer, pos=0, feature=feature, attribution=1.0
+            )
+    for feature in range(6):
+        graph.add_edge(f"mlp_out.0/f{feature}@0", f"mlp_out.1/f{5 - feature}@0", key="mlp", kind="mlp", weight=1.0)
+    centres = lay_out(graph).centres
+    below = sorted(range(6), key=lambda feature: centres[f"mlp_out.0/f{feature}@0"][0])
+    above = sorted(range(6), key=lambda feature: centres[f"mlp_out.1/f{feature}@0"][0])
+    assert [5 - feature for feature in below] == above
 
 
 def test_nodes_at_no_position_stand_in_a_column_of_their_own_at_the_left() -> None:

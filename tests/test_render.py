@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import hashlib
-import html
-import json
 import re
 import shutil
 import subprocess
@@ -20,16 +16,11 @@ import pytest
 from circuitgraph.errors import RenderError
 from circuitgraph.graph import check_graph
 from circuitgraph.render import dot, labels, render_dot, render_html, render_svg, write_rendering
-from circuitgraph.render.html import SCRIPTS, payload
 from tests.graphs import HOSTILE, example_graph
 
 RENDER = {"dot": render_dot, "html": render_html, "svg": render_svg}
 formats = pytest.mark.parametrize("render", RENDER.values(), ids=RENDER)
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz on this machine")
-
-
-def data_of(page: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
 
 
 def svg_texts(text: str) -> list[str]:
@@ -137,88 +128,34 @@ def test_negative_edges_are_dashed_and_kinds_have_their_colours() -> None:
         assert colours.count(labels.LIGHT[kind]) == sum(key == kind for *_, key in graph.edges(keys=True))
 
 
-def test_html_carries_hostile_strings_as_data_only() -> None:
-    page = render_html(example_graph(hostile=True))
-    assert page.count("<script") == 2 and page.count("</script") == 2
-    assert page.count("<!--") == 0 and "PWNED=1>" not in page
-    tokens = example_graph(hostile=True).graph["tokens"]["clean"]
-    assert data_of(page)["prompts"]["clean"] == [labels.visible(token, " ") for token in tokens]
+def test_dot_has_a_legend_in_the_colours_of_the_edges() -> None:
+    text = render_dot(example_graph())
+    for kind in ("ov", "q", "k", "mlp", "metric"):
+        entry = next(line for line in text.splitlines() if f"{labels.EDGE_NAMES[kind]}: " in line and "legend" in line)
+        assert labels.LIGHT[kind] in entry
+    for words in ("dashed edge: negative", "hollow node: negative attribution", "attention feature", "MLP feature"):
+        assert any(words in line for line in text.splitlines() if line.startswith("  legend")), words
+    assert "legend" not in render_dot(nx.MultiDiGraph())
 
 
-@pytest.mark.parametrize("token", HOSTILE)
-def test_every_hostile_token_returns_from_the_page_as_it_went_in(token: str) -> None:
-    graph = example_graph(n_nodes=20)
-    graph.graph["tokens"]["clean"][4] = token
-    graph.graph["provenance"] = {token: token}
-    graph.graph["reports"] = [token]
-    data = data_of(render_html(graph))
-    assert data["grid"]["columns"][4][3] == labels.visible(token)
-    assert data["reports"] == [labels.visible(token, " ")]
-    raw = re.search(r'id="data">(.*?)</script>', render_html(graph), re.S)[1]
-    assert not re.search(r"[<>&\u2028\u2029]", raw)
-    assert any(text.startswith(labels.visible(token)[:4]) for text in svg_texts(render_svg(graph)))
-
-
-def test_html_policy_allows_its_own_script_and_style_and_nothing_else() -> None:
-    page = render_html(example_graph())
-    policy = html.unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1])
-    assert policy.startswith("default-src 'none'; script-src 'sha256-")
-    assert "unsafe" not in policy and "base-uri 'none'; form-action 'none'" in policy
-    for tag in ("style", "script"):
-        inside = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.S)[1]
-        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in policy
-
-
-def test_html_needs_no_other_file_and_no_network() -> None:
-    page = render_html(example_graph())
-    assert not re.search(r"\b(?:src|href)=(?!\"data:)", page)
-    assert set(re.findall(r"https?://[^\s\"'<]*", page)) <= {"http://www.w3.org/2000/svg"}
-    viewer = Path(dot.__file__).with_name("viewer")
-    scripts = "".join((viewer / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    for word in (
-        "innerHTML",
-        "outerHTML",
-        "insertAdjacentHTML",
-        "document.write",
-        "eval(",
-        "fetch(",
-        "</script",
-        "<!--",
-    ):
-        assert word not in scripts
-
-
-def test_html_ships_every_file_of_the_viewer() -> None:
-    viewer = Path(dot.__file__).with_name("viewer")
-    assert {path.name for path in viewer.iterdir()} == {*SCRIPTS, "viewer.css", "viewer.html"}
-
-
-def test_html_edges_are_strongest_first_and_point_at_their_nodes() -> None:
+def test_kinds_of_edges_that_nobody_knows_yet_have_colours_of_their_own() -> None:
     graph = example_graph()
-    data = payload(graph)
-    edges, names = data["edges"], data["nodes"]["name"]
-    sizes = [abs(weight) for weight in edges["weight"]]
-    assert sizes == sorted(sizes, reverse=True)
-    kinds = {number: row[3] for number, row in enumerate(data["kinds"])}
-    for source, target, kind, weight in zip(
-        edges["source"], edges["target"], edges["kind"], edges["weight"], strict=True
-    ):
-        assert graph.edges[names[source], names[target], kinds[kind]]["weight"] == pytest.approx(weight, rel=1e-5)
-
-
-@pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()])
-def test_provenance_that_is_no_json_is_a_render_error(value: object) -> None:
-    graph = example_graph(n_nodes=5)
-    graph.graph["provenance"] = {"value": value}
-    with pytest.raises(RenderError, match="cannot be written as JSON"):
-        render_html(graph)
+    ends = [edge[:2] for edge in list(graph.edges)[:5]]
+    for (source, target), kind in zip(ends, ("through_attention", "a", "b", "c", "residual"), strict=True):
+        graph.add_edge(source, target, key=kind, kind=kind, weight=0.5)
+    colours = labels.edge_kinds(graph)
+    assert [colours[kind] for kind in ("a", "b", "c", "through_attention")] == ["spare1", "spare2", "spare3", "other"]
+    assert colours["residual"] == "residual" and colours["ov"] == "ov"
+    text = render_svg(graph)
+    for colour in ("spare1", "spare2", "spare3"):
+        assert text.count(labels.LIGHT[colour]) == 2  # the edge and the legend
+    assert "through attention" in " | ".join(svg_texts(text))
 
 
 def test_dot_names_hold_no_colon_and_no_text_of_ours() -> None:
     text = render_dot(example_graph(hostile=True))
     for line in text.splitlines()[1:-1]:
-        assert re.match(r"  (graph|node|edge|(n|clean|corrupted|row|caption)\d+( -> n\d+)?) \[", line), line
+        assert re.match(r"  (graph|node|edge|(n|clean|corrupted|row|caption|legend)\d+( -> n\d+)?) \[", line), line
 
 
 @needs_dot
@@ -226,7 +163,7 @@ def test_dot_parses_and_keeps_nodes_edges_and_positions() -> None:
     graph = example_graph(hostile=True)
     done = subprocess.run(["dot", "-Tcanon"], input=render_dot(graph).encode(), capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.count(b"->") == graph.number_of_edges()
+    assert len(re.findall(rb"^\tn\d+ -> n\d+", done.stdout, re.M)) == graph.number_of_edges()
     assert len(re.findall(rb"^\tn\d+\t", done.stdout, re.M)) == graph.number_of_nodes()
 
 
@@ -285,6 +222,16 @@ def test_an_unknown_suffix_lists_the_known_ones(name: str, tmp_path: Path) -> No
     with pytest.raises(RenderError, match=r"expected \.dot, \.html, \.pdf, \.png, \.svg") as caught:
         write_rendering(example_graph(n_nodes=5), tmp_path / name)
     assert ("Did you mean '.html'?" in str(caught.value)) == (name == "graph.htlm")
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".dot"])
+def test_only_a_page_can_hold_a_comparison_or_links(suffix: str, tmp_path: Path) -> None:
+    graph = example_graph(n_nodes=5)
+    with pytest.raises(RenderError, match=r"cannot hold a comparison: expected a name that ends in \.html"):
+        write_rendering(graph, tmp_path / f"graph{suffix}", compare=graph)
+    with pytest.raises(RenderError, match="cannot hold links to Neuronpedia"):
+        write_rendering(graph, tmp_path / f"graph{suffix}", links={"z.0": "gpt2-small/0-att-kk"})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["missing/graph.svg", "file/graph.svg", "folder.svg", "x" * 300 + ".svg"])

@@ -33,6 +33,11 @@ SHAPES = {
 }  # fmt: skip
 
 
+GLYPHS = {
+    "triangle": "▲", "circle": "●", "rounded": "■", "diamond": "◆", "square": "■", "house": "⌂", "hexagon": "⬢", "pill": "▬",
+}  # fmt: skip
+
+
 def render_dot(graph: nx.MultiDiGraph) -> str:
     """The graph as DOT text whose nodes and edges carry the positions of `layout`, in points.
 
@@ -49,7 +54,8 @@ def render_dot(graph: nx.MultiDiGraph) -> str:
             *_signs(layout),
             *(_node(graph, layout, node, name) for node, name in names.items()),
             *_captions(graph, layout),
-            *_edges(layout, edges, names),
+            *_legend(graph, layout),
+            *_edges(graph, layout, edges, names),
             "}\n",
         ]
     )
@@ -155,14 +161,37 @@ def _node(graph: nx.MultiDiGraph, layout: Layout, node: str, name: str) -> str:
     return f"  {name} [{body}, {look}, pos={_pinned(layout, layout.centres[node])}, {text}];"
 
 
-def _edges(layout: Layout, edges: list[labels.Edge], names: dict[str, str]) -> list[str]:
+def _legend(graph: nx.MultiDiGraph, layout: Layout) -> list[str]:
+    """What lines and shapes mean, as plaintext nodes at the foot; the colour of a kind is the colour of its words."""
+    entries = [
+        (LIGHT[colour], "━ " + ": ".join(filter(None, (labels.edge_name(kind), labels.EDGE_MEANINGS.get(kind)))))
+        for kind, colour in labels.edge_kinds(graph).items()
+    ]
+    entries += [(LIGHT["muted"], f"{GLYPHS[form]} {name}") for form, name in labels.legend(graph)]
+    if graph.number_of_edges():
+        entries.append((LIGHT["muted"], "╌ dashed edge: negative"))
+    if graph.number_of_nodes():
+        entries.append((LIGHT["muted"], "○ hollow node: negative attribution"))
+    lines, x, y = [], 0.0, layout.height + 62
+    for number, (colour, text) in enumerate(entries):
+        wide = labels.text_width(text, 9) + 14
+        if x and x + wide > max(layout.width, 480):
+            x, y = 0.0, y + 16
+        look = f"shape=plaintext, style=solid, fixedsize=false, fontsize=9, fontcolor={quote(colour)}"
+        pos = _pinned(layout, (x + wide / 2, y))
+        lines.append(f"  legend{number} [{look}, label={quote(text)}, pos={pos}];")
+        x += wide
+    return lines
+
+
+def _edges(graph: nx.MultiDiGraph, layout: Layout, edges: list[labels.Edge], names: dict[str, str]) -> list[str]:
     """All edges, weak ones first so that strong ones lie on top."""
-    reference = labels.reference_weight(edges)
+    reference, colours = labels.reference_weight(edges), labels.edge_kinds(graph)
     lines = []
     for source, target, kind, data in reversed(edges):
         weight = data.get("weight", 0.0)
         strength = labels.edge_strength(weight, reference)
-        colour = f"{labels.edge_colour(kind)}{round(255 * labels.edge_opacity(strength)):02X}"
+        colour = f"{LIGHT[colours[kind]]}{round(255 * labels.edge_opacity(strength)):02X}"
         spline = " ".join(_at(layout, point) for point in curve(layout, source, target, kind))
         tooltip = f"{labels.edge_name(kind)} {labels.signed(weight)}: {source} → {target}"
         lines.append(

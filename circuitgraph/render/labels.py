@@ -18,24 +18,28 @@ MINUS = "\u2212"
 
 # All colours keep 3:1 (lines) or 4.5:1 (text) on their page and stay apart under the common colour deficiencies.
 LIGHT = {
-    "ov": "#B35900", "q": "#3C8DC5", "k": "#007F5F", "mlp": "#003E7E", "metric": "#B0428A", "other": "#767676",
+    "ov": "#B35900", "q": "#3C8DC5", "k": "#007F5F", "mlp": "#003E7E", "metric": "#B0428A", "residual": "#767676",
+    "spare1": "#7A52C7", "spare2": "#A63D2F", "spare3": "#4F7A1C", "other": "#767676",
     "positive": "#333C4A", "negative": "#C2243C", "page": "#FFFFFF", "ink": "#1B1F24", "muted": "#57606A",
     "band": "#F5F7F9", "line": "#D5DBE1", "raised": "#FFFFFF", "mark": "#FFE2A8", "accent": "#0B5CAD",
 }  # fmt: skip
 DARK = {
-    "ov": "#FFB000", "q": "#7CC8F5", "k": "#26C79A", "mlp": "#4F8EF7", "metric": "#F08CC4", "other": "#9A9A9A",
+    "ov": "#FFB000", "q": "#7CC8F5", "k": "#26C79A", "mlp": "#4F8EF7", "metric": "#F08CC4", "residual": "#9A9A9A",
+    "spare1": "#B79CFF", "spare2": "#FF9D7A", "spare3": "#A9D46A", "other": "#9A9A9A",
     "positive": "#DDE3EA", "negative": "#FF7B87", "page": "#10141A", "ink": "#E8ECF1", "muted": "#9DA8B5",
     "band": "#171C24", "line": "#303844", "raised": "#1B212A", "mark": "#6B4E00", "accent": "#7DB7FF",
 }  # fmt: skip
 
-EDGE_NAMES = {"ov": "OV", "q": "Q", "k": "K", "mlp": "MLP", "metric": "metric"}
+EDGE_NAMES = {"ov": "OV", "q": "Q", "k": "K", "mlp": "MLP", "residual": "residual", "metric": "metric"}
 EDGE_MEANINGS = {
     "ov": "what attention moves",
     "q": "why this query",
     "k": "why this key",
     "mlp": "what the MLP reads",
+    "residual": "what the residual stream carries on",
     "metric": "what the metric reads",
 }
+SPARE = ("spare1", "spare2", "spare3")  # for kinds that have no colour of their own
 NODE_ORDER = ("embedding", "pos_embedding", "bias", "feature", "error", "metric")
 SITE_WORDS = {"z": "attention", "attn_out": "attention", "mlp_out": "MLP", "mlp_post": "MLP"}
 
@@ -147,6 +151,7 @@ def facts(graph: nx.MultiDiGraph) -> list[tuple[str, str, str, str]]:
 
 _EVIDENCE = (
     ("faithfulness", "faithfulness", "the circuit alone, between the empty circuit (0%) and the whole model (100%)"),
+    ("completeness", "completeness", "what the model loses without the circuit, as a share of the whole"),
     ("faithfulness_errors_removed", "errors removed", "faithfulness when the error nodes are taken out as well"),
     ("faithfulness_empty_errors_kept", "errors alone", "faithfulness of the error nodes without any feature"),
 )
@@ -275,13 +280,22 @@ def ranked_edges(graph: nx.MultiDiGraph) -> list[Edge]:
 
 
 def edge_name(kind: str) -> str:
-    """Short name of an edge kind: `OV`, `Q`, `K`, `MLP`, `metric`."""
-    return EDGE_NAMES.get(kind, visible(kind))
+    """Short name of an edge kind: `OV`, `Q`, `K`, `MLP`, `metric`, else its words."""
+    return EDGE_NAMES.get(kind, visible(kind.replace("_", " "), " "))
 
 
-def edge_colour(kind: str, palette: Mapping[str, str] = LIGHT) -> str:
-    """Colour of an edge kind; unknown kinds are grey."""
-    return palette[kind] if kind in EDGE_NAMES else palette["other"]
+def edge_kinds(graph: nx.MultiDiGraph) -> dict[str, str]:
+    """The kinds of edges in the graph, known ones first, each with the name of its colour in `LIGHT` and `DARK`.
+
+    Kinds that this module does not know take the spare colours in the order of their names, further ones are grey.
+    """
+    present = {str(kind) for *_, kind in graph.edges(keys=True)}
+    unknown = dict(zip(sorted(present - set(EDGE_NAMES)), SPARE, strict=False))
+    known = [kind for kind in EDGE_NAMES if kind in present]
+    return {
+        kind: unknown.get(kind, kind if kind in EDGE_NAMES else "other")
+        for kind in known + sorted(present - set(known))
+    }
 
 
 def reference_weight(edges: list[Edge]) -> float:

@@ -1,13 +1,13 @@
 """Where every node of a circuit graph is drawn: positions left to right, layers bottom to top.
 
-In comes a graph; out comes a `Layout` in px with the origin at the top left, used alike by the SVG, HTML and DOT
-writers. This module knows no output format: no colours, no markup.
+In comes a graph; out comes a `Layout` in px with the origin at the top left, used alike by the SVG and DOT writers;
+the viewer takes its cells and rows and packs what it shows. This module knows no output format: no colours, no markup.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -15,10 +15,11 @@ import networkx as nx
 from circuitgraph.errors import RenderError
 from circuitgraph.nodes import LAYER_SITES, Site
 from circuitgraph.render import labels
+from circuitgraph.render.order import sort_cells
 
 WIDTH = 1100  # of the grid: with its margins it fills a README column and fits beside the viewer's panel
 STEP_MIN, STEP_MAX = 21.0, 58.0  # between neighbours in a cell; the largest node is 20 px wide
-LINE, LINE_MAX = 38.0, 64.0  # height of one line of nodes in a cell: the node and its caption
+LINE = 38.0  # height of one line of nodes in a cell: the node and its caption
 EMPTY_LINE = 20.0
 ROW_GAP = 8.0
 LEAST_WRAP = 5  # nodes in a line of a cell that are tried before the picture grows wider
@@ -76,32 +77,30 @@ class Layout:
     vertical_tokens: bool
 
 
-def lay_out(graph: nx.MultiDiGraph, width: float = WIDTH, height: float = 0.0) -> Layout:
+def lay_out(graph: nx.MultiDiGraph, width: float = WIDTH) -> Layout:
     """The layout of `graph`, about `width` px wide where the number of positions allows it.
-
-    Rows grow up to `LINE_MAX` a line to make the grid `height` px high.
 
     A column is as wide as its fullest cell (and its tokens) needs; a row as high as its fullest cell. RenderError
     when a node's attribution or an edge's weight is not finite.
     """
-    _check_finite(graph)
-    cells = _cells(graph)
+    check_finite(graph)
+    cells = find_cells(graph)
     fit = _fit(graph, cells, width)
     columns, x = [], 0.0
     for pos in sorted(fit.widths):
         clean, corrupted = ("bias", "bias") if pos == BIAS else labels.tokens_at(graph, pos)
         columns.append(Column(None if pos == BIAS else pos, x, fit.widths[pos], clean, corrupted))
         x += fit.widths[pos]
-    rows, line = _rows(graph, cells, fit.wrap, height)
+    rows = _rows(graph, cells, fit.wrap)
     at = {BIAS if column.pos is None else column.pos: column for column in columns}
     centres = {}
     for (key, pos), nodes in cells.items():
-        centres.update(_place_cell(nodes, at[pos], rows[key], fit, line))
+        centres.update(_place_cell(nodes, at[pos], rows[key], fit))
     total = sum(row.height for row in rows.values())
     return Layout(x, total, tuple(columns), tuple(rows.values()), centres, labels.radii(graph), fit.vertical)
 
 
-def _check_finite(graph: nx.MultiDiGraph) -> None:
+def check_finite(graph: nx.MultiDiGraph) -> None:
     for node, value in graph.nodes(data="attribution", default=0.0):
         if value is not None and not math.isfinite(value):
             raise RenderError(
@@ -126,40 +125,31 @@ def _row_of(site: Site) -> RowKey:
     return site.layer, LAYER_SITES.index(site.kind)
 
 
-def _rows(
-    graph: nx.MultiDiGraph, cells: dict[Cell, list[str]], wrap: int, height: float
-) -> tuple[dict[RowKey, Row], float]:
-    """(the rows from the top, height of one line of nodes)."""
-    keys = _row_keys(graph, cells)
+def _rows(graph: nx.MultiDiGraph, cells: dict[Cell, list[str]], wrap: int) -> dict[RowKey, Row]:
+    """The rows from the top."""
+    keys = row_keys(graph, cells)
     lines = {
         key: max((math.ceil(len(nodes) / wrap) for (row, _), nodes in cells.items() if row == key), default=0)
         for key, *_ in keys
     }
-    fixed = sum(ROW_GAP if count else EMPTY_LINE for count in lines.values())
-    line = min(LINE_MAX, max(LINE, (height - fixed) / max(1, sum(lines.values()))))
     rows, y = {}, 0.0
     for key, layer, text in keys:
-        rows[key] = Row(layer, text, round(y, 1), round(lines[key] * line + ROW_GAP if lines[key] else EMPTY_LINE, 1))
+        rows[key] = Row(layer, text, round(y, 1), round(lines[key] * LINE + ROW_GAP if lines[key] else EMPTY_LINE, 1))
         y += rows[key].height
-    return rows, line
+    return rows
 
 
-def _cells(graph: nx.MultiDiGraph) -> dict[Cell, list[str]]:
+def find_cells(graph: nx.MultiDiGraph) -> dict[Cell, list[str]]:
+    """Nodes by cell, each cell in drawing order."""
     cells: dict[Cell, list[str]] = {}
-    rank = {kind: place for place, kind in enumerate(labels.NODE_ORDER)}
-
-    def order(node: str) -> tuple[int, int, str]:
-        data = graph.nodes[node]
-        return rank.get(data["kind"], len(rank)), -1 if data.get("feature") is None else data["feature"], node
-
-    for node in sorted(graph, key=order):
-        data = graph.nodes[node]
+    for node, data in graph.nodes(data=True):
         column = BIAS if data.get("pos") is None else data["pos"]
         cells.setdefault((_row_of(Site.parse(data["site"])), column), []).append(node)
+    sort_cells(graph, cells)
     return cells
 
 
-def _row_keys(graph: nx.MultiDiGraph, cells: dict[Cell, list[str]]) -> list[tuple[RowKey, int | None, str]]:
+def row_keys(graph: nx.MultiDiGraph, cells: Mapping[Cell, list[str]]) -> list[tuple[RowKey, int | None, str]]:
     """(key, layer, text) of each row from the top; a layer without nodes keeps one thin row."""
     present = {row for row, _ in cells}
     layers = max([int(graph.graph.get("n_layers") or 0), *(row[0] + 1 for row in present if row[0] < 1 << 30)])
@@ -221,18 +211,18 @@ def _token_width(graph: nx.MultiDiGraph, pos: int) -> float:
     return max(36.0, *(labels.text_width(text, 12) + 12 for text in texts))
 
 
-def _place_cell(nodes: list[str], column: Column, row: Row, fit: _Fit, line_height: float) -> dict[str, Point]:
+def _place_cell(nodes: list[str], column: Column, row: Row, fit: _Fit) -> dict[str, Point]:
     """Centres of the nodes of one cell: lines of equal length, centred, every second one shifted like bricks."""
     count = math.ceil(len(nodes) / fit.wrap)
     per_line = math.ceil(len(nodes) / count)
-    top = row.y + (row.height - line_height * count) / 2
+    top = row.y + (row.height - LINE * count) / 2
     centres = {}
     for place, node in enumerate(nodes):
         line, slot = divmod(place, per_line)
         in_line = min(per_line, len(nodes) - line * per_line)
         brick = (0.25 if line % 2 else -0.25) if count > 1 and in_line == per_line else 0.0
         x = column.x + column.width / 2 + (slot - (in_line - 1) / 2 + brick) * fit.step
-        centres[node] = (round(x, 1), round(top + line_height * (line + 0.5) - 4, 1))
+        centres[node] = (round(x, 1), round(top + LINE * (line + 0.5) - 4, 1))
     return centres
 
 

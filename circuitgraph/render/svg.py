@@ -131,7 +131,7 @@ def _guides(layout: Layout) -> list[str]:
 def _edges(graph: nx.MultiDiGraph, layout: Layout) -> list[str]:
     """The strongest edges as curves, weak ones first so that strong ones lie on top."""
     edges = labels.ranked_edges(graph)
-    reference = labels.reference_weight(edges)
+    reference, colours = labels.reference_weight(edges), labels.edge_kinds(graph)
     parts = []
     for source, target, kind, data in reversed(edges[: labels.MAX_DRAWN_EDGES]):
         weight = data.get("weight", 0.0)
@@ -139,7 +139,7 @@ def _edges(graph: nx.MultiDiGraph, layout: Layout) -> list[str]:
         look = {"stroke_width": labels.edge_width(strength), "stroke_opacity": labels.edge_opacity(strength)}
         dash = {"stroke_dasharray": "5 3"} if weight < 0 else {}
         path = path_data(layout, source, target, kind)
-        parts.append(_tag("path", d=path, fill="none", stroke=labels.edge_colour(kind), **look, **dash))
+        parts.append(_tag("path", d=path, fill="none", stroke=LIGHT[colours[kind]], **look, **dash))
     return parts
 
 
@@ -240,13 +240,11 @@ def _legend(graph: nx.MultiDiGraph) -> list[tuple[str, str]]:
     def shape(form: str, negative: bool = False) -> str:
         return _tag("path", transform="translate(11 0)", d=labels.shape_path(form, 6), **_fill(negative))
 
-    present = {kind for *_, kind in graph.edges(keys=True)}
+    present = labels.edge_kinds(graph)
     entries = [
-        (line(labels.edge_colour(kind)), f"{name}: {labels.EDGE_MEANINGS[kind]}")
-        for kind, name in labels.EDGE_NAMES.items()
-        if kind in present
+        (line(LIGHT[colour]), ": ".join(filter(None, (labels.edge_name(kind), labels.EDGE_MEANINGS.get(kind)))))
+        for kind, colour in present.items()
     ]
-    entries += [(line(LIGHT["other"]), labels.edge_name(kind)) for kind in sorted(present - set(labels.EDGE_NAMES))]
     if present:
         entries += [(line(LIGHT["other"], stroke_dasharray="5 3"), "dashed: negative"), ("", "edges run upwards")]
     entries += [(shape(form), name) for form, name in labels.legend(graph)]

@@ -1,0 +1,144 @@
+// Where the shown nodes stand: tokens left to right, layers bottom to top, each cell packed to fit the window.
+
+const STEPS = [96, 84, 74, 66, 58, 50, 43, 37, 32, 27, 23]; // px between neighbours, from roomy to tight
+const ROOMY = 120; // px between neighbours where there is room
+const BIAS = -1;
+const UPRIGHT = 12; // width of a column whose token stands upright; less where there are too many
+const ZOOMS = [1, 0.85, 0.7, 0.58, 0.48];
+
+// {x, y, r by node, columns: [{pos, x, width}], rows: [{layer, text, y, height, count}], width, height, upright}
+export function packGrid(graph, view, tokenWidths, width, height) {
+  const cells = new Map();
+  for (const node of view.nodes) {
+    const pos = Number.isNaN(graph.pos[node]) ? BIAS : graph.pos[node];
+    const key = graph.row[node] * 65536 + pos + 1;
+    if (!cells.has(key)) cells.set(key, { row: graph.row[node], pos, nodes: [] });
+    cells.get(key).nodes.push(node);
+  }
+  const positions = [...tokenWidths.keys()].sort((a, b) => a - b);
+  const filled = new Map();
+  const lines = graph.rows.map(() => 0);
+  for (const { pos, nodes } of cells.values()) filled.set(pos, Math.max(filled.get(pos) ?? 0, nodes.length));
+  const most = Math.max(1, ...filled.values());
+  const empty = graph.rows.length - new Set([...cells.values()].map((cell) => cell.row)).size;
+  const thin = Math.max(5, Math.min(22, (0.25 * height) / Math.max(1, empty)));
+
+  const narrow = Math.min(UPRIGHT, (0.8 * width) / Math.max(1, positions.length));
+  const measure = (step, wrap, upright, zoom) => {
+    const line = Math.max(16, Math.min(56, 10 + 0.56 * step));
+    const gap = 0.22 * line;
+    lines.fill(0);
+    for (const cell of cells.values())
+      lines[cell.row] = Math.max(lines[cell.row], Math.ceil(cell.nodes.length / wrap));
+    const widths = positions.map((pos) => {
+      const token = (upright ? narrow : tokenWidths.get(pos)) / zoom;
+      return Math.max(token, filled.has(pos) ? Math.min(filled.get(pos), wrap) * step + 14 : 0);
+    });
+    const tall = lines.reduce((sum, count) => sum + (count ? count * line + gap : thin), 0);
+    return { step, wrap, upright, line, gap, widths, wide: widths.reduce((a, b) => a + b, 0), tall, zoom };
+  };
+  // the roomiest packing that fits the window, else the roomiest that fits when zoomed out a little
+  const search = () => {
+    let last;
+    for (const zoom of ZOOMS)
+      for (const upright of [false, true])
+        for (const step of STEPS)
+          for (let wrap = most; wrap >= 1; wrap = wrap > 12 ? Math.floor(wrap * 0.85) : wrap - 1) {
+            last = measure(step, wrap, upright, zoom);
+            if (last.wide * zoom <= width && last.tall * zoom <= height) return last;
+            if (last.tall * zoom > height) break; // shorter lines are only taller
+          }
+    const crowded = [...tokenWidths.values()].reduce((a, b) => a + b, 0) > width;
+    return measure(STEPS[STEPS.length - 2], Math.max(3, Math.ceil(Math.sqrt(most) * 1.6)), crowded, 1);
+  };
+  const fit = search();
+  return place(graph, cells, positions, fit, lines, thin, width / fit.zoom, height / fit.zoom);
+}
+
+function place(graph, cells, positions, fit, lines, thin, width, height) {
+  const spare = Math.max(0, width - fit.wide);
+  const filledAt = new Set([...cells.values()].map((cell) => cell.pos));
+  let x = 0;
+  const columns = positions.map((pos, i) => {
+    const own = filledAt.size ? (filledAt.has(pos) ? 0.85 / filledAt.size : 0) + 0.15 / positions.length : 1 / positions.length;
+    const column = { pos, x, width: fit.widths[i] + own * spare };
+    x += column.width;
+    return column;
+  });
+  const total = lines.reduce((a, b) => a + b, 0);
+  const stretch = Math.min(34, Math.max(0, height - fit.tall) / Math.max(1, total));
+  const line = fit.line + stretch;
+  const rows = [];
+  let y = Math.max(0, (height - fit.tall - stretch * total) / 2);
+  const top = y;
+  for (let row = 0; row < graph.rows.length; row += 1) {
+    const tall = lines[row] ? lines[row] * line + fit.gap : thin;
+    rows.push({ layer: graph.rows[row][0], text: graph.rows[row][1], y, height: tall, count: lines[row] });
+    y += tall;
+  }
+  const layout = {
+    x: new Float32Array(graph.n).fill(NaN),
+    y: new Float32Array(graph.n).fill(NaN),
+    columns,
+    rows,
+    width: x,
+    height: y,
+    top,
+    upright: fit.upright,
+  };
+  const at = new Map(columns.map((column) => [column.pos, column]));
+  for (const { row, pos, nodes } of cells.values()) placeCell(layout, nodes, at.get(pos), rows[row], fit, line);
+  layout.r = radii(graph, fit.step);
+  return layout;
+}
+
+function placeCell(layout, nodes, column, row, fit, line) {
+  const count = Math.ceil(nodes.length / fit.wrap);
+  const perLine = Math.ceil(nodes.length / count);
+  const top = row.y + (row.height - line * count) / 2;
+  const step = Math.min((column.width - 8) / perLine, Math.max(fit.step, ROOMY));
+  nodes.forEach((node, place) => {
+    const at = Math.floor(place / perLine);
+    const inLine = Math.min(perLine, nodes.length - at * perLine);
+    const brick = count > 1 && inLine === perLine ? (at % 2 ? 0.25 : -0.25) : 0;
+    layout.x[node] = column.x + column.width / 2 + ((place % perLine) - (inLine - 1) / 2 + brick) * step;
+    layout.y[node] = top + line * (at + 0.5) - 4;
+  });
+}
+
+// Area follows |attribution|; the metric is always large.
+function radii(graph, step) {
+  const most = Math.min(13, Math.max(8, step / 4.6));
+  const least = most * 0.36;
+  let largest = 0;
+  for (let node = 0; node < graph.n; node += 1)
+    if (graph.kindOf[node] !== "metric") largest = Math.max(largest, Math.abs(graph.attribution[node]) || 0);
+  return Float32Array.from({ length: graph.n }, (_, node) =>
+    graph.kindOf[node] === "metric"
+      ? most
+      : least + (most - least) * Math.sqrt((Math.abs(graph.attribution[node]) || 0) / (largest || 1)),
+  );
+}
+
+// The cubic of an edge, from the top of its source to the bottom of its target, drawn with any pen that has moveTo and
+// bezierCurveTo. Q arrives at the left, K at the right, others in between, so that parallel edges stay apart.
+export function drawEdge(pen, graph, layout, e) {
+  const points = edgePoints(graph, layout, e);
+  pen.moveTo(points[0], points[1]);
+  pen.bezierCurveTo(points[2], points[3], points[4], points[5], points[6], points[7]);
+}
+
+export function edgePoints(graph, layout, e) {
+  const [s, t] = [graph.source[e], graph.target[e]];
+  const name = graph.kinds[graph.kind[e]][0];
+  const side = name === "q" ? -0.55 : name === "k" ? 0.55 : 0;
+  const x0 = layout.x[s] + 0.4 * side * layout.r[s];
+  const y0 = layout.y[s] - 0.7 * layout.r[s];
+  const x1 = layout.x[t] + side * layout.r[t];
+  const y1 = layout.y[t] + 0.8 * layout.r[t];
+  const rise = y0 - y1;
+  const bend = Math.max(14, 0.45 * rise);
+  const upright = Math.max(0, 1 - Math.abs(x1 - x0) / 40);
+  const bow = upright * Math.min(34, Math.max(0, 0.16 * (rise - 70))) * ((s + t) % 2 ? 1 : -1);
+  return [x0, y0, x0 + bow, y0 - bend, x1 + bow, y1 + bend, x1, y1];
+}
