@@ -108,13 +108,14 @@ def discover_circuit(
     candidates, report = strongest_nodes(tables, max_nodes)
 
     unit = abs(float((clean.metric - base.metric).mean())) or abs(float(clean.metric.mean()))
+    tops = _targets(model, logits, clean.logits, base.logits, values)
     traced = attribute_edges(
         model,
         candidates,
         values,
         metric_gradient,
         base=base.values,
-        targets=_targets(model, logits, clean.logits, base.logits, values),
+        targets=tops,
         slopes=slopes,
         throughs=list(throughs.values()),
         qk=qk,
@@ -136,9 +137,10 @@ def discover_circuit(
     if scores is not None:
         facts["scores"] = {key: value for key, value in asdict(scores).items() if value is not None}
     graph = build_graph(model, candidates, edges, facts, inflow=inflow_of(traced, edges))
-    unreached = sum(map(len, candidates)) + 1 - len(graph)
+    reached = len(graph) - len(tops) - 1
+    unreached = sum(map(len, candidates)) - reached
     reports.append(f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric")
-    if len(graph) == 1:
+    if not reached:
         reports.append("the graph is empty: no node changes the metric between clean and baseline")
     graph.graph["reports"] = reports
     return graph
