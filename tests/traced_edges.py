@@ -68,6 +68,8 @@ def trace(
     mlp: str = "component",
     metric: Any = "logit_difference",
     logits: LogitTargets | None = None,
+    method: str = "gradient",
+    steps: int = 1,
 ) -> Traced:
     """Everything up to the edges of these dictionaries, (reads, writes, activation, settings) each or made already."""
     if not isinstance(dictionaries, dict):
@@ -77,7 +79,17 @@ def trace(
     score = logits.metric() if logits else build_metric(metric, tokens.answers, tokens.wrong_answers)
     sites = sites_of(model, dictionaries.values(), neurons=True, scores=True)
     clean, base = run_clean(model, tokens, sites, score), run_baseline(model, tokens, sites, score, baseline)
-    gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method="gradient", steps=1, rule="left")
+    gradients = node_gradients(
+        model,
+        dictionaries,
+        tokens,
+        clean,
+        base,
+        score,
+        method=method,
+        steps=steps,
+        rule="midpoint" if steps > 1 else "left",
+    )
     slopes = mlp_slopes(clean, dictionaries.values(), range(model.n_layers))
     passing = through_sites(model, dictionaries, roles)
     throughs = {site: component_through(model, site, clean.values, slopes) for site in passing}
