@@ -25,7 +25,7 @@ from circuitgraph.graph import build_graph
 from circuitgraph.influence import graph_scores, prune_by_influence
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
-from circuitgraph.nodes import Site
+from circuitgraph.nodes import EDGE_KINDS, Site
 from circuitgraph.prompts import PromptPair
 from circuitgraph.tables import NodeTable
 from circuitgraph.targets import LogitTargets, Target, given_logits, likeliest_logits, logit_targets
@@ -108,13 +108,14 @@ def discover_circuit(
     candidates, report = strongest_nodes(tables, max_nodes)
 
     unit = abs(float((clean.metric - base.metric).mean())) or abs(float(clean.metric.mean()))
+    tops = _targets(model, logits, clean.logits, base.logits, values)
     traced = attribute_edges(
         model,
         candidates,
         values,
         metric_gradient,
         base=base.values,
-        targets=_targets(model, logits, clean.logits, base.logits, values),
+        targets=tops,
         slopes=slopes,
         throughs=list(throughs.values()),
         qk=qk,
@@ -135,10 +136,11 @@ def discover_circuit(
     facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, _recorded(settings, score.name, resolved))
     if scores is not None:
         facts["scores"] = {key: value for key, value in asdict(scores).items() if value is not None}
-    graph = build_graph(model, candidates, edges, facts, inflow=inflow_of(traced, edges))
-    unreached = sum(map(len, candidates)) + 1 - len(graph)
+    graph = build_graph(model, candidates, edges, facts, inflow=inflow_of(traced, edges, qk))
+    reached = len(graph) - len(tops) - 1
+    unreached = sum(map(len, candidates)) - reached
     reports.append(f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric")
-    if len(graph) == 1:
+    if not reached:
         reports.append("the graph is empty: no node changes the metric between clean and baseline")
     graph.graph["reports"] = reports
     return graph
@@ -207,8 +209,13 @@ def _recorded(settings: Mapping[str, Any], metric: str, backend: str) -> dict[st
     return kept | {"metric": metric, "backend": backend}
 
 
-def inflow_of(traced: TracedEdges, edges: EdgeTable) -> dict[int, tuple[float, float]]:
-    """target -> (what it reads of the streams' difference, the part of it that no kept edge explains)."""
+def inflow_of(traced: TracedEdges, edges: EdgeTable, qk: str) -> dict[int, tuple[float, float]]:
+    """target -> (what it reads of the streams' difference, the part of it that no kept edge explains).
+
+    Recomputed q and k edges are no part of either."""
+    if qk == "recompute":
+        patterns = torch.tensor([EDGE_KINDS.index("q"), EDGE_KINDS.index("k")])
+        edges = edges.take(~torch.isin(edges.kind, patterns.to(edges.kind)))
     explained = torch.zeros(len(edges.nodes), dtype=torch.float64)
     explained.index_add_(0, edges.target.long(), edges.local_weight.to(torch.float64))
     rest = explained.tolist()

@@ -133,6 +133,8 @@ def _cut(values: Tensor, share: float) -> float:
     ordered = torch.sort(values, descending=True).values
     if not len(ordered) or float(ordered.sum()) <= 0:
         return 0.0
+    if share == 1:  # the smallest ones vanish in the sum
+        return float(ordered[ordered > 0][-1])
     cumulative = ordered.cumsum(0) / ordered.sum()
     last = min(int((cumulative < share - 1e-12).sum()), len(ordered) - 1)
     return float(ordered[last])

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -89,27 +90,40 @@ class Softmax:
 
     def without_query(self, change: Tensor) -> Tensor:
         """What readers lose when `change` [batch, n, heads, d_head] is taken out of the query, [batch, readers, heads, n]."""
-        queries = self.query[:, None] - change
-        scores = self._capped(torch.einsum("bnhx,bkhx->bnhk", queries, self.keys))
-        pattern = scores.masked_fill(self.hidden[:, None], -torch.inf).softmax(-1)
-        lost = self.pattern()[:, None] - pattern
-        return torch.einsum("brhk,bnhk->brhn", self.s, lost)
+        moved = self._products[:, None] - torch.einsum("bnhx,bkhx->bnhk", change, self.keys)
+        pattern = self._capped(moved).masked_fill(self.hidden[:, None], -torch.inf).softmax(-1)
+        return torch.einsum("brhk,bnhk->brhn", self.s, self._pattern[:, None] - pattern)
 
     def without_key(self, change: Tensor, at: Tensor) -> Tensor:
-        """The same when it is taken out of the key at positions at [n]: one score of each pattern moves."""
-        scores = self._capped(torch.einsum("bhx,bkhx->bhk", self.query, self.keys))[..., at]
-        moved = self._capped(torch.einsum("bhx,bnhx->bhn", self.query, self.keys[:, at] - change))
-        there = self.pattern()[..., at].masked_fill(self.hidden[..., at], 0)
-        # in logarithms, so that a pattern of 0 and a huge new score stay finite
-        grown = (there.log() + (moved - scores)).clamp(max=80).exp()
-        before = (self.pattern()[:, None] * self.s).sum(-1, keepdim=True)
-        after = (before + ((grown - there)[:, None]) * self.s[..., at]) / (1 + grown - there)[:, None]
-        return before - after
+        """The same when it is taken out of the key at positions at [n]: one score of each pattern moves.
 
-    def pattern(self) -> Tensor:
-        """The pattern [batch, heads, key], from the same formula as the changed ones."""
-        scores = self._capped(torch.einsum("bhx,bkhx->bhk", self.query, self.keys))
-        return scores.masked_fill(self.hidden, -torch.inf).softmax(-1)
+        p = sigmoid(score - logsumexp of the others), and the others keep their shares among themselves: what is lost is the
+        change of p times s less the others' mean of s. So a pattern of 1, or a huge new score, loses no digits.
+        """
+        logs, mean = self._others
+        moved = self._products[..., at] - torch.einsum("bhx,bnhx->bhn", self.query, change)
+        before, after = (
+            (self._capped(products) - logs[..., at]).sigmoid().masked_fill(self.hidden[..., at], 0)
+            for products in (self._products[..., at], moved)
+        )
+        return (before - after)[:, None] * (self.s - mean)[..., at]
+
+    @cached_property
+    def _products(self) -> Tensor:
+        return torch.einsum("bhx,bkhx->bhk", self.query, self.keys)
+
+    @cached_property
+    def _pattern(self) -> Tensor:
+        return self._capped(self._products).masked_fill(self.hidden, -torch.inf).softmax(-1)
+
+    @cached_property
+    def _others(self) -> tuple[Tensor, Tensor]:
+        """Of all keys but one: the log of their summed exponentials [batch, heads, key] and their mean of s [batch,
+        readers, heads, key]; -inf and 0 for a key that is alone."""
+        scores = self._capped(self._products).masked_fill(self.hidden, -torch.inf)
+        itself = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
+        others = scores[:, :, None].masked_fill(itself, -torch.inf)  # [batch, heads, key, other key]
+        return others.logsumexp(-1), torch.einsum("brhj,bhkj->brhk", self.s, others.softmax(-1).nan_to_num(0))
 
     def _capped(self, products: Tensor) -> Tensor:
         scores = products * self.scale

@@ -64,16 +64,23 @@ def likeliest_logits(logits: Tensor, *, mass: float = LOGIT_MASS, limit: int = M
 
 
 def given_logits(model: Model, tokens: Sequence[str]) -> LogitTargets:
-    """The logits of these tokens with equal weights. MetricError for a text that is not one token, or none at all."""
+    """The logits of these tokens with equal weights. MetricError for a text that is not one known token, a token that is
+    given twice, or none at all."""
     if not tokens:
         raise MetricError("targets is an empty list; expected token texts such as ' Mary'")
-    ids = []
+    ids: list[int] = []
     for text in tokens:
+        if not isinstance(text, str):
+            raise MetricError(f"target {text!r} is {type(text).__name__}; expected a token's text such as ' Mary'")
         found = model.continuation(text)
         if len(found) != 1:
             raise MetricError(
                 f"target {text!r} is {len(found)} tokens; expected one token, with its leading space if it has one"
             )
+        if found[0] == model.unknown_token:
+            raise MetricError(f"target {text!r} is not in the model's vocabulary")
+        if found[0] in ids:
+            raise MetricError(f"target {text!r} is given twice, as token {found[0]}; give every token once")
         ids.append(found[0])
     return LogitTargets(tuple(ids), (1 / len(ids),) * len(ids))
 

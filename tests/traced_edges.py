@@ -1,0 +1,117 @@
+"""Edges of small random models with every role that a component may have, traced as discover_circuit does it.
+
+In come a model, dictionaries, pairs and settings; out comes a `Traced`, with everything on the way to the edges. Knows nothing
+of graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from dictionary_kinds import random_kind
+
+from circuitgraph.activations import run_baseline, run_clean, sites_of
+from circuitgraph.attribution import Roles, attribute_nodes, through_sites
+from circuitgraph.discover import node_gradients
+from circuitgraph.edges import TracedEdges, attribute_edges
+from circuitgraph.gradients import metric_gradients, mlp_slopes
+from circuitgraph.metrics import build_metric
+from circuitgraph.nodes import Site
+from circuitgraph.tables import FeatureTable
+from circuitgraph.targets import LogitTargets, logit_targets
+from circuitgraph.through import component_through
+from circuitgraph.tokens import tokenize_pairs
+
+
+@dataclass
+class Traced:
+    """Node tables and what edges are traced from; `edges` traces them."""
+
+    model: Any
+    clean: Any
+    base: Any
+    tables: Any
+    gradient: Any
+    targets: Any
+    slopes: Any
+    throughs: Any
+    tokens: Any
+
+    @property
+    def nodes(self) -> list:
+        """The nodes of all tables, in the order in which edges number them."""
+        return [node for table in self.tables for node in table.nodes()]
+
+    def edges(self, **settings: Any) -> TracedEdges:
+        return attribute_edges(
+            self.model,
+            settings.pop("tables", self.tables),
+            self.clean.values,
+            self.gradient,
+            base=self.base.values,
+            targets=self.targets,
+            slopes=self.slopes,
+            throughs=list(self.throughs.values()),
+            **settings,
+        )
+
+
+def trace(
+    model: Any,
+    dictionaries: Any,
+    pairs: Any,
+    *,
+    baseline: str = "corrupted",
+    attention: str = "component",
+    mlp: str = "component",
+    metric: Any = "logit_difference",
+    logits: LogitTargets | None = None,
+    method: str = "gradient",
+    steps: int = 1,
+) -> Traced:
+    """Everything up to the edges of these dictionaries, (reads, writes, activation, settings) each or made already."""
+    if not isinstance(dictionaries, dict):
+        made = [random_kind(model, *kind[:3], **(kind[3] if kind[3:] else {})) for kind in dictionaries]
+        dictionaries = {dictionary.writes: dictionary for dictionary in made}
+    roles, tokens = Roles(attention, mlp), tokenize_pairs(model, pairs)
+    score = logits.metric() if logits else build_metric(metric, tokens.answers, tokens.wrong_answers)
+    sites = sites_of(model, dictionaries.values(), neurons=True, scores=True)
+    clean, base = run_clean(model, tokens, sites, score), run_baseline(model, tokens, sites, score, baseline)
+    gradients = node_gradients(
+        model,
+        dictionaries,
+        tokens,
+        clean,
+        base,
+        score,
+        method=method,
+        steps=steps,
+        rule="midpoint" if steps > 1 else "left",
+    )
+    slopes = mlp_slopes(clean, dictionaries.values(), range(model.n_layers))
+    passing = through_sites(model, dictionaries, roles)
+    throughs = {site: component_through(model, site, clean.values, slopes) for site in passing}
+    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients, roles=roles, throughs=throughs)
+    last = Site("resid_post", model.n_layers - 1)
+    targets = []
+    if logits:
+        scale = clean.values.get(Site("final_scale"))
+        targets = logit_targets(model, logits, clean.logits, base.logits, clean.values[last], scale)
+    gradient = metric_gradients(clean, [last])[last]
+    return Traced(model, clean, base, tables, gradient, targets, slopes, throughs, tokens.clean)
+
+
+def vector(table: Any, column: int) -> torch.Tensor:
+    """What a node of a one-example table adds to the stream in all, clean minus baseline, [d_model]."""
+    if isinstance(table, FeatureTable):
+        return table.writes[column].sum(0) * table.amount[0, column]
+    return table.vectors[0, column]
+
+
+def shrunk(table: Any, factor: float) -> Any:
+    """The table with every difference between clean and baseline multiplied by the factor."""
+    if isinstance(table, FeatureTable):
+        return replace(table, baseline_acts=table.acts - factor * table.delta)
+    return replace(table, vectors=factor * table.vectors)
