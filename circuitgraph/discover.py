@@ -29,7 +29,7 @@ from circuitgraph.nodes import EDGE_KINDS, Site
 from circuitgraph.prompts import PromptPair
 from circuitgraph.tables import NodeTable
 from circuitgraph.targets import LogitTargets, Target, given_logits, likeliest_logits, logit_targets
-from circuitgraph.through import component_through
+from circuitgraph.through import Through, component_through
 from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
 from circuitgraph_kernels import backend_name
 
@@ -84,9 +84,7 @@ def discover_circuit(
     tokens = tokenize_pairs(model, pairs)
     logits = _chosen_logits(model, tokens, targets)
     score = build_metric(metric, tokens.answers, tokens.wrong_answers) if logits is None else logits.metric()
-    passing = through_sites(model, dictionaries, roles)
-    neurons = mlp == "through"
-    sites = sites_of(model, dictionaries.values(), neurons=neurons, scores=qk == "recompute")
+    sites = sites_of(model, dictionaries.values(), neurons=mlp == "through", scores=qk == "recompute")
 
     progress("running clean and corrupted prompts", 0, 1)
     clean = run_clean(model, tokens, sites, score)
@@ -97,9 +95,7 @@ def discover_circuit(
     gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method=method, steps=steps, rule=rule)
     last = Site("resid_post", model.n_layers - 1)
     metric_gradient = metric_gradients(clean, [last])[last]
-    linear_layers = [site.layer for site in passing if site.kind == "mlp_out"]
-    slopes = mlp_slopes(clean, dictionaries.values(), linear_layers)
-    throughs = {site: component_through(model, site, values, slopes) for site in passing}
+    throughs = frozen_components(model, dictionaries, clean, roles)
 
     progress("attributing every feature", 0, 1)
     tables = attribute_nodes(
@@ -116,7 +112,7 @@ def discover_circuit(
         metric_gradient,
         base=base.values,
         targets=tops,
-        slopes=slopes,
+        slopes=mlp_slopes(clean, dictionaries.values()),
         throughs=list(throughs.values()),
         qk=qk,
         selection=Selection(edge_threshold * unit, relative_threshold, top_k, max_readers),
@@ -133,7 +129,10 @@ def discover_circuit(
         )
         reports.append(f"influence: {len(edges)} of {len(traced.table)} edges kept")
 
-    facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, _recorded(settings, score.name, resolved))
+    recorded = _recorded(settings, score.name, resolved)
+    if logits is not None:
+        recorded["logits"] = {"tokens": list(logits.tokens), "weights": list(logits.weights)}
+    facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, recorded)
     if scores is not None:
         facts["scores"] = {key: value for key, value in asdict(scores).items() if value is not None}
     graph = build_graph(model, candidates, edges, facts, inflow=inflow_of(traced, edges, qk))
@@ -144,6 +143,15 @@ def discover_circuit(
         reports.append("the graph is empty: no node changes the metric between clean and baseline")
     graph.graph["reports"] = reports
     return graph
+
+
+def frozen_components(
+    model: Model, dictionaries: Mapping[Site, Dictionary], clean: CleanRun, roles: Roles
+) -> dict[Site, Through]:
+    """Output site -> the map of every component that is through."""
+    sites = through_sites(model, dictionaries, roles)
+    slopes = mlp_slopes(clean, (), [site.layer for site in sites if site.kind == "mlp_out"])
+    return {site: component_through(model, site, clean.values, slopes) for site in sites}
 
 
 def _chosen_logits(model: Model, tokens: TokenizedPairs, targets: str | Sequence[str]) -> LogitTargets | None:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from circuitgraph.activations import BASELINES, Baseline, CleanRun, run_baseline, run_clean, sites_of
 from circuitgraph.agreement import Agreement, Interval, compare, ratio
-from circuitgraph.attribution import attribute_nodes, rank_nodes
+from circuitgraph.attribution import Roles, attribute_nodes, rank_nodes
 from circuitgraph.curves import Curve, NoisePoint, cmd, cpr, noise_curve, size_curves
 from circuitgraph.dictionary import Dictionary
-from circuitgraph.discover import Progress, node_gradients
+from circuitgraph.discover import Progress, frozen_components, node_gradients
 from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
 from circuitgraph.evaluation import NOT_NEEDED, Evaluation, Setting
 from circuitgraph.intervene import ERRORS, Kept, circuit_metrics, kept_nodes, node_values, patch_effects
@@ -32,6 +32,7 @@ from circuitgraph.nodes import EDGE_KINDS, Node, Site
 from circuitgraph.prompts import PromptPair, pairs_to_text
 from circuitgraph.splice import resample_rows
 from circuitgraph.tables import NodeTable
+from circuitgraph.targets import LogitTargets
 from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
 
 EVALUATION_BASELINES = (*BASELINES, "resample")
@@ -176,6 +177,7 @@ class _Case:
     bases: Mapping[str, Baseline]
     tables: Sequence[NodeTable]
     baseline: str
+    roles: Roles
 
 
 def _build_case(
@@ -194,8 +196,13 @@ def _build_case(
         raise GraphError(
             f"the prompts have {tokens.clean.shape[1]} tokens, the graph's have {length}; nodes are aligned by position"
         )
-    score = build_metric(metric if metric is not None else settings["metric"], tokens.answers, tokens.wrong_answers)
-    sites = sites_of(model, dictionaries.values())
+    if metric is None and settings["metric"] == "logits" and "logits" in settings:
+        score = LogitTargets(tuple(settings["logits"]["tokens"]), tuple(settings["logits"]["weights"])).metric()
+    else:
+        chosen = metric if metric is not None else settings["metric"]
+        score = build_metric(chosen, tokens.answers, tokens.wrong_answers)
+    roles = Roles(settings.get("attention", "component"), settings.get("mlp", "component"))
+    sites = sites_of(model, dictionaries.values(), neurons=roles.mlp == "through")
     clean = run_clean(model, tokens, sites, score)
     corrupted = run_baseline(model, tokens, sites, score, "corrupted")
     assert corrupted.values is not None
@@ -210,8 +217,11 @@ def _build_case(
     settings = {"method": "gradient", "steps": 1, "rule": "left"} | settings
     how: dict[str, Any] = {key: settings[key] for key in ("method", "steps", "rule")}
     gradients = node_gradients(model, dictionaries, tokens, clean, bases[names[0]], score, **how)
-    tables = attribute_nodes(model, dictionaries, clean.values, bases[names[0]], gradients)
-    return _Case(model, dictionaries, pairs, tokens, score, clean, bases, tables, names[0])
+    throughs = frozen_components(model, dictionaries, clean, roles)
+    tables = attribute_nodes(
+        model, dictionaries, clean.values, bases[names[0]], gradients, roles=roles, throughs=throughs
+    )
+    return _Case(model, dictionaries, pairs, tokens, score, clean, bases, tables, names[0], roles)
 
 
 def _measure_settings(case: _Case, baseline: str, nodes: Sequence[Node], seed: int) -> list[Setting]:
@@ -243,7 +253,7 @@ def _metrics(
     circuits: Sequence[Callable[[], Kept]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    held = node_values(case.model, case.dictionaries, case.bases[baseline].values)
+    held = node_values(case.model, case.dictionaries, case.bases[baseline].values, case.roles)
     return circuit_metrics(
         case.model, case.dictionaries, case.tokens.clean, held, case.metric, circuits, progress=progress
     )
@@ -289,7 +299,8 @@ def _edges(
             pair = weights.setdefault((source, target), [0.0, 0.0])
             pair[0] += data["weight"]
             pair[1] += data["local_weight"]
-    if not n or not weights or any(dictionary.W_skip is not None for dictionary in case.dictionaries.values()):
+    passed = any(dictionary.skips for dictionary in case.dictionaries.values()) or case.roles != Roles()
+    if not n or not weights or passed:
         return None, {}
     strongest = sorted(weights, key=lambda pair: (-abs(weights[pair][0]), Node.parse(pair[0]).order, pair[1]))[:n]
     pairs = [(Node.parse(source), Node.parse(target)) for source, target in strongest]
@@ -316,7 +327,7 @@ def _curves(
             model,
             dictionaries,
             tokens.clean,
-            node_values(model, dictionaries, case.bases[case.baseline].values),
+            node_values(model, dictionaries, case.bases[case.baseline].values, case.roles),
             case.metric,
             ranked,
             full,
@@ -326,7 +337,7 @@ def _curves(
         )
     progress("noising and denoising", 0, 1)
     clean, corrupted = (
-        node_values(model, dictionaries, run) for run in (case.clean.values, case.bases["corrupted"].values)
+        node_values(model, dictionaries, run, case.roles) for run in (case.clean.values, case.bases["corrupted"].values)
     )
     noise = noise_curve(model, dictionaries, tokens.clean, tokens.corrupted, clean, corrupted, case.metric, nodes)
     return found, noise
@@ -348,7 +359,7 @@ def _provenance(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any
 
 def _nodes(graph: nx.MultiDiGraph, dictionaries: Mapping[Site, Dictionary]) -> list[Node]:
     """The graph's nodes but the metric, checked against the dictionaries."""
-    nodes = [Node.parse(key) for key, kind in graph.nodes(data="kind") if kind != "metric"]
+    nodes = [Node.parse(key) for key, kind in graph.nodes(data="kind") if kind not in ("logit", "metric")]
     for node in nodes:
         if node.kind == "feature" and (node.site not in dictionaries or node.feature >= dictionaries[node.site].d_sae):  # type: ignore[operator]
             known = ", ".join(map(str, dictionaries)) or "none"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import Baseline
-from circuitgraph.attribution import affine_part, node_sites
+from circuitgraph.attribution import Roles, affine_part, node_sites
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.errors import GraphError
 from circuitgraph.metrics import Metric
@@ -64,11 +64,14 @@ class NodeValues:
 
 
 def node_values(
-    model: Model, dictionaries: Mapping[Site, Dictionary], values: Mapping[Site, Tensor] | None
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    values: Mapping[Site, Tensor] | None,
+    roles: Roles | None = None,
 ) -> NodeValues:
     """The nodes of the run with these activations. None stands for baseline zero: no features, errors and embeddings, and
-    biases that are left alone."""
-    sites = node_sites(model, dictionaries)
+    biases that are left alone. Components that are through or cut by their role are no nodes: they run on what they get."""
+    sites = node_sites(model, dictionaries, roles)
     if values is None:
         zero = torch.zeros((), device=model.device)
         return NodeValues(dict.fromkeys(dictionaries, zero), dict.fromkeys(sites, zero), {}, zero)
@@ -107,9 +110,9 @@ def kept_nodes(
         if node.kind == "feature":
             at[node.site][0].append(node.pos)
             at[node.site][1].append(node.feature)  # type: ignore[arg-type]
-        elif node.kind == "error":
+        elif node.kind == "error" and node.site in error:  # not what a component that is through leaves over
             error[node.site][node.pos] = True
-        elif node.kind == "bias":
+        elif node.kind == "bias" and node.site in biases:
             biases[node.site][node.pos] = True
         elif node.kind == "embedding":
             embeddings[node.pos] = True
@@ -163,7 +166,7 @@ def run_circuits(
     replace: dict[Site, Replace] = {
         Site("embed"): _edit(Site("embed"), [], held.embeddings, held, kept.embeddings, kept, shape)
     }
-    for site in node_sites(model, dictionaries):
+    for site in held.errors:
         writers = _writers(dictionaries, site)
         replace[site] = _edit(site, writers, held.errors[site], held, kept.errors[site], kept, shape)
     reads = {dictionary.reads for dictionary in dictionaries.values()}
