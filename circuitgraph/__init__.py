@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from circuitgraph.nodes import Node, Site
     from circuitgraph.prompts import PromptPair, read_pairs
     from circuitgraph.prune import prune_graph
-    from circuitgraph.render import render_dot, render_html, render_svg, write_rendering
+    from circuitgraph.render import render_dot, render_html, render_svg, view_graph, write_rendering
     from circuitgraph.splice import run_with_interventions
     from circuitgraph.tasks import make_pairs
 
@@ -60,6 +60,7 @@ _HOME = {
     "render_html": "render",
     "render_svg": "render",
     "run_with_interventions": "splice",
+    "view_graph": "render",
     "write_graph": "formats",
     "write_rendering": "render",
 }

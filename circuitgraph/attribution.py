@@ -283,7 +283,7 @@ def _bias_table(
 ) -> list[NodeTable]:
     """What is added at the site whatever the features, one node per position; empty if that is nothing.
 
-    The biases of the dictionaries that write there and, with baseline zero, those of the component behind it: b_O, b_out,
+    The biases of the dictionaries that write there, what a norm's bias adds through their skip connections, and, with baseline zero, those of the component behind it: b_O, b_out,
     a post-norm's. Constants cancel against another baseline; the bias of a dictionary that normalises does not.
     """
     own = torch.zeros_like(clean[site])
@@ -293,6 +293,9 @@ def _bias_table(
             if base is not None:
                 change = change - dictionary.bias(base[dictionary.reads])
             own = own + change[..., dictionary.columns(site)]
+        if base is None and dictionary.writes == site and (W_skip := dictionary.W_skip) is not None:
+            shift = skip_shift(model, dictionary.reads)
+            own = own if shift is None else own + shift @ W_skip.to(own.dtype)
     table = _vector_table(model, "bias", site, own, gradients[site], clean)
     behind = _bias_behind(model, site, clean) if base is None else None
     if behind is not None:
@@ -303,6 +306,13 @@ def _bias_table(
         changes[site.output] = changes.get(site.output, 0) + behind
         table = replace(table, attribution=total, vectors=table.vectors + behind, changes=changes)
     return [table] if bool(table.vectors.any()) else []
+
+
+def skip_shift(model: Model, reads: Site) -> Tensor | None:
+    """The bias of the norm in front of an MLP, [d_model], which passes a skip connection from the MLP's input whatever
+    the stream is; None where there is none."""
+    norm = model.norm(reads, "ln2") if reads.kind == "mlp_in" else None
+    return None if norm is None else norm.bias
 
 
 def _bias_behind(model: Model, site: Site, clean: Mapping[Site, Tensor]) -> Tensor | None:

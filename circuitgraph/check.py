@@ -177,7 +177,7 @@ def check_splice(
     Activations and error of each dictionary are those of the spliced run. DictionaryError, with the site that does most
     harm alone, if the difference is larger or not a number.
     """
-    tolerance = _ROUNDINGS * torch.finfo(logits.dtype).eps * float(logits.abs().max())
+    tolerance = _ROUNDINGS * model.eps * float(logits.abs().max())
 
     def difference(chosen: Mapping[Site, Dictionary]) -> float:
         reads = sorted({dictionary.reads for dictionary in chosen.values()}, key=lambda site: site.depth)

@@ -14,15 +14,17 @@ Node attributes
     inflow, unexplained   what a target reads of clean minus baseline through its (linear) paths, measured on the streams,
                           and the part of it that none of its edges explains; targets whose inputs were traced only
     effect                measured contribution, once it was measured
-    label                 the user's words
+    label, note           the user's words
 Edge attributes
     kind                  ov, q, k, mlp, residual, metric (also the edge key)
     weight                estimated contribution to the metric through the target, mean over the examples
     local_weight          contribution to the target's pre-activation, mean over the examples
     weight_abs            mean of |weight| over the examples: how much the mean hides
     heads                 local_weight by attention head, on ov, q and k
+    effect                measured: what the target loses without the source, all kinds between the two nodes together
 Graph attributes
     tokens, logits, metric, n_layers, n_examples, provenance, reports, evidence; scores where influence was computed
+    groups [{label, nodes}], pins [node]    what the user put together; provenance.neuronpedia {model, sources}
 """
 
 from __future__ import annotations

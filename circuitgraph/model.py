@@ -75,6 +75,12 @@ class Model:
         return dtype
 
     @property
+    def eps(self) -> float:
+        """The rounding of its forward pass: transformers computes RMSNorm in float32 even in a float64 model."""
+        inside = torch.float32 if self.dtype == torch.float64 and self.layout.rms else self.dtype
+        return float(torch.finfo(inside).eps)
+
+    @property
     def parallel(self) -> bool:
         """Whether attention and MLP of a block both read its input (GPT-J, NeoX) instead of one after the other."""
         return bool(self.library.cfg.parallel_attn_mlp)
@@ -372,7 +378,7 @@ def check_model(model: Model) -> Model:
 def _note_differences(model: Model, layer: int, found: Mapping[Site, Tensor]) -> None:
     """Compare the formulas of one block with what the model computed, for edges to rest on."""
     site, layout = Site("z", layer), model.layout
-    eps = torch.finfo(torch.float32 if model.dtype == torch.float64 and layout.rms else model.dtype).eps
+    eps = model.eps
     ln1, ln2, post = (model.norm(site, name) for name in ("ln1", "ln2", "ln2_post"))
     cos_sin = layout.rotary_cos_sin(layer)
     try:

@@ -147,12 +147,13 @@ def node_gradient(case, node):
     return float(sum(case.gradients[site][0, node.pos] @ row[d.columns(site)] for site in d.sites))
 
 
-def shifted(case, site):
-    """What skip connections bring to the site in the clean run."""
-    parts = [d.skipped(case.clean.values[d.reads]) for d in case.dictionaries.values() if d.W_skip is not None]
-    sites = [d.writes for d in case.dictionaries.values() if d.W_skip is not None]
-    here = [part for part, writes in zip(parts, sites, strict=True) if writes == site]
-    return here[0] if here else torch.zeros_like(case.clean.values[site])
+def shifted(case, frozen, site):
+    """What skip connections bring to the site from the stream in the clean run: all but the norm's own bias."""
+    for d in case.dictionaries.values():
+        if d.W_skip is not None and d.writes == site:
+            x = case.clean.values[d.reads]
+            return (x - frozen.norm(site.layer, "ln2")(torch.zeros_like(x), gain=d.reads.kind == "mlp_in")) @ d.W_skip
+    return torch.zeros_like(case.clean.values[site])
 
 
 # 3 -------------------------------------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def test_with_baseline_zero_all_nodes_of_a_site_sum_to_gradient_times_activation
     found, expected = {}, {}
     for site in node_sites(case.model, case.dictionaries):
         found[site] = case.total(site, ("feature", "error", "bias"))
-        linear = (case.gradients[site] * (case.clean.values[site] - shifted(case, site))).sum(-1)
+        linear = (case.gradients[site] * (case.clean.values[site] - shifted(case, blocks(family), site))).sum(-1)
         expected[site] = linear + (case.gradients[site.output] * blocks(family).behind(site)).sum(-1)
     assert_sums(case, found, expected)
 
@@ -240,7 +241,7 @@ def test_about_a_third_of_the_features_are_active(cases, family):
 @each
 @with_each_set
 def test_with_baseline_zero_the_inflow_is_what_is_read_less_the_constants(single, edges, blocks, family, name):
-    """Constants: what a norm, the values or the output of attention add, and a norm's shift that a skip passes on."""
+    """Constants: what a norm, the values or the output of attention add; a norm's bias behind a skip is a node's."""
     case, frozen = single(family, name, "zero"), blocks(family)
     targets, _, weights = edges(family, name, "zero")
     found, expected = [], []
@@ -270,9 +271,6 @@ def read_without_nodes(case, frozen, site):
         norm = frozen.norm(layer, "ln2")
         if site.layer == layer and site.kind in ("ln2_normalized", "mlp_in"):
             return norm(stream, gain=site.kind == "mlp_in")
-        for d in case.dictionaries.values():
-            if d.W_skip is not None and d.writes.layer == layer:
-                stream = stream + norm(stream, gain=d.reads.kind == "mlp_in") @ d.W_skip
         if site == Site("resid_post", layer):
             return stream
         if Site("resid_post", layer) in written:
