@@ -7,7 +7,6 @@ attention written out by hand.
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,13 +16,11 @@ from test_laws import assert_close
 from traced_edges import shrunk, trace, vector
 
 from circuitgraph.edges import Selection
-from circuitgraph.errors import CircuitGraphError
 from circuitgraph.influence import node_influence
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.reading import Softmax
 from circuitgraph.through import skip_through
-from circuitgraph.tokens import tokenize_pairs
 
 each = pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma2"])
 both = pytest.mark.parametrize("baseline", ["corrupted", "zero"])
