@@ -9,7 +9,7 @@ from traced_edges import trace
 
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError, MetricError
-from circuitgraph.formats.native import text_to_graph, graph_to_text
+from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.graph import check_graph
 from circuitgraph.nodes import Node, Site
 from circuitgraph.presets import PRESETS
