@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dictionary_kinds import in_dtype, random_kind
 from families import FAMILIES, save_family
 from test_laws import assert_close
 from traced_edges import shrunk, trace, vector
@@ -125,6 +126,23 @@ def test_for_small_differences_recomputing_approaches_the_derivative(loaded, tin
     near = column(1e4 * recomputed.get(key, 0.0) for key in keys) - expected
     far = column(large.get(key, 0.0) for key in keys) - expected
     assert float(near.abs().max()) < 1e-3 * float(expected.abs().max()) < float(far.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_hides_the_same_keys(tmp_path, tiny_pairs, dtype):
+    """Its mask is the smallest number of its own type, which is not small for float16."""
+    folder, found = save_family(tmp_path / "mistral", "mistral"), []
+    for each in (torch.float32, dtype):
+        model = load_model(folder, dtype=each)
+        made = [in_dtype(random_kind(model, *kind), torch.float32) for kind in COVERED if kind[0].startswith("z")]
+        traced = trace(model, {dictionary.writes: dictionary for dictionary in made}, tiny_pairs[:1])
+        edges = traced.edges(qk="recompute").table
+        found.append({(e.source, e.target, e.kind): e.local_weight for e in edges if e.kind in ("q", "k")})
+    exact, half = found
+    keys = [key for key in exact if key in half]
+    assert len(keys) > 100
+    error = column(half[key] - exact[key] for key in keys).norm() / column(exact[key] for key in keys).norm()
+    assert 0 < float(error) < 0.03
 
 
 def test_taking_the_only_attended_key_out_moves_the_whole_pattern():
