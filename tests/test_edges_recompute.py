@@ -19,6 +19,7 @@ from test_laws import assert_close
 from traced_edges import shrunk, trace, vector
 
 from circuitgraph.dictionary import Dictionary
+from circuitgraph.errors import CircuitGraphError
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
@@ -126,6 +127,15 @@ def test_for_small_differences_recomputing_approaches_the_derivative(loaded, tin
     near = column(1e4 * recomputed.get(key, 0.0) for key in keys) - expected
     far = column(large.get(key, 0.0) for key in keys) - expected
     assert float(near.abs().max()) < 1e-3 * float(expected.abs().max()) < float(far.abs().max())
+
+
+def test_recomputing_through_frozen_components_is_refused(loaded, tiny_pairs):
+    traced = trace(loaded("gpt2"), COVERED[:1], tiny_pairs[:1], attention="through")
+    with pytest.raises(CircuitGraphError, match="qk 'recompute' passes no component that is 'through'"):
+        traced.edges(qk="recompute")
+    skipping = trace(loaded("gpt2"), (*COVERED[:1], ("mlp_in.0", "mlp_out.0", "relu", {"skip": True})), tiny_pairs[:1])
+    with pytest.raises(CircuitGraphError, match="skips, and qk 'recompute' passes no skip connections"):
+        skipping.edges(qk="recompute")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
