@@ -25,7 +25,7 @@ from torch import Tensor
 
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.edge_table import EdgeCollector, EdgeTable
-from circuitgraph.errors import DictionaryError
+from circuitgraph.errors import CircuitGraphError, DictionaryError
 from circuitgraph.inflow import Block, Inflow, floors
 from circuitgraph.influence import node_influence
 from circuitgraph.model import Model
@@ -91,8 +91,13 @@ def attribute_edges(
     [batch, pos, d_model] is dm/d(resid_post of the last layer). base: the baseline's activations, None for zero. slopes:
     `gradients.mlp_slopes`, needed for dictionaries that read behind an MLP's neurons. qk "recompute" takes the difference
     of the pattern with and without each source for q and k edges. memory: bytes that reading vectors may take at once.
-    Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced.
+    Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced, CircuitGraphError for qk "recompute"
+    through components.
     """
+    if qk == "recompute" and throughs:
+        raise CircuitGraphError(
+            "qk 'recompute' passes no component that is 'through'; take 'derivative' or 'component'"
+        )
     tracer = _Tracer(model, tables, clean, base, slopes, throughs, qk, selection or Selection(), memory)
     tracer.trace_targets(metric_gradient, targets)
     if tracer.selection.max_readers is None:

@@ -1,7 +1,6 @@
-"""Edges through frozen components, q and k edges by recomputing the pattern, and what a selection keeps.
+"""Edges through frozen components, what all sources of a target sum to, and what a selection keeps.
 
-Each test's name is the law. Compared numbers are asserted to be non-zero; oracles are Hugging Face's own modules and
-attention written out by hand.
+Each test's name is the law. Compared numbers are asserted to be non-zero; the oracle is Hugging Face's own modules.
 """
 
 from __future__ import annotations
@@ -13,14 +12,16 @@ import torch
 from families import FAMILIES, hf_model, save_family
 from frozen_blocks import FrozenBlocks
 from test_laws import assert_close
-from traced_edges import shrunk, trace, vector
+from traced_edges import trace
 
 from circuitgraph.edges import Selection
 from circuitgraph.influence import node_influence
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Site
-from circuitgraph.reading import Softmax
 from circuitgraph.through import skip_through
+
+# transformers' norms are hooked beside their forward pass; that replacing a scale leaves it is what is wanted here.
+pytestmark = pytest.mark.filterwarnings("ignore:A forward hook edited")
 
 each = pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "gemma2"])
 both = pytest.mark.parametrize("baseline", ["corrupted", "zero"])
@@ -31,6 +32,7 @@ SKIPS = (
     ("ln2_normalized.1", "mlp_out.1", "topk", {"skip": True}),
 )
 HEADS = (("z.0", "z.0", "relu"), ("z.1", "z.1", "topk"))
+COVERED = (HEADS[0], TRANSCODERS[0], HEADS[1], TRANSCODERS[1])
 ROLES = {
     "transcoders": (TRANSCODERS, "through", "component"),
     "residual": ((("resid_post.0", "resid_post.0", "relu"), *TRANSCODERS), "through", "component"),
@@ -255,106 +257,6 @@ def test_of_what_is_passed_only_the_constants_and_the_changed_pattern_are_nodes(
     none = trace(loaded("llama"), TRANSCODERS, tiny_pairs, baseline="zero", attention="through")
     left = [float(t.vectors.abs().max()) for t in none.tables if t.site == Site("attn_out", 1)]
     assert not left or max(left) < 1e-5
-
-
-# recompute -----------------------------------------------------------------------------------------------------------
-
-COVERED = (HEADS[0], TRANSCODERS[0], HEADS[1], TRANSCODERS[1])
-
-
-def attend(model, clean, layer, pos, dq=None, dk=None):
-    """The pattern [heads, key] of the query at pos, its query less dq [d_model] or its key at dk[0] less dk[1], each a
-    vector of the stream behind the norm at its frozen scale; written out from the weights."""
-    weights, size = model.attention(layer), model.d_head
-    q, k = (clean[Site(kind, layer)][0].unflatten(-1, (-1, size)).clone() for kind in "qk")
-    if dq is not None:
-        q[pos] -= torch.einsum("d,hdx->hx", dq, weights.W_Q)
-    if dk is not None:
-        k[dk[0]] -= torch.einsum("d,hdx->hx", dk[1], weights.W_K)
-    cos, sin = (clean.get(Site(kind, layer)) for kind in ("rotary_cos", "rotary_sin"))
-    if cos is not None:
-        q, k = (
-            x * cos[0][:, None] + torch.cat([-x[..., size // 2 :], x[..., : size // 2]], -1) * sin[0][:, None]
-            for x in (q, k)
-        )
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-    scores = torch.einsum("hx,khx->hk", q[pos], k) * weights.scale
-    if weights.soft_cap is not None:
-        scores = weights.soft_cap * torch.tanh(scores / weights.soft_cap)
-    # what the clean run never attends to is hidden; no pattern of these models underflows
-    hidden = clean[Site("pattern", layer)][0, :, pos] == 0
-    return scores.masked_fill(hidden, -torch.inf).softmax(-1)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "mistral"])
-def test_recomputed_q_and_k_edges_are_what_is_lost_without_the_source(loaded, tiny_pairs, family):
-    model, layer = loaded(family), 1
-    traced = trace(model, COVERED, tiny_pairs[:1])
-    clean, site = traced.clean.values, Site("z", layer)
-    table = next(t for t in traced.tables if t.site == site and t.kind == "feature")
-    vectors = {t.node(i): vector(t, i) for t in traced.tables for i in range(len(t))}
-    norm, scale = model.norm(site, "ln1"), clean[Site("ln1_scale", layer)][0]
-    values = clean[Site("v", layer)][0].unflatten(-1, (-1, model.d_head))
-    values = values.repeat_interleave(model.n_heads // values.shape[1], 1)
-    measured, found, per_head = [], [], []
-    edges = [e for e in traced.edges(qk="recompute").table if e.target.site == site and e.kind in ("q", "k")]
-    assert {e.kind for e in edges} == {"q", "k"}
-    for edge in edges[:: max(1, len(edges) // 150)]:
-        pos, at = edge.target.pos, edge.source.pos
-        e = table.dictionary.weights.W_enc[:, edge.target.feature].unflatten(0, (model.n_heads, -1))
-        change = norm.apply(vectors[edge.source]) / scale[at]
-        whole = attend(model, clean, layer, pos)
-        without = attend(model, clean, layer, pos, *((change,) if edge.kind == "q" else (None, (at, change))))
-        lost = torch.einsum("hk,khx,hx->h", whole - without, values, e)
-        measured.append(float(lost.sum()))
-        per_head.append(lost)
-        found.append(edge)
-        close(family, whole, clean[Site("pattern", layer)][0, :, pos])
-    assert len(found) > 50
-    close(family, column(e.local_weight for e in found), column(measured))
-    close(family, torch.tensor([e.heads for e in found], dtype=torch.float64), torch.stack(per_head))
-    # no edge is missing: a source outside the window changes nothing
-    derivative = [e for e in traced.edges().table if e.target.site == site and e.kind in ("q", "k")]
-    assert {(e.source, e.target, e.kind) for e in edges} == {(e.source, e.target, e.kind) for e in derivative}
-
-
-@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
-def test_for_small_differences_recomputing_approaches_the_derivative(loaded, tiny_pairs, family):
-    traced = trace(loaded(family), COVERED, tiny_pairs[:1])
-    small = [shrunk(table, 1e-4) for table in traced.tables]
-
-    def weights(tables, qk):
-        table = traced.edges(tables=tables, qk=qk).table
-        return {(e.source, e.target, e.kind): e.local_weight for e in table if e.kind in ("q", "k")}
-
-    derivative, recomputed = weights(small, "derivative"), weights(small, "recompute")
-    large = weights(traced.tables, "recompute")
-    keys = sorted(derivative, key=str)
-    assert len(keys) > 100
-    expected = column(1e4 * derivative[key] for key in keys)
-    near = column(1e4 * recomputed.get(key, 0.0) for key in keys) - expected
-    far = column(large.get(key, 0.0) for key in keys) - expected
-    assert float(near.abs().max()) < 1e-3 * float(expected.abs().max()) < float(far.abs().max())
-
-
-def test_taking_the_only_attended_key_out_moves_the_whole_pattern():
-    """A saturated head, in float32: the pattern is 1 at one key up to rounding, and its score drops far below the others."""
-    keys = torch.zeros(1, 4, 1, 2)
-    keys[0, :, 0, 0] = torch.tensor([60.0, 0.0, 1.0, 30.0])
-    hidden = torch.tensor([[[False, False, False, True]]])
-    query, s = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[[3.0, 5.0, -2.0, 100.0]]]])
-    softmax = Softmax(query, keys, s, hidden, 1.0, None)
-    for drop in (0.0, 59.5, 90.0, 120.0, -120.0):
-        for at in range(4):
-            change = torch.tensor([[[[drop, 0.0]]]])
-            scores = keys[0, :, 0, 0].double().clone()
-            before = scores.masked_fill(hidden[0, 0], -torch.inf).softmax(-1) @ s[0, 0, 0].double()
-            scores[at] -= drop
-            after = scores.masked_fill(hidden[0, 0], -torch.inf).softmax(-1) @ s[0, 0, 0].double()
-            lost = softmax.without_key(change, torch.tensor([at]))
-            assert float(lost) == pytest.approx(float(before - after), abs=1e-4), (drop, at)
-    alone = Softmax(query, keys[:, :1], s[..., :1], hidden[..., :1], 1.0, None)
-    assert float(alone.without_key(torch.tensor([[[[50.0, 0.0]]]]), torch.tensor([0]))) == 0
 
 
 # selection -----------------------------------------------------------------------------------------------------------
