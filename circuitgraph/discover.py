@@ -101,7 +101,7 @@ def discover_circuit(
     tables = attribute_nodes(
         model, dictionaries, values, base, gradients, roles=roles, throughs=throughs, backend=backend
     )
-    candidates, report = strongest_nodes(tables, max_nodes)
+    candidates, report = strongest_nodes(tables, max_nodes, saturated=qk == "recompute")
 
     unit = abs(float((clean.metric - base.metric).mean())) or abs(float(clean.metric.mean()))
     tops = _targets(model, logits, clean.logits, base.logits, values)
@@ -284,9 +284,15 @@ def path_start(
     return start
 
 
-def strongest_nodes(tables: Sequence[NodeTable], max_nodes: int) -> tuple[list[NodeTable], str]:
-    """The tables cut down to the max_nodes nodes with the largest |attribution|, and a line that says so."""
-    ranked = [(value, node) for value, node in rank_nodes(tables) if value != 0]
+def strongest_nodes(
+    tables: Sequence[NodeTable], max_nodes: int, *, saturated: bool = False
+) -> tuple[list[NodeTable], str]:
+    """The tables cut down to the max_nodes nodes with the largest |attribution|, and a line that says so.
+
+    saturated: nodes with an attribution of 0 are candidates too, after all others; a saturated head gives none to those
+    that it would no longer look at without them.
+    """
+    ranked = [(value, node) for value, node in rank_nodes(tables) if value != 0 or saturated]
     chosen = {node for _, node in ranked[:max_nodes]}
     kept = []
     for table in tables:
@@ -294,7 +300,7 @@ def strongest_nodes(tables: Sequence[NodeTable], max_nodes: int) -> tuple[list[N
         kept.append(table.take(torch.tensor(mask, dtype=torch.bool, device=table.pos.device)))
     return (
         kept,
-        f"max_nodes {max_nodes}: {len(chosen)} of {len(ranked)} nodes with a non-zero attribution are candidates",
+        f"max_nodes {max_nodes}: {len(chosen)} of {len(ranked)} nodes{'' if saturated else ' with a non-zero attribution'} are candidates",
     )
 
 

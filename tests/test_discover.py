@@ -149,8 +149,7 @@ def test_the_mean_of_one_pair_is_refused(tiny_model, tiny_dictionaries, tiny_pai
 
 def test_attention_output_dictionaries_read_what_z_dictionaries_do(tiny_model, tiny_dictionaries, tiny_pairs):
     """A dictionary at attn_out whose encoder, seen through W_O, is that of a z-dictionary has the same inputs."""
-    from dataclasses import replace
-
+    from circuitgraph.dictionary import Dictionary
     from circuitgraph.nodes import Site
     from circuitgraph_kernels import SaeWeights
 
@@ -160,10 +159,10 @@ def test_attention_output_dictionaries_read_what_z_dictionaries_do(tiny_model, t
     z_weights = SaeWeights(
         W_O.flatten(0, 1) @ weights.W_enc, weights.b_enc + b_O @ weights.W_enc, weights.W_dec, weights.b_dec
     )
-    at_z[Site("z", 1)] = replace(tiny_dictionaries[Site("z", 1)], weights=z_weights)
+    at_z[Site("z", 1)] = Dictionary(z_weights, Site("z", 1), Site("z", 1), "at z")
     out = Site("attn_out", 1)
     del at_out[Site("z", 1)]
-    at_out[out] = replace(tiny_dictionaries[Site("z", 0)], weights=weights, reads=out, writes=out)
+    at_out[out] = Dictionary(weights, out, out, "at attn_out")
     graphs = [discover(tiny_model, dictionaries, tiny_pairs, edge_threshold=0.0) for dictionaries in (at_z, at_out)]
     local = []
     for graph, name in zip(graphs, ("z.1", "attn_out.1"), strict=True):
