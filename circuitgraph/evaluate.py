@@ -210,7 +210,8 @@ def _build_case(
     for name in names:
         if name == "resample":
             rows = resample_rows(len(pairs), seed)
-            values = {site: value[rows] for site, value in corrupted.values.items()}
+            # rotary angles have one row for all examples
+            values = {s: value[rows] if len(value) == len(rows) else value for s, value in corrupted.values.items()}
             bases[name] = Baseline("corrupted", values, corrupted.logits, corrupted.metric)
         elif name != "corrupted":
             bases[name] = run_baseline(model, tokens, sites, score, name)

@@ -157,7 +157,8 @@ def test_a_dictionary_that_misses_nothing_recovers_the_whole_loss_and_has_no_err
 
 def test_a_dictionary_that_says_nothing_recovers_nothing_and_leaves_all_to_its_error(tiny_model, tiny_pairs):
     one = perfect("mlp_out.0")
-    silent = dataclasses.replace(one, weights=dataclasses.replace(one.weights, b_enc=one.weights.b_enc - 1e6))
+    weights = dataclasses.replace(one.weights, b_enc=one.weights.b_enc - 1e6)
+    silent = Dictionary(weights, one.reads, one.writes, one.name)
     (row,) = check_dictionaries(tiny_model, {silent.writes: silent}, tiny_pairs).sites
     assert row.l0 == 0 and row.loss_recovered == 0 and row.error_norm == 1
     assert row.error_share == 1 and row.n_error_tokens == row.n_effect_tokens > 0
@@ -176,7 +177,7 @@ def test_a_reconstruction_beyond_the_precision_is_refused_by_name(tiny_model, ti
         signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(12)
         changes = {"W_dec": 1e307 * signs[:, None].expand(24, 16), "b_enc": found.weights.b_enc + 1e5}
     weights = dataclasses.replace(found.weights, **changes)
-    dictionaries = tiny_dictionaries | {site: dataclasses.replace(found, weights=weights)}
+    dictionaries = tiny_dictionaries | {site: Dictionary(weights, found.reads, found.writes, found.name)}
     with pytest.raises(DictionaryError, match=r"change the logits .* most by mlp_out.0-jumprelu at mlp_out.0 "):
         check_dictionaries(tiny_model, dictionaries, tiny_pairs)
 

@@ -217,7 +217,7 @@ def test_what_a_processed_model_has_lost_is_refused(site, has, wanted):
 
 
 def test_rms_models_are_never_centred(tmp_path):
-    from test_families import save_family
+    from families import save_family
 
     model = load_model(save_family(tmp_path / "llama", "llama"), dtype=torch.float64)
     metadata = {

@@ -171,7 +171,7 @@ def test_faithfulness_and_completeness_are_those_of_the_naive_runs(trained):
     empty = naive.metric(lambda node: False)
     assert naive.metric(lambda node: True) == pytest.approx(full, abs=1e-9)
     assert evaluation.metric_empty == pytest.approx(empty, abs=1e-9) and full - empty > 1
-    by_errors = {row.errors: row for row in evaluation.settings}
+    by_errors = {row.errors: row for row in evaluation.settings if row.baseline == "corrupted"}
     keeps = {
         "keep": (lambda n: n.kind == "error" or n in circuit, lambda n: n.kind == "error" or n not in circuit),
         "circuit": (lambda n: n in circuit, lambda n: n not in circuit),
@@ -252,7 +252,9 @@ def test_with_two_pairs_resampling_is_the_corrupted_run_of_the_other(
     ]
     other = evaluate_circuit(tiny_graph[1], tiny_model, tiny_dictionaries, pairs=crossed, n_patched=5)
     resampled = {row.errors: row for row in evaluation.settings if row.baseline == "resample"}
-    for row in other.settings:
+    corrupted = [row for row in other.settings if row.baseline == "corrupted"]
+    assert len(corrupted) == len(resampled) >= 3
+    for row in corrupted:
         assert row.metric_circuit == pytest.approx(resampled[row.errors].metric_circuit, abs=1e-9)
     assert other.prompts != evaluation.prompts and other.metric_clean == pytest.approx(evaluation.metric_clean)
 

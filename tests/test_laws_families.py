@@ -21,7 +21,14 @@ from circuitgraph.dictionary import check_fit, reconstruct
 from circuitgraph.discover import discover_circuit, path_start
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluate import evaluate_circuit
-from circuitgraph.intervene import _edit, kept_nodes, patch_effects, run_with_nodes
+from circuitgraph.intervene import (
+    _edit,
+    kept_nodes,
+    node_values,
+    patch_effects,
+    run_with_nodes,
+    stack_kept,
+)
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import compute_dtype
@@ -425,9 +432,11 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
         kept = everything_kept(case)
         kept.features[key][pos, feature] = False
         for site in d.sites:
-            writers = {k: other for k, other in case.dictionaries.items() if site in other.sites}
-            edit, edited = _edit(site, writers, case.base, kept.errors[site], kept), {}
-            reads = sorted({other.reads for other in writers.values()}, key=lambda s: s.depth)
+            writers = [(k, other) for k, other in case.dictionaries.items() if site in other.sites]
+            held, one = node_values(case.model, case.dictionaries, case.base.values), stack_kept([kept])
+            edit = _edit(site, writers, held.errors[site], held, one.errors[site], one, (1, len(case.tokens.clean)))
+            edited = {}
+            reads = sorted({other.reads for _, other in writers}, key=lambda s: s.depth)
             case.model.run(
                 case.tokens.clean,
                 record=reads,
