@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +55,15 @@ class EdgeTable:
         columns = (self.source, self.target, self.kind, self.weight, self.local_weight, self.weight_abs)
         for i, (u, v, kind, w, lw, m) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             yield Edge(self.nodes[u], self.nodes[v], EDGE_KINDS[kind], w, lw, m, tuple(loadings.get(i, ())))
+
+    @cached_property
+    def by_target_depth(self) -> list[Tensor]:
+        """Indices of the edges, those into the last reading layer first: a source is complete before it is a target."""
+        depth = np.array([-node.site.depth for node in self.nodes])
+        rank = np.unique(depth, return_inverse=True)[1].astype(np.int16)[self.target.numpy()]
+        order = torch.from_numpy(np.argsort(rank, kind="stable"))  # a radix sort, for 16 bits
+        counts = np.bincount(rank)
+        return list(order.split(counts[counts > 0].tolist()))
 
     def take(self, mask: Tensor) -> EdgeTable:
         """The table of the edges where the mask [m] holds."""

@@ -210,7 +210,7 @@ class _Tracer:
                 self._note(ids.tolist(), torch.stack(torch.broadcast_tensors(*linear)).sum(0))
 
     def trace_most_influential(self, budget: int, progress: Callable[[str, int, int], None]) -> None:
-        """Trace `budget` features in eight rounds, the most influential on the targets first in each."""
+        """Trace `budget` features in up to four rounds, the most influential on the targets first in each."""
         traced = torch.zeros(self.offsets[-1], dtype=torch.bool)
         readable = torch.zeros_like(traced)
         for index in self.readable:
@@ -219,7 +219,7 @@ class _Tracer:
             progress("tracing edges", done, budget)
             influence = node_influence(self.collector.table(), self.weights)[: len(traced)]
             open_ = torch.where(readable & ~traced, influence, 0)
-            chosen = open_.topk(min(budget - done, max(256, budget // 8), len(open_))).indices
+            chosen = open_.topk(min(budget - done, max(256, -(-budget // 4)), len(open_))).indices
             chosen = chosen[open_[chosen] > 0].sort().values
             if not len(chosen):
                 break

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +38,7 @@ def node_influence(table: EdgeTable, weights: Tensor, *, signed: bool = False) -
     share = _shares(table, signed)
     influence = torch.zeros(len(table.nodes), dtype=torch.float64)
     carried = weights.to(torch.float64)
-    for edges in _by_target_depth(table):
+    for edges in table.by_target_depth:
         source, target = table.source[edges].long(), table.target[edges].long()
         influence.index_add_(0, source, share[edges] * (influence[target] + carried[target]))
     return influence
@@ -117,15 +116,6 @@ def _shares(table: EdgeTable, signed: bool) -> Tensor:
     target = table.target.long()
     total = torch.zeros(len(table.nodes), dtype=torch.float64).index_add_(0, target, size.abs())
     return (size if signed else size.abs()) / total[target].clamp(min=torch.finfo(torch.float64).tiny)
-
-
-def _by_target_depth(table: EdgeTable) -> list[Tensor]:
-    """Indices of the edges, those into the last reading layer first: a source is complete before it is a target."""
-    depth = np.array([-node.site.depth for node in table.nodes])
-    rank = np.unique(depth, return_inverse=True)[1].astype(np.int16)[table.target.numpy()]
-    order = torch.from_numpy(np.argsort(rank, kind="stable"))  # a radix sort, for 16 bits
-    counts = np.bincount(rank)
-    return list(order.split(counts[counts > 0].tolist()))
 
 
 def _cut(values: Tensor, share: float) -> float:
