@@ -44,6 +44,7 @@ from circuitgraph.nodes import EDGE_KINDS, Node
 from circuitgraph.tables import FeatureTable, NodeTable
 
 N_TOP_TOKENS = 5
+_OPTIONAL = ("effect", "weight_abs", "activation", "baseline_activation")
 
 
 def build_graph(
@@ -113,19 +114,33 @@ def check_graph(graph: nx.MultiDiGraph) -> None:
     """GraphError unless the graph keeps the schema: graph attributes of the right types, parseable node keys that match
     their attributes, known kinds, finite numbers, edges that run forward, and one metric."""
     _check_facts(graph.graph)
+    depth: dict[str, int] = {}
     for key, attributes in graph.nodes(data=True):
-        for name, expected in Node.parse(key).place.items():
+        node = Node.parse(key)
+        depth[key] = node.site.depth
+        for name, expected in node.place.items():
             if name not in attributes or attributes[name] != expected:
                 raise GraphError(f"node {key!r} has {name} {attributes.get(name)!r}; its name says {expected!r}")
         _check_numbers(f"node {key!r}", attributes, ("attribution",))
     for source, target, kind, attributes in graph.edges(keys=True, data=True):
+        if kind in EDGE_KINDS and depth[source] < depth[target] and _is_plain_edge(kind, attributes):
+            continue
         where = f"edge {source!r} -> {target!r} ({kind})"
         if kind not in EDGE_KINDS or attributes.get("kind") != kind:
             raise GraphError(f"{where}: kind must be one of {', '.join(EDGE_KINDS)} and equal the edge's key")
-        if Node.parse(source).site.depth >= Node.parse(target).site.depth:
+        if depth[source] >= depth[target]:
             raise GraphError(f"{where} does not run forward through the model")
         _check_numbers(where, attributes, ("weight", "local_weight"))
     metric_node(graph)
+
+
+def _is_plain_edge(kind: str, attributes: dict[str, Any]) -> bool:
+    """Whether an edge has floats where most have them; the others are looked at one by one."""
+    if attributes.get("kind") != kind or type(attributes.get("heads", [])) is not list or "top_tokens" in attributes:
+        return False
+    numbers = [attributes.get(name) for name in ("weight", "local_weight")]
+    numbers += [attributes[name] for name in _OPTIONAL if name in attributes]
+    return all(type(number) is float and math.isfinite(number) for number in numbers)
 
 
 def _check_facts(facts: dict[str, Any]) -> None:
@@ -149,10 +164,7 @@ def _check_facts(facts: dict[str, Any]) -> None:
 
 
 def _check_numbers(where: str, attributes: dict[str, Any], required: Sequence[str]) -> None:
-    for name in (
-        *required,
-        *(n for n in ("effect", "weight_abs", "activation", "baseline_activation") if n in attributes),
-    ):
+    for name in (*required, *(n for n in _OPTIONAL if n in attributes)):
         if not _is_number(attributes.get(name)):
             raise GraphError(f"{where} has {name} {attributes.get(name)!r}; expected a finite number")
     for name in ("heads", "top_tokens"):
