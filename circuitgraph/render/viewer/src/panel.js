@@ -85,7 +85,7 @@ export function nodeFacts(graph, node) {
 export const others = (values, without = []) =>
   Object.entries(values ?? {})
     .filter(([name]) => !without.includes(name))
-    .map(([name, value]) => [visible(name.replace(/_/g, " "), " "), visible(typeof value === "string" ? value : JSON.stringify(value), " "), ""]);
+    .map(([name, value]) => [visible(name.replace(/_/g, " "), " "), visible(value % 1 ? signed(value) : typeof value === "string" ? value : JSON.stringify(value), " "), ""]);
 
 export const facts = (list) =>
   element("dl", { class: "facts" }, list.map(([name, value, word]) => element("div", {}, element("dt", {}, name), element("dd", {}, value, word && basis(word)))));
