@@ -1,7 +1,7 @@
 """Smaller graphs: thresholds, top-k and node counts, always reachable from the metric.
 
 In comes a graph, out comes a new one that is a sub-graph, with a line in `reports` for what each step removed. This
-module runs no model and changes no number.
+module runs no model; the only number it changes is what no edge explains of a target's input.
 """
 
 from __future__ import annotations
@@ -51,12 +51,26 @@ def prune_graph(
     if top_k is not None:
         _remove_edges(result, [edge for node in result for edge in _beyond(result, node, top_k)], f"top_k {top_k}")
     _remove_unreachable(result, metric)
+    _explain_less(graph, result)
     smaller = (len(result), result.number_of_edges()) != (len(graph), graph.number_of_edges())
     if smaller and result.graph.pop("evidence", None):
         result.graph["reports"].append("evidence of the larger circuit dropped")
     if len(result) == 1 and len(graph) > 1:
         result.graph["reports"].append("nothing is left: every path to the metric was removed")
     return result
+
+
+def _explain_less(graph: nx.MultiDiGraph, result: nx.MultiDiGraph) -> None:
+    """Add what the removed edges explained to `unexplained` of their targets; recomputed q and k edges are in neither."""
+    settings = graph.graph.get("provenance", {}).get("settings", {})
+    left_out = ("q", "k") if settings.get("qk") == "recompute" else ()
+    for node, unexplained in result.nodes(data="unexplained"):
+        if unexplained is not None:
+            before, after = (
+                sum(w for _, _, kind, w in g.in_edges(node, keys=True, data="local_weight") if kind not in left_out)
+                for g in (graph, result)
+            )
+            result.nodes[node]["unexplained"] = unexplained + before - after
 
 
 def _beyond(graph: nx.MultiDiGraph, node: str, top_k: int) -> list[tuple[str, str, str]]:

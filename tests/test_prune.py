@@ -122,3 +122,18 @@ def test_the_summary_counts_and_ranks(graph):
     first = next(i for i, line in enumerate(lines) if line.startswith("strongest edges"))
     assert lines[first + 1].split() == ["mlp_out.0/f3@2", "->", "metric@2", "metric", "+4.0000"]
     assert not lines[first + 3 :]
+
+
+def test_what_removed_edges_explained_is_unexplained(tiny_model, tiny_dictionaries, tiny_pairs):
+    from circuitgraph.discover import discover_circuit
+
+    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    pruned = prune_graph(graph, top_k=10)
+    changed = 0
+    for node, data in pruned.nodes(data=True):
+        if "inflow" in data:
+            explained = sum(w for *_, w in pruned.in_edges(node, data="local_weight"))
+            assert data["inflow"] - explained == pytest.approx(data["unexplained"], abs=1e-9)
+            changed += abs(data["unexplained"] - graph.nodes[node]["unexplained"]) > 1e-3
+    assert changed >= 5
+    assert dict(prune_graph(pruned, top_k=10).nodes(data="unexplained")) == dict(pruned.nodes(data="unexplained"))
