@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rule": "left",
         "attention": "component",
         "mlp": "component",
-        "edge_threshold": 0.01,
+        "edge_threshold": 0.001,
     },
     "mixed": {"baseline": "corrupted", "attention": "through", "mlp": "through", "edge_threshold": 0.001},
 }
