@@ -223,7 +223,7 @@ def test_hostile_labels_notes_reports_and_groups_are_shown_and_never_run(open_vi
     graph = example_graph(n_nodes=30)
     graph.graph["reports"] = HOSTILE
     graph.graph["provenance"] = {"model": HOSTILE[0], HOSTILE[1]: HOSTILE[2]}
-    graph.graph["groups"] = [{"name": HOSTILE[0], "nodes": ["embed@3", "embed@4"]}, [HOSTILE[1], "embed@5"]]
+    graph.graph["groups"] = [{"label": HOSTILE[0], "nodes": ["embed@3", "embed@4"]}, [HOSTILE[1], "embed@5"]]
     graph.nodes["embed@3"].update(label=HOSTILE[0], note=HOSTILE[1], top_tokens=HOSTILE, later={HOSTILE[2]: HOSTILE[3]})
     viewer = open_viewer(graph)
     assert viewer.texts(".reports li") == [labels.visible(text, " ") for text in HOSTILE]
@@ -322,7 +322,7 @@ def test_attributes_of_a_later_release_are_shown(open_viewer) -> None:
         graph.add_edge(*edge[:2], key="through_attention", kind="through_attention", weight=2.5, local_weight=1.0)
     viewer = open_viewer(graph)
     assert "through attention1" in viewer.texts("#kinds .chip")
-    assert "completeness residual0.25" in viewer.texts("#panel .facts div")
+    assert "completeness residual+0.250" in viewer.texts("#panel .facts div")
     viewer.pick("embed@3")
     assert "hop count7" in viewer.texts("#panel .facts div")
 
@@ -532,7 +532,7 @@ def test_pins_and_groups_make_a_small_graph_with_summed_edges(viewer: Viewer) ->
     viewer.page.keyboard.type("movers")
     viewer.press("Enter")
     viewer.press("Tab")
-    assert viewer.call("state")["groups"] == [{"name": "movers", "nodes": nodes}]
+    assert viewer.call("state")["groups"] == [{"label": "movers", "nodes": nodes}]
     assert viewer.texts("#tray .box.group text") == ["movers", "3 nodes"]
     total = sum(weight for u, _, weight in graph.in_edges(METRIC, data="weight") if u in nodes)
     assert viewer.page.locator("#tray .sum title").all_text_contents() == [
@@ -553,7 +553,7 @@ def test_groups_are_suggested_by_what_nodes_share(viewer: Viewer) -> None:
     name, count = re.fullmatch(r"(.*) \((\d+)\)", suggested.first.inner_text()).groups()
     suggested.first.click()
     groups = viewer.call("state")["groups"]
-    assert groups[0]["name"] == name and len(groups[0]["nodes"]) == int(count) > 1
+    assert groups[0]["label"] == name and len(groups[0]["nodes"]) == int(count) > 1
 
 
 def test_labels_notes_pins_and_groups_return_in_a_graph_that_the_library_reads(viewer: Viewer, tmp_path: Path) -> None:
@@ -563,11 +563,11 @@ def test_labels_notes_pins_and_groups_return_in_a_graph_that_the_library_reads(v
     viewer.page.fill("#label", "the name")
     viewer.page.fill("#note", "seen twice")
     viewer.call(
-        "load", viewer.call("state") | {"pins": ["embed@3", METRIC], "groups": [{"name": "g", "nodes": ["embed@3"]}]}
+        "load", viewer.call("state") | {"pins": ["embed@3", METRIC], "groups": [{"label": "g", "nodes": ["embed@3"]}]}
     )
     read = read_graph(viewer.download("#save-graph"))
     assert read.nodes["embed@3"]["label"] == "the name" and read.nodes["embed@3"]["note"] == "seen twice"
-    assert read.graph["pins"] == ["embed@3", METRIC] and read.graph["groups"] == [{"name": "g", "nodes": ["embed@3"]}]
+    assert read.graph["pins"] == ["embed@3", METRIC] and read.graph["groups"] == [{"label": "g", "nodes": ["embed@3"]}]
     graph.nodes["embed@3"].update(label="the name", note="seen twice")
     assert dict(read.nodes(data=True)) == {node: {**data} for node, data in graph.nodes(data=True)}
     assert {edge[:3]: edge[3] for edge in read.edges(keys=True, data=True)} == {
@@ -585,10 +585,10 @@ def test_the_copied_python_makes_the_shown_circuit(
     exec(viewer.call("python"), names)
     assert {tuple(edge) for edge in viewer.shown["edges"]} == set(names["circuit"].edges(keys=True))
     nodes = viewer.shown["nodes"][:3]
-    viewer.call("load", {"pins": nodes, "labels": {nodes[0]: 'a "b"\\'}, "groups": [{"name": "g", "nodes": nodes[:2]}]})
+    viewer.call("load", {"pins": nodes, "labels": {nodes[0]: 'a "b"\\'}, "groups": [{"label": "g", "nodes": nodes[:2]}]})
     exec(viewer.call("python"), names)
     assert set(names["circuit"]) == {*nodes, METRIC} and names["circuit"].nodes[nodes[0]]["label"] == 'a "b"\\'
-    assert names["circuit"].graph["groups"] == [{"name": "g", "nodes": nodes[:2]}]
+    assert names["circuit"].graph["groups"] == [{"label": "g", "nodes": nodes[:2]}]
 
 
 def test_the_address_brings_the_state_back(viewer: Viewer) -> None:

@@ -46,9 +46,9 @@ function addNode(graph, set, id) {
   if (node !== undefined) set.add(node);
 }
 
-// A group is {name, nodes: [ids]}, or [name, id, ...] as other tools write it.
+// A group is {label, nodes: [ids]}, or [label, id, ...] as other tools write it.
 function addGroup(graph, state, group) {
-  const [name, ids] = Array.isArray(group) ? [group[0], group.slice(1)] : [group?.name, listOf(group?.nodes)];
+  const [name, ids] = Array.isArray(group) ? [group[0], group.slice(1)] : [group?.label, listOf(group?.nodes)];
   const nodes = new Set();
   for (const id of ids) addNode(graph, nodes, id);
   for (const node of nodes) state.pins.add(node);
@@ -57,7 +57,7 @@ function addGroup(graph, state, group) {
 
 const ids = (graph, nodes) => [...nodes].map((node) => graph.id[node]);
 
-export const groupsOf = (graph, state) => state.groups.map(({ name, nodes }) => ({ name, nodes: ids(graph, nodes) }));
+export const groupsOf = (graph, state) => state.groups.map(({ name, nodes }) => ({ label: name, nodes: ids(graph, nodes) }));
 
 const texts = (graph, map) => Object.fromEntries([...map].map(([node, text]) => [graph.id[node], text]));
 
