@@ -22,6 +22,7 @@ from circuitgraph.dictionary_processing import Parts
 from circuitgraph.dictionary_sets import suggestions
 from circuitgraph.dictionary_sources import PROCESSINGS, Place, agreed_place, site_of_module
 from circuitgraph.errors import DictionaryError
+from circuitgraph.model import Model
 from circuitgraph.model_layout import site_of_hook
 from circuitgraph.nodes import Site
 
@@ -156,7 +157,7 @@ def _from_sae_lens(
     metadata = cfg.get("metadata") or cfg
     if not isinstance(metadata, dict):
         raise DictionaryError(f"dictionary {name}: metadata in cfg.json is {metadata!r}; expected an object")
-    place = agreed_place(name, _own_place(name, metadata, request.place), request.place)
+    place = agreed_place(name, _own_place(name, metadata, request), request.place)
     transcoder = "transcoder" in architecture
     settings = {
         "activation": _ARCHITECTURES[architecture],
@@ -218,11 +219,11 @@ def _processing(name: str, metadata: Mapping[str, Any], place: Place) -> frozens
     return frozenset(key for key in PROCESSINGS if arguments.get(key) is True)
 
 
-def _own_place(name: str, metadata: Mapping[str, Any], given: Place | None) -> Place | None:
+def _own_place(name: str, metadata: Mapping[str, Any], request: Request) -> Place | None:
     """The place its hooks name; None for a dictionary that names no hook but was given a place."""
     hook = metadata.get("hook_name")
     if not hook:
-        if given is not None:
+        if request.place is not None:
             return None
         raise DictionaryError(
             f"dictionary {name}: its cfg names no hook_name; set metadata.hook_name, for instance"
@@ -233,17 +234,23 @@ def _own_place(name: str, metadata: Mapping[str, Any], given: Place | None) -> P
             f"dictionary {name} reads head {metadata['hook_head_index']} alone; dictionaries of single heads are not"
             " supported"
         )
-    reads = _site(name, str(hook), metadata.get("hf_hook_name"))
+    reads = _site(name, str(hook), metadata.get("hf_hook_name"), request.model)
     out = metadata.get("hook_name_out")
-    return Place(reads, _site(name, str(out), metadata.get("hf_hook_name_out")) if out else reads)
+    return Place(reads, _site(name, str(out), metadata.get("hf_hook_name_out"), request.model) if out else reads)
 
 
-def _site(name: str, hook: str, module: object) -> Site:
+def _site(name: str, hook: str, module: object, model: Model) -> Site:
     """The site of a hook; where the cfg also names the module of the Hugging Face model, that is what was read."""
     site = site_of_module(str(module)) or site_of_hook(hook)
     if site is None:
         raise DictionaryError(
             f"dictionary {name}: hook {hook!r} is no site of a residual stream, attention or MLP output"
+        )
+    inner = site_of_module(str(module)) is None and hook.endswith((".attn.hook_out", ".mlp.hook_out"))
+    if inner and model.output_norm(Site("z", 0)) is not None:
+        raise DictionaryError(
+            f"dictionary {name}: hook {hook!r} stands before the post-norm of {model.name}, which is no site here; expected"
+            " hook_attn_out or hook_mlp_out, what is added to the stream"
         )
     return site
 

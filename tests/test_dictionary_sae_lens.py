@@ -239,3 +239,33 @@ def test_the_module_that_was_read_decides_where_a_cfg_names_it(narrow_model, tmp
     del metadata["hf_hook_name"]
     with pytest.raises(DictionaryError, match="hook 'blocks.1.hook_mlp_in' is no site"):
         load_dictionaries(save(tmp_path / "two", architecture="transcoder", metadata=metadata), narrow_model)
+
+
+@pytest.mark.parametrize("hook", ["attn", "mlp"])
+def test_a_hook_before_a_post_norm_is_refused_where_the_model_has_one(tmp_path, tiny_model, hook):
+    from families import save_family
+
+    from circuitgraph.model import load_model
+
+    gemma = load_model(save_family(tmp_path / "gemma2", "gemma2"))
+    inner, added = f"blocks.1.{hook}.hook_out", f"blocks.1.hook_{hook}_out"
+    for number, (name, model, refused) in enumerate(
+        [(inner, tiny_model, False), (added, tiny_model, False), (inner, gemma, True), (added, gemma, False)]
+    ):
+        folder = saved_at(tmp_path / str(number), name)
+        if refused:
+            with pytest.raises(DictionaryError, match=f"hook '{inner}' stands before the post-norm of gemma2"):
+                load_dictionaries(folder, model)
+        else:
+            (dictionary,) = load_dictionaries(folder, model).values()
+            assert str(dictionary.writes) == f"{hook}_out.1"
+
+
+def saved_at(folder, hook):
+    """A standard SAE of width 16 at that hook, as sae-lens writes it."""
+    from sae_lens import StandardSAE, StandardSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    config = StandardSAEConfig(d_in=16, d_sae=24, metadata=SAEMetadata(hook_name=hook))
+    StandardSAE(config).save_model(folder)
+    return folder

@@ -585,7 +585,9 @@ def test_the_copied_python_makes_the_shown_circuit(
     exec(viewer.call("python"), names)
     assert {tuple(edge) for edge in viewer.shown["edges"]} == set(names["circuit"].edges(keys=True))
     nodes = viewer.shown["nodes"][:3]
-    viewer.call("load", {"pins": nodes, "labels": {nodes[0]: 'a "b"\\'}, "groups": [{"label": "g", "nodes": nodes[:2]}]})
+    viewer.call(
+        "load", {"pins": nodes, "labels": {nodes[0]: 'a "b"\\'}, "groups": [{"label": "g", "nodes": nodes[:2]}]}
+    )
     exec(viewer.call("python"), names)
     assert set(names["circuit"]) == {*nodes, METRIC} and names["circuit"].nodes[nodes[0]]["label"] == 'a "b"\\'
     assert names["circuit"].graph["groups"] == [{"label": "g", "nodes": nodes[:2]}]
