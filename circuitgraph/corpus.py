@@ -213,10 +213,8 @@ def _lines(file: TextIO, path: str | Path) -> Iterator[str]:
             while line := file.readline(MAX_CHARACTERS):
                 if line.strip():
                     yield line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"corpus {path} is not UTF-8 text (byte {error.start}); expected one text on each line"
-        ) from None
+    except UnicodeDecodeError:
+        raise PromptError(f"corpus {path} is not UTF-8 text; expected one text on each line") from None
 
 
 def _batch(alike: list[tuple[list[int], float]]) -> tuple[Tensor, Tensor]:
