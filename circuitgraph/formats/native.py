@@ -38,6 +38,10 @@ VERSION = 2
 SCHEMA = Path(__file__).with_name("native.schema.json")
 MAX_LINE = 16 << 20
 CHUNK = 500  # lines that are encoded or decoded at once
+_NOT_OURS = (
+    'this is no circuitgraph file: expected a JSON object with "format": "circuitgraph"; `circuitgraph import` makes one'
+    " of other programs' files"
+)
 _HEAD = ("format", "version", "counts", "graph")
 
 
@@ -62,13 +66,18 @@ def read_graph(path: str | Path) -> nx.MultiDiGraph:
     with reading(path):
         with open_bytes(path) as file:
             graph = _read_lines(file)
-        return graph if graph is not None else text_to_graph(read_text(path))
+        if graph is not None:
+            return graph
+        text = read_text(path)
+        if not text.lstrip().startswith(("{", "[")):
+            raise GraphError(_NOT_OURS)
+        return text_to_graph(text)
 
 
 def value_to_graph(data: Any) -> nx.MultiDiGraph:
     """The graph of a native file's JSON value; GraphError if it is not one."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise GraphError('this is no circuitgraph file: expected a JSON object with "format": "circuitgraph"')
+        raise GraphError(_NOT_OURS)
     data = _migrate(data)
     builder = Builder(take_object(data["graph"], "graph"))
     for row in data["nodes"]:

@@ -31,7 +31,8 @@ def reading(path: str | Path) -> Iterator[None]:
     except FileNotFoundError:
         raise GraphError(f"graph file {path} does not exist") from None
     except GraphError as error:
-        raise GraphError(f"graph file {path}: {one_line(error)}") from None
+        named = str(error).startswith(f"graph file {path}")  # by a reader inside this one
+        raise GraphError(one_line(error) if named else f"graph file {path}: {one_line(error)}") from None
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
         raise GraphError(f"graph file {path} cannot be read: {one_line(error)}") from None
     except RecursionError:
