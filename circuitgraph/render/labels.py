@@ -40,7 +40,7 @@ EDGE_MEANINGS = {
     "metric": "what the metric reads",
 }
 SPARE = ("spare1", "spare2", "spare3")  # for kinds that have no colour of their own
-NODE_ORDER = ("embedding", "pos_embedding", "bias", "feature", "error", "metric")
+NODE_ORDER = ("embedding", "pos_embedding", "bias", "feature", "error", "logit", "metric")
 SITE_WORDS = {"z": "attention", "attn_out": "attention", "mlp_out": "MLP", "mlp_post": "MLP"}
 
 
@@ -177,12 +177,15 @@ def short_name(attributes: Mapping[str, Any]) -> str:
 
 
 def caption(graph: nx.MultiDiGraph, node: str) -> str:
-    """Text beside a drawn node: the user's label, else a token it promotes (`→·Mary`), else `f1024`, or nothing."""
+    """Text beside a drawn node: the user's label, else a token it promotes (`→·Mary`) or a logit's token, else `f1024`,
+    or nothing."""
     attributes = graph.nodes[node]
     if attributes.get("label"):
         return shorten(visible(str(attributes["label"]), " "), 20)
     if attributes.get("kind") == "metric":
         return shorten(metric_name(graph), 24)
+    if attributes.get("kind") == "logit":
+        return shorten(visible(str(attributes.get("token", "logit"))), 14)
     if attributes.get("kind") != "feature":
         return ""
     promoted = attributes.get("top_tokens")
@@ -214,6 +217,7 @@ def shape(attributes: Mapping[str, Any]) -> str:
         "embedding": "square",
         "pos_embedding": "house",
         "bias": "hexagon",
+        "logit": "star",
         "metric": "pill",
     }.get(str(kind), "circle")
 
@@ -240,16 +244,19 @@ _POLYGONS = {
     "diamond": ((0, -1.2), (1.05, 0), (0, 1.2), (-1.05, 0)),
     "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
     "house": ((0, -1.1), (0.9, -0.25), (0.9, 0.85), (-0.9, 0.85), (-0.9, -0.25)),
+    "star": tuple(
+        (r * math.sin(math.pi * i / 5), 0.1 - r * math.cos(math.pi * i / 5)) for i, r in enumerate((1.35, 0.62) * 5)
+    ),
     "hexagon": ((-0.5, -0.9), (0.5, -0.9), (1, 0), (0.5, 0.9), (-0.5, 0.9), (-1, 0)),
 }
 
 
 def radii(graph: nx.MultiDiGraph) -> dict[str, float]:
-    """Radius in px of each node: 4 + 6 sqrt(|attribution| / largest), the metric always 10."""
+    """Radius in px of each node: 4 + 6 sqrt(|attribution| / largest), the metric and logits, its parts, always 10."""
     sizes = {
         node: abs(data.get("attribution") or 0.0)
         for node, data in graph.nodes(data=True)
-        if data.get("kind") != "metric"
+        if data.get("kind") not in ("metric", "logit")
     }
     largest = max(sizes.values(), default=0.0) or 1.0
     return {node: 4 + 6 * math.sqrt(sizes[node] / largest) if node in sizes else 10.0 for node in graph}

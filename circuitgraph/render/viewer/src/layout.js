@@ -1,5 +1,7 @@
 // Where the shown nodes stand: tokens left to right, layers bottom to top, each cell packed to fit the window.
 
+import { isTop } from "./data.js";
+
 const STEPS = [96, 84, 74, 66, 58, 50, 43, 37, 32, 27, 23]; // px between neighbours, from roomy to tight
 const ROOMY = 120; // px between neighbours where there is room
 const BIAS = -1;
@@ -106,15 +108,15 @@ function placeCell(layout, nodes, column, row, fit, line) {
   });
 }
 
-// Area follows |attribution|; the metric is always large.
+// Area follows |attribution|; the metric and its logits are always large.
 function radii(graph, step) {
   const most = Math.min(13, Math.max(8, step / 4.6));
   const least = most * 0.36;
   let largest = 0;
   for (let node = 0; node < graph.n; node += 1)
-    if (graph.kindOf[node] !== "metric") largest = Math.max(largest, Math.abs(graph.attribution[node]) || 0);
+    if (!isTop(graph, node)) largest = Math.max(largest, Math.abs(graph.attribution[node]) || 0);
   return Float32Array.from({ length: graph.n }, (_, node) =>
-    graph.kindOf[node] === "metric"
+    isTop(graph, node)
       ? most
       : least + (most - least) * Math.sqrt((Math.abs(graph.attribution[node]) || 0) / (largest || 1)),
   );

@@ -1,7 +1,8 @@
 // The rows of tokens below the grid, and the most likely next tokens above it.
 
-import { byId, element } from "./dom.js";
-import { known, percent, plain, visible } from "./text.js";
+import { caption } from "./data.js";
+import { button, byId, element } from "./dom.js";
+import { known, percent, plain, signed, visible } from "./text.js";
 
 const BIAS = -1;
 
@@ -24,11 +25,11 @@ export function tokenWidths(graph) {
 
 export const differs = (graph, pos) => graph.clean[pos] !== graph.corrupted[pos];
 
-export function buildStrip(graph, layout, onColumn) {
-  const two = layout.columns.some(({ pos }) => pos >= 0 && differs(graph, pos));
+export function buildStrip(graph, positions, upright, onColumn) {
+  const two = positions.some((pos) => pos >= 0 && differs(graph, pos));
   const strip = byId("tokens");
-  strip.classList.toggle("upright", layout.upright);
-  const cell = ({ pos }) => {
+  strip.classList.toggle("upright", upright);
+  const cell = (pos) => {
     const [clean, corrupted] = [visible(graph.clean[pos] ?? ""), visible(graph.corrupted[pos] ?? "")];
     const changed = pos >= 0 && differs(graph, pos);
     const name = pos < 0 ? "no position" : `position ${pos}: ${clean}${changed ? `, corrupted ${corrupted}` : ""}`;
@@ -47,7 +48,7 @@ export function buildStrip(graph, layout, onColumn) {
     );
   };
   const side = element("div", { class: "side", "aria-hidden": "true" }, element("span", {}, "clean"), two && element("span", {}, "corrupted"));
-  strip.replaceChildren(side, element("div", { class: "cells" }, layout.columns.map(cell)));
+  strip.replaceChildren(side, element("div", { class: "cells" }, positions.map(cell)));
 }
 
 export function moveStrip(layout, transform) {
@@ -67,23 +68,38 @@ export function markStrip(graph, state) {
   }
 }
 
-// The model's answer: a bar for each of the likeliest next tokens, clean above corrupted.
-export function buildOutputs(graph) {
+const chance = (value) => (value > 0 && value < 0.0005 ? "<0.1%" : value < 0.0995 ? `${(value * 100).toFixed(1)}%` : percent(value));
+
+// The model's answer: a bar for each of the likeliest next tokens, clean above corrupted; below them what the graph explains.
+export function buildOutputs(app) {
+  const { graph } = app;
   const logits = graph.graph.logits ?? {};
   const rows = ["clean", "corrupted"].filter((side) => Array.isArray(logits[side]) && logits[side].length);
   const metric = graph.graph.metric ?? {};
+  const line = (side, list, value) => element("div", { class: "answer" }, element("span", { class: "side" }, side), list, value);
   byId("outputs").replaceChildren(
     ...rows.map((side) => {
       const items = logits[side].filter(Array.isArray).map(([token, probability]) => {
         const bar = element("i");
         bar.style.width = `${Math.max(0, Math.min(1, Number(probability))) * 100}%`;
-        const chance = Number(probability) < 0.0995 ? `${(Number(probability) * 100).toFixed(1)}%` : percent(Number(probability));
-        return element("li", {}, element("code", {}, visible(token)), element("span", { class: "meter", "aria-hidden": "true" }, bar), chance);
+        return element("li", {}, element("code", {}, visible(token)), element("span", { class: "meter", "aria-hidden": "true" }, bar), chance(Number(probability)));
       });
       const value = known(metric[side]) && element("b", {}, `${graph.metric} ${plain(metric[side])}`);
-      return element("div", { class: "answer" }, element("span", { class: "side" }, side), element("ul", { "aria-label": `likeliest next tokens, ${side} prompt` }, items), value);
+      return line(side, element("ul", { "aria-label": `likeliest next tokens, ${side} prompt` }, items), value);
     }),
+    graph.logits.length ? line("explained", element("span", { class: "pick", role: "group", "aria-label": "Logits in the metric" }, targets(app))) : "",
   );
-  byId("outputs").hidden = !rows.length;
+  byId("outputs").hidden = !rows.length && !graph.logits.length;
 }
 
+// A button for each logit of the metric: its probability, its weight in the metric, what it adds; it shows one of several alone.
+function targets(app) {
+  const { graph } = app;
+  const found = new Map(graph.graph.logits?.clean?.filter?.(Array.isArray));
+  return graph.logits.map((node) => {
+    const [probability, weight] = [found.get(graph.more[node]?.token), graph.targetWeights.get(graph.feature[node])];
+    const words = [known(probability) && chance(probability), known(weight) && `weight ${percent(weight)}`, known(graph.attribution[node]) && `adds ${signed(graph.attribution[node])}`];
+    const title = "show only its ways to the metric; weights below it stay those of all logits together";
+    return button([element("code", {}, caption(graph, app.state, node)), words.filter(Boolean).join(", ")], () => app.chooseTarget(node), { "data-target": node, title });
+  });
+}
