@@ -29,12 +29,12 @@ sys.stdout.buffer.write(pygraphviz.AGraph(string=sys.stdin.read()).draw(format=s
 """
 SHAPES = {
     "triangle": "triangle", "circle": "circle", "rounded": "box", "diamond": "diamond", "square": "box",
-    "house": "house", "hexagon": "hexagon", "star": "star", "pill": "box",
+    "house": "house", "hexagon": "hexagon", "star": "star", "wedge": "invtriangle", "pill": "box",
 }  # fmt: skip
 
 
 GLYPHS = {
-    "triangle": "▲", "circle": "●", "rounded": "■", "diamond": "◆", "square": "■", "house": "⌂", "hexagon": "⬢", "star": "★", "pill": "▬",
+    "triangle": "▲", "circle": "●", "rounded": "■", "diamond": "◆", "square": "■", "house": "⌂", "hexagon": "⬢", "star": "★", "wedge": "▼", "pill": "▬",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import networkx as nx
 
 from circuitgraph.render import labels
 from circuitgraph.render.columns import Column, floats, integers
-from circuitgraph.render.layout import ABOVE, check_finite, find_cells, row_keys
+from circuitgraph.render.layout import check_finite, find_cells, row_keys
 
 MAX_NODES, MAX_EDGES = 2_000, 50_000  # what the page stays quick with; see viewer/README.md
 PLACE = ("kind", "site", "layer", "pos", "feature")
@@ -71,7 +71,7 @@ def _strongest(graph: nx.MultiDiGraph, max_nodes: int, max_edges: int) -> tuple[
     if len(graph) > max_nodes:
         ranked = sorted(
             graph,
-            key=lambda n: (graph.nodes[n].get("kind") not in ABOVE, -abs(graph.nodes[n].get("attribution") or 0.0), n),
+            key=lambda n: (not labels.is_top(graph.nodes[n]), -abs(graph.nodes[n].get("attribution") or 0.0), n),
         )
         left_out.append(
             f"{len(graph) - max_nodes:,} of {len(graph):,} nodes are not in this page: it holds the {max_nodes:,} with the"

@@ -31,7 +31,7 @@ const trimmed = {
 const OWN =
   "applyTheme chipsOff chooseTarget clearTray dissolveGroup edgeIn edgeMore edgeOn filtered groupPins headCount headStart headValues hovered inputTotal" +
   " kindCount kindOf kindTotal kindsOff makeGroup nextMatch nodeIn nodeOn otherAttribution otherEffect painter panelShows passing pathShare pinPath" +
-  " pinShown placeOf refilter refocus remember remembering renameGroup setWeights sidesOff siteOf statusText targetWeights togglePin toggleTheme topTokens" +
+  " pinShown placeOf refilter refocus remember remembering renameGroup setWeights sidesOff siteOf statusText togglePin toggleTheme topTokens" +
   " turnStrip ungroup weightA weightB wordsChanged touch0 touch1";
 
 const { metafile } = await build({

@@ -64,10 +64,9 @@ function unpackGraph(data) {
   graph.headStart = new Uint32Array(m + 1);
   for (let e = 0; e < m && edges.n_heads; e += 1) graph.headStart[e + 1] = graph.headStart[e] + graph.headCount[e];
   graph.chip = Array.from(graph.form, (form) => data.forms[form][1]); // shape and legend entry
-  const ofKind = (kind) => [...graph.kindOf.keys()].filter((node) => graph.kindOf[node] === kind);
-  [graph.metrics, graph.logits] = ["metric", "logit"].map(ofKind);
-  const { tokens = [], weights = [] } = data.graph.provenance?.settings?.logits ?? {};
-  graph.targetWeights = new Map(tokens.map((token, i) => [token, weights[i]])); // token id -> its weight in the metric
+  const ofKind = (...kinds) => [...graph.kindOf.keys()].filter((node) => kinds.includes(graph.kindOf[node]));
+  graph.metrics = ofKind("metric");
+  graph.targets = ofKind("logit", "probe"); // what the metric weighs
   graph.clean = data.graph.tokens?.clean ?? [];
   graph.corrupted = data.graph.tokens?.corrupted ?? [];
   const metric = data.graph.metric ?? {};
@@ -133,7 +132,7 @@ export const share = (graph, e) => Math.abs(graph.weight[e]) / (graph.inputTotal
 
 export const strength = (graph, view, e) => Math.min(1, Math.sqrt(Math.abs(graph.weight[e]) / view.full));
 
-export const isTop = (graph, node) => graph.kindOf[node] === "metric" || graph.kindOf[node] === "logit";
+export const isTop = (graph, node) => ["metric", "logit", "probe"].includes(graph.kindOf[node]);
 
 export const isError = (graph, node) => graph.kindOf[node] === "error";
 
@@ -146,7 +145,7 @@ export function caption(graph, state, node) {
   const label = labelOf(graph, state, node);
   if (label) return shorten(visible(label, " "), 22);
   if (graph.kindOf[node] === "metric") return graph.metric;
-  if (graph.kindOf[node] === "logit") return shorten(visible(graph.more[node]?.token ?? graph.id[node]), 14);
+  if (isTop(graph, node)) return shorten(visible(graph.more[node]?.token ?? graph.id[node]), 14);
   const promoted = graph.topTokens[node][0];
   if (promoted !== undefined) return `→${shorten(visible(promoted), 10)}`;
   return Number.isNaN(graph.feature[node]) ? "" : `f${graph.feature[node]}`;

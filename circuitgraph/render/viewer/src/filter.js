@@ -119,7 +119,7 @@ function allowedNodes(graph, state) {
 
 const nodeSizes = (graph) => graph.attribution.map((value) => Math.abs(value) || 0);
 
-// All nodes below the metric and its logits, largest |attribution| first.
+// All nodes below the metric and its targets, largest |attribution| first.
 export const ranked = (graph, size = nodeSizes(graph)) =>
   [...size.keys()].filter((node) => !isTop(graph, node)).sort((a, b) => size[b] - size[a]);
 

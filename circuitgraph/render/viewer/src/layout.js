@@ -8,7 +8,7 @@ const BIAS = -1;
 const UPRIGHT = 12; // width of a column whose token stands upright; less where there are too many
 const ZOOMS = [1, 0.85, 0.7, 0.58, 0.48];
 
-// {x, y, r by node, columns: [{pos, x, width}], rows: [{layer, text, y, height, count}], width, height, upright}
+// {x, y, r by node, columns: [{pos, x, width, filled}], rows: [{layer, text, y, height, count}], width, height, upright}
 export function packGrid(graph, view, tokenWidths, width, height) {
   const cells = new Map();
   for (const node of view.nodes) {
@@ -63,7 +63,7 @@ function place(graph, cells, positions, fit, lines, thin, width, height) {
   let x = 0;
   const columns = positions.map((pos, i) => {
     const own = filledAt.size ? (filledAt.has(pos) ? 0.85 / filledAt.size : 0) + 0.15 / positions.length : 1 / positions.length;
-    const column = { pos, x, width: fit.widths[i] + own * spare };
+    const column = { pos, x, width: fit.widths[i] + own * spare, filled: filledAt.has(pos) };
     x += column.width;
     return column;
   });
@@ -108,7 +108,7 @@ function placeCell(layout, nodes, column, row, fit, line) {
   });
 }
 
-// Area follows |attribution|; the metric and its logits are always large.
+// Area follows |attribution|; the metric and its targets are always large.
 function radii(graph, step) {
   const most = Math.min(13, Math.max(8, step / 4.6));
   const least = most * 0.36;

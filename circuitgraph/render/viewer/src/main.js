@@ -205,10 +205,10 @@ class App {
     if (matches.length) this.select(matches[(matches.indexOf(selected) + 1) % matches.length], "keys");
   }
 
-  // Of several logits one alone; the only one is just selected.
+  // Of several targets one alone; the only one is just selected.
   chooseTarget(node) {
     const { state } = this;
-    if (this.graph.logits.length < 2) return this.select(node);
+    if (this.graph.targets.length < 2) return this.select(node);
     Object.assign(state, { target: state.target === node ? -1 : node, selected: -1, path: [] });
     this.refilter();
     showPanel(this);
@@ -329,7 +329,7 @@ class App {
     this.remembering = setTimeout(() => {
       const difference = stateDifference(saveState(this.graph, this.state), this.defaults);
       if (JSON.stringify(difference).length <= MOST_IN_HASH) writeHash(difference);
-    }, 150);
+    }, 300); // each new address costs the browser 20 ms
   }
 
   listen() {

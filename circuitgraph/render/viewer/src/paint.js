@@ -1,6 +1,6 @@
 // The picture: edges in batches, nodes, captions, and what stands out, on two canvases above each other.
 
-import { caption, isError, strength } from "./data.js";
+import { caption, isError, isTop, strength } from "./data.js";
 import { drawEdge, edgePoints } from "./layout.js";
 
 export const GUTTER = 76; // left of the grid, where layers are named
@@ -8,6 +8,7 @@ const CLASSES = 6; // of line width: as many as the eye tells apart, and few eno
 const THICK_EDGES = 4; // in one path: 200 lines above 1 px took 25 ms as one path, 7 ms apart; thin ones are quickest as one
 const MOVING_EDGES = 2500; // drawn while the picture moves
 export const DASHED_EDGES = 3000; // dashes of more would cost 1.7 times the drawing, and could not be seen
+const MOST_CAPTIONS = 250; // in the window: more are noise, and zooming in brings the others
 export const SIDES = ["other", "ov", "accent"]; // in compare: both, only A, only B
 export const FONT = 'system-ui, "Segoe UI", Arial, "DejaVu Sans", sans-serif';
 
@@ -114,6 +115,7 @@ export class Painter {
     context.setLineDash([1 / transform.k, 4 / transform.k]);
     context.beginPath();
     for (const column of layout.columns.slice(1)) {
+      if (column.width * transform.k < 8) continue;
       context.moveTo(column.x, 0);
       context.lineTo(column.x, layout.height);
     }
@@ -194,7 +196,10 @@ export class Painter {
     context.setTransform(this.ratio, 0, 0, this.ratio, this.ratio * GUTTER, 0);
     context.font = `11px ${FONT}`;
     context.textAlign = "center";
-    const placed = placeCaptions(this.graph, this.layout, this.state, nodes, transform, (text) => this.width(context, text), first);
+    const { k, x, y } = transform;
+    const inside = (at, most) => at > -60 && at < most + 60;
+    const near = nodes.filter((node) => inside(this.layout.x[node] * k + x, this.size[0]) && inside(this.layout.y[node] * k + y, this.size[1]));
+    const placed = placeCaptions(this.graph, this.layout, this.state, near, transform, (text) => this.width(context, text), first);
     context.fillStyle = this.colours.page; // a pale ground below the text costs a tenth of an outline
     context.globalAlpha = 0.72;
     for (const { x, y, half } of placed) context.fillRect(x - half + 1, y - 9, 2 * half - 2, 12);
@@ -256,24 +261,23 @@ export function placeCaptions(graph, layout, state, nodes, transform, widthOf, f
     const r = layout.r[node] * scale;
     taken.add(x - r, y - r, x + r, y + r);
   }
-  const weight = (node) =>
-    node === first ? Infinity : graph.kindOf[node] === "metric" ? 1e9 : (state.labels.has(node) ? 1e6 : 0) + Math.abs(graph.attribution[node] || 0);
+  const must = (node) => node === first || graph.kindOf[node] === "metric" || state.labels.has(node);
+  const weight = (node) => (node === first ? Infinity : isTop(graph, node) ? 1e9 : (must(node) ? 1e6 : 0) + Math.abs(graph.attribution[node] || 0));
   const placed = [];
-  for (const node of [...nodes].sort((a, b) => weight(b) - weight(a))) {
+  for (const node of [...nodes].sort((a, b) => weight(b) - weight(a)).slice(0, MOST_CAPTIONS)) {
     const text = caption(graph, state, node);
     if (!text) continue;
     const [x, y] = at(node);
     const half = widthOf(text) / 2 + 2;
     const r = layout.r[node] * scale;
-    const middle = Math.min(Math.max(half, x), layout.width * transform.k + transform.x - half + 4);
-    const below = y + r + 11.5;
-    const above = y - r - 4;
-    for (const line of graph.kindOf[node] === "metric" ? [above, below] : [below, above]) {
-      if (line < 10 || !taken.free(middle - half, line - 9, middle + half, line + 2)) continue;
-      taken.add(middle - half, line - 9, middle + half, line + 2);
-      placed.push({ node, text, x: middle, y: line, half });
-      break;
-    }
+    const within = (middle) => Math.min(Math.max(half, middle), layout.width * transform.k + transform.x - half + 4);
+    const [below, above, right, left] = [[x, y + r + 11.5], [x, y - r - 4], [x + r + half + 2, y + 4], [x - r - half - 2, y + 4]];
+    const spots = isTop(graph, node) ? [above, below, right, left] : [below, above, right, left];
+    const box = ([middle, line]) => [within(middle) - half, line - 9, within(middle) + half, line + 2];
+    const found = spots.find((spot) => spot[1] >= 10 && taken.free(...box(spot))) ?? (must(node) && spots.find((spot) => spot[1] >= 10));
+    if (!found) continue; // the tooltip and the panel tell it
+    taken.add(...box(found));
+    placed.push({ node, text, x: within(found[0]), y: found[1], half });
   }
   return placed;
 }

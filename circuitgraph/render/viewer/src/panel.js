@@ -75,14 +75,13 @@ export function nodeFacts(graph, node) {
   add("activation, clean", graph.activation[node], "measured");
   add(`activation, ${graph.graph.provenance?.settings?.baseline ?? "baseline"}`, graph.baseline[node], "measured");
   add("influence", graph.influence[node], "estimated");
-  const weight = graph.targetWeights.get(graph.feature[node]);
-  if (graph.kindOf[node] === "logit" && weight !== undefined) found.push(["weight in the metric", percent(weight), ""]);
-  const { inflow, unexplained } = graph.more[node] ?? {};
+  const { inflow, unexplained, target_weight: weight } = graph.more[node] ?? {};
+  if (known(weight)) found.push(["weight in the metric", signed(weight), ""]);
   if (known(inflow)) found.push(...inflowFacts(inflow, unexplained));
   const fromErrors = graph.inputs(node).reduce((sum, e) => sum + (isError(graph, graph.source[e]) ? Math.abs(graph.weight[e]) : 0), 0);
   if (fromErrors) found.push(["input from errors", percent(fromErrors / graph.inputTotal[node]), "estimated"]);
   if (graph.topTokens[node].length) found.push(["promotes", element("span", { class: "tokens-list" }, graph.topTokens[node].map((token) => element("code", {}, visible(token)))), ""]);
-  return [...found, ...others(graph.more[node], ["label", "note", "inflow", "unexplained"])];
+  return [...found, ...others(graph.more[node], ["label", "note", "inflow", "unexplained", "target_weight"])];
 }
 
 // What the node reads of the streams' difference, and how much of it the graph's edges explain. Parts may exceed the whole.
@@ -153,7 +152,7 @@ function overview(app) {
     graph.statement && element("p", { class: "statement" }, graph.statement),
     element("p", { class: "hint" }, "Click a node for what it reads and what reads it; ", element("kbd", {}, "["), " and ", element("kbd", {}, "]"), " follow the strongest edge down and up. ", element("kbd", {}, "?"), " explains the rest."),
     graph.compare && compareSummary(graph),
-    strongest.length > 0 && table("Largest attributions", columns, strongest.map(row)),
+    strongest.length > 0 && element("div", { class: "wide" }, table("Largest attributions", columns, strongest.map(row))),
     kindTable(graph),
     graph.graph.evidence && [element("h3", {}, "Evidence as recorded"), facts(others(graph.graph.evidence))],
     list("Not in this page", graph.left_out),

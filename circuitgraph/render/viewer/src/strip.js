@@ -5,6 +5,7 @@ import { button, byId, element } from "./dom.js";
 import { known, percent, plain, signed, visible } from "./text.js";
 
 const BIAS = -1;
+const LEAST = 12; // px of a token that stands upright
 
 // Width in px that the tokens of each column need; narrower columns cut them or turn them.
 export function tokenWidths(graph) {
@@ -51,12 +52,21 @@ export function buildStrip(graph, positions, upright, onColumn) {
   strip.replaceChildren(side, element("div", { class: "cells" }, positions.map(cell)));
 }
 
+// Where columns are narrower than a token, those with nodes keep theirs, then what differs, then what finds room.
 export function moveStrip(layout, transform) {
-  const cells = byId("tokens").querySelectorAll(".token");
-  layout.columns.forEach(({ x, width }, i) => {
-    cells[i].style.left = `${x * transform.k + transform.x}px`;
-    cells[i].style.width = `${Math.max(12, width * transform.k - 2)}px`;
-  });
+  const cells = [...byId("tokens").querySelectorAll(".token")];
+  const crowded = layout.columns.some(({ width }) => width * transform.k < LEAST);
+  const rank = (i) => (layout.columns[i].filled ? 0 : cells[i].classList.contains("changed") ? 1 : 2);
+  const order = [...cells.keys()];
+  if (crowded) order.sort((a, b) => rank(a) - rank(b));
+  const taken = [];
+  for (const i of order) {
+    const left = layout.columns[i].x * transform.k + transform.x;
+    const width = Math.max(LEAST, layout.columns[i].width * transform.k - 2);
+    const hidden = crowded && taken.some(([from, to]) => left < to && from < left + width);
+    if (!hidden) taken.push([left, left + width]);
+    Object.assign(cells[i].style, { left: `${left}px`, width: `${width}px`, visibility: hidden ? "hidden" : "" });
+  }
 }
 
 export function markStrip(graph, state) {
@@ -87,19 +97,19 @@ export function buildOutputs(app) {
       const value = known(metric[side]) && element("b", {}, `${graph.metric} ${plain(metric[side])}`);
       return line(side, element("ul", { "aria-label": `likeliest next tokens, ${side} prompt` }, items), value);
     }),
-    graph.logits.length ? line("explained", element("span", { class: "pick", role: "group", "aria-label": "Logits in the metric" }, targets(app))) : "",
+    graph.targets.length ? line("explained", element("span", { class: "pick", role: "group", "aria-label": "What the metric weighs" }, targets(app))) : "",
   );
-  byId("outputs").hidden = !rows.length && !graph.logits.length;
+  byId("outputs").hidden = !rows.length && !graph.targets.length;
 }
 
-// A button for each logit of the metric: its probability, its weight in the metric, what it adds; it shows one of several alone.
+// A button for each target of the metric: its probability, its weight in the metric, what it adds; it shows one of several alone.
 function targets(app) {
   const { graph } = app;
   const found = new Map(graph.graph.logits?.clean?.filter?.(Array.isArray));
-  return graph.logits.map((node) => {
-    const [probability, weight] = [found.get(graph.more[node]?.token), graph.targetWeights.get(graph.feature[node])];
-    const words = [known(probability) && chance(probability), known(weight) && `weight ${percent(weight)}`, known(graph.attribution[node]) && `adds ${signed(graph.attribution[node])}`];
-    const title = "show only its ways to the metric; weights below it stay those of all logits together";
+  return graph.targets.map((node) => {
+    const [probability, weight] = [found.get(graph.more[node]?.token), graph.more[node]?.target_weight];
+    const words = [known(probability) && chance(probability), known(weight) && `weight ${plain(weight)}`, known(graph.attribution[node]) && `adds ${signed(graph.attribution[node])}`];
+    const title = "show only its ways to the metric; weights below it stay those of all targets together";
     return button([element("code", {}, caption(graph, app.state, node)), words.filter(Boolean).join(", ")], () => app.chooseTarget(node), { "data-target": node, title });
   });
 }

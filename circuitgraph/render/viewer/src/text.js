@@ -35,8 +35,8 @@ export const plain = (value) => signed(value).replace("+", "");
 export function percent(share) {
   if (!Number.isFinite(share)) return "–";
   const value = Math.abs(share) * 100;
-  const text = value > 0 && value < 0.5 ? "<1%" : `${Math.round(value)}%`;
-  return share < 0 ? `−${text}` : text;
+  if (value > 0 && value < 0.5) return "<1%";
+  return `${share < 0 ? "−" : ""}${Math.round(value)}%`;
 }
 
 export const shorten = (text, limit) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
