@@ -151,7 +151,11 @@ def facts(graph: nx.MultiDiGraph) -> list[tuple[str, str, str, str]]:
 
 _EVIDENCE = (
     ("faithfulness", "faithfulness", "the circuit alone, between the empty circuit (0%) and the whole model (100%)"),
-    ("completeness", "rest alone", "completeness: the model without the circuit; near 0% where nothing that matters was left out"),
+    (
+        "completeness",
+        "rest alone",
+        "completeness: the model without the circuit; near 0% where nothing that matters was left out",
+    ),
     ("faithfulness_errors_removed", "errors removed", "faithfulness when the error nodes are taken out as well"),
     ("faithfulness_empty_errors_kept", "errors alone", "faithfulness of the error nodes without any feature"),
 )
@@ -261,11 +265,7 @@ _POLYGONS = {
 
 def radii(graph: nx.MultiDiGraph) -> dict[str, float]:
     """Radius in px of each node: 4 + 6 sqrt(|attribution| / largest), the metric and its targets always 10."""
-    sizes = {
-        node: abs(data.get("attribution") or 0.0)
-        for node, data in graph.nodes(data=True)
-        if not is_top(data)
-    }
+    sizes = {node: abs(data.get("attribution") or 0.0) for node, data in graph.nodes(data=True) if not is_top(data)}
     largest = max(sizes.values(), default=0.0) or 1.0
     return {node: 4 + 6 * math.sqrt(sizes[node] / largest) if node in sizes else 10.0 for node in graph}
 
