@@ -789,6 +789,24 @@ def test_zooming_moves_tokens_with_their_columns_and_fit_returns(viewer: Viewer)
     assert viewer.place("embed@9") == pytest.approx(before, abs=1)
 
 
+def test_the_grid_comes_to_rest_in_windows_of_every_size(viewer: Viewer) -> None:
+    """Turning the tokens changes the height of the grid, which must not turn them back."""
+    counting = """() => { window.drawn = 0; const clear = CanvasRenderingContext2D.prototype.clearRect;
+        CanvasRenderingContext2D.prototype.clearRect = function (...box) { window.drawn += 1; return clear.apply(this, box); }; }"""
+    viewer.page.evaluate(counting)
+    frames = "() => new Promise((done) => { let left = 8; const next = () => (left-- ? requestAnimationFrame(next) : done()); next(); })"
+    turned = set()
+    for width in range(1000, 1441, 40):
+        for height in (600, 700, 800):
+            viewer.page.set_viewport_size({"width": width, "height": height})
+            viewer.page.evaluate(frames)
+            viewer.page.evaluate("window.drawn = 0")
+            viewer.page.evaluate(frames)
+            assert viewer.page.evaluate("window.drawn") == 0, (width, height)
+            turned.add(viewer.page.evaluate("document.getElementById('tokens').className"))
+    assert turned == {"", "upright"}
+
+
 def test_help_opens_and_closes_by_key(viewer: Viewer) -> None:
     viewer.press("?")
     assert viewer.page.locator("#help").is_visible()

@@ -18,6 +18,7 @@ import { buildOutputs, buildStrip, markStrip, moveStrip, tokenWidths } from "./s
 import { looseNodes, showTray } from "./tray.js";
 import { known, many, percent, plural, signed, visible } from "./text.js";
 
+const TURNED = 36; // px that a row of tokens is higher when they stand upright
 const MOST_IN_HASH = 8000; // characters; longer addresses do not survive being sent
 
 const darkSystem = matchMedia("(prefers-color-scheme: dark)");
@@ -62,16 +63,19 @@ class App {
     this.remember();
   }
 
-  // The window or the tray changed the room there is.
+  // The window or the tray changed the room there is. Tokens turn with the width only: turned, they change the height.
   settle() {
-    if (!this.layout || this.painter.size.join() === `${this.stage.clientWidth},${this.stage.clientHeight}`) return;
-    this.pack();
+    const [width, height] = this.painter.size ?? [];
+    if (!this.layout || (width === this.stage.clientWidth && height === this.stage.clientHeight)) return;
+    this.pack(width === this.stage.clientWidth);
     this.refocus();
   }
 
-  pack() {
+  pack(sameTurn = false) {
     const [width, height] = [this.stage.clientWidth || 640, this.stage.clientHeight || 480]; // a frame may have no size yet
-    this.layout = packGrid(this.graph, this.view, this.widths, width - GUTTER - 6, height - 8);
+    const turned = this.stripRows * TURNED * (this.upright ? 1 : -1); // what the strip gives or takes when it turns
+    const heights = [0, 1].map((upright) => (upright === Number(this.upright) ? height - 8 : sameTurn ? undefined : height + turned - 8));
+    this.layout = packGrid(this.graph, this.view, this.widths, width - GUTTER - 6, heights);
     this.painter.resize(width, height);
     this.painter.show(this.view, this.layout, this.state);
     if (this.upright !== this.layout.upright) this.turnStrip(this.layout.upright);
@@ -80,7 +84,7 @@ class App {
 
   turnStrip(upright) {
     this.upright = upright;
-    buildStrip(this.graph, this.positions, upright, (pos) => this.isolate(pos));
+    this.stripRows = buildStrip(this.graph, this.positions, upright, (pos) => this.isolate(pos));
   }
 
   // The whole grid where that stays readable, else its upper right corner: the metric.

@@ -50,6 +50,7 @@ export function buildStrip(graph, positions, upright, onColumn) {
   };
   const side = element("div", { class: "side", "aria-hidden": "true" }, element("span", {}, "clean"), two && element("span", {}, "corrupted"));
   strip.replaceChildren(side, element("div", { class: "cells" }, positions.map(cell)));
+  return two ? 2 : 1;
 }
 
 // Where columns are narrower than a token, those with nodes keep theirs, then what differs, then what finds room.
