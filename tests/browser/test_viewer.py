@@ -591,6 +591,9 @@ def test_a_moved_limit_shows_what_a_fresh_page_shows(viewer: Viewer) -> None:
 def test_what_matters_keeps_its_caption_and_the_tooltip_tells_the_others(open_viewer) -> None:
     graph = example_graph(12, 60, 600, n_edges=4000)
     metric = "metric@59"
+    for number, (node, data) in enumerate(graph.nodes(data=True)):
+        if data["pos"] == 59 and number % 2 and node != metric:
+            data["label"] = f"words of mine {number}"
     viewer = open_viewer(graph)
     viewer.press("b")
     drawn = {element.text for element in ET.fromstring(viewer.call("svg")).iter(f"{SVG}text")}
