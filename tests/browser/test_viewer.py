@@ -891,7 +891,7 @@ def test_the_notebook_frame_runs_where_nothing_else_may(open_page, tmp_path: Pat
 )
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violation(scheme: str, open_viewer) -> None:
-    viewer = open_viewer(example_graph(), context={"color_scheme": scheme, "bypass_csp": True})
+    viewer = open_viewer(with_targets(example_graph()), context={"color_scheme": scheme, "bypass_csp": True})
     viewer.page.add_script_tag(path=AXE)
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 
@@ -900,6 +900,7 @@ def test_axe_finds_no_violation(scheme: str, open_viewer) -> None:
         return [f"{each['id']}: {each['nodes'][0]['html'][:120]}" for each in found]
 
     assert violations() == []
+    viewer.page.locator("[data-target]").first.click()
     viewer.press("ArrowDown", "[", "p", "[", "p", "g")
     viewer.call("load", viewer.call("state") | {"search": "", "tray": True})
     assert violations() == []
