@@ -101,8 +101,9 @@ def tokens_at(graph: nx.MultiDiGraph, pos: int) -> tuple[str, str]:
 
 
 def metric_name(graph: nx.MultiDiGraph) -> str:
-    """Name of the metric in words: `logit difference`."""
-    return visible(str((graph.graph.get("metric") or {}).get("name", "metric")).replace("_", " "), " ")
+    """Name of the metric in words: `logit difference`; a node that is explained keeps its name."""
+    name = str((graph.graph.get("metric") or {}).get("name", "metric"))
+    return visible(name if "/" in name else name.replace("_", " "), " ")
 
 
 def model_name(graph: nx.MultiDiGraph) -> str:
