@@ -347,6 +347,8 @@ def _curves(
 def _provenance(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any]]:
     """The prompt pairs and settings that the graph was built with."""
     provenance = graph.graph.get("provenance", {})
+    if "components" in graph.graph:
+        raise GraphError("a graph of heads and MLPs is evaluated by its edges: use evaluate_components")
     if not provenance.get("prompts") or not {"metric", "baseline"} <= set(provenance.get("settings", {})):
         raise GraphError(
             "the graph has no provenance (prompts and settings); evaluate a graph that discover_circuit built"

@@ -85,7 +85,7 @@ class Evaluation:
 
     def record(self) -> dict[str, Any]:
         """Everything as JSON values; edge_effects is a list of [source, target, effect]."""
-        record = _plain(asdict(self) | {"edge_effects": ()})
+        record = plain_values(asdict(self) | {"edge_effects": ()})
         record["edge_effects"] = [[*pair, effect] for pair, effect in self.edge_effects.items()]
         return record  # type: ignore[no-any-return]
 
@@ -104,9 +104,9 @@ def evaluation_text(evaluation: Evaluation) -> str:
                     row.baseline,
                     row.errors,
                     f"{row.metric_circuit:.4f}",
-                    _interval(row.faithfulness),
+                    interval_text(row.faithfulness),
                     f"{row.metric_complement:.4f}",
-                    _interval(row.completeness),
+                    interval_text(row.completeness),
                 ]
                 for row in e.settings
             ],
@@ -149,7 +149,8 @@ def _agreement(what: str, estimate: str, agreement: Agreement) -> list[str]:
     ]
 
 
-def _interval(interval: Interval | None) -> str:
+def interval_text(interval: Interval | None) -> str:
+    """A number with its bounds, to three places."""
     if interval is None:
         return "undefined"
     bounds = "" if interval.low is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
@@ -160,10 +161,10 @@ def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Tuples as lists, through and through."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_values(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     return value
