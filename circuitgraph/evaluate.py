@@ -24,11 +24,12 @@ from circuitgraph.dictionary import Dictionary
 from circuitgraph.discover import Progress, frozen_components, node_gradients
 from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
 from circuitgraph.evaluation import NOT_NEEDED, Evaluation, Setting
-from circuitgraph.intervene import ERRORS, Kept, circuit_metrics, kept_nodes, node_values, patch_effects
+from circuitgraph.intervene import ERRORS, Kept, circuit_metrics, kept_nodes, node_values
 from circuitgraph.measure_edges import measure_edges
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node, Site
+from circuitgraph.patching import patch_effects
 from circuitgraph.prompts import PromptPair, pairs_to_text
 from circuitgraph.splice import resample_rows
 from circuitgraph.tables import NodeTable
@@ -264,8 +265,10 @@ def _patch(case: _Case, nodes: Sequence[Node], *, missing_is_nothing: bool, prog
     """The mean measured effect of each node; on other prompts a feature that is active in neither run has none."""
     there = {node for table in case.tables for node in table.nodes()}
     chosen = [node for node in nodes if not missing_is_nothing or node in there]
-    clean = case.clean.values
-    found = patch_effects(case.model, case.tokens.clean, clean, case.metric, case.tables, chosen, progress=progress)
+    model, dictionaries, tokens = case.model, case.dictionaries, case.tokens.clean
+    held = node_values(model, dictionaries, case.bases[case.baseline].values, case.roles)
+    clean, score = case.clean.values, case.metric
+    found = patch_effects(model, dictionaries, tokens, clean, held, score, case.tables, chosen, progress=progress)
     by_node = dict(zip(chosen, found.mean(1).tolist(), strict=True))
     return torch.tensor([by_node.get(node, 0.0) for node in nodes], dtype=found.dtype)
 

@@ -37,7 +37,7 @@ FLOW = [
     {"splice"},
     {"generation", "attention_comparison"},
     {"intervene", "summary", "agreement"},
-    {"curves", "measure_edges", "component_edges"},
+    {"curves", "measure_edges", "patching", "component_edges"},
     {"component_circuits"},
     {"evaluation"},
     {"evaluate", "component_evaluation", "intervention_report"},

@@ -8,6 +8,7 @@ import json
 import networkx as nx
 import pytest
 import torch
+from naive_circuits import Naive
 from test_laws import assert_close, build_case
 
 from circuitgraph.agreement import auroc, compare, ranks, ratio
@@ -19,10 +20,10 @@ from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluate import attach_evidence, evaluate_circuit
 from circuitgraph.evaluation import evaluation_text
 from circuitgraph.graph import check_graph
-from circuitgraph.interventions import Patch, Target
+from circuitgraph.interventions import Patch, SitePart
 from circuitgraph.measure_edges import measure_edges
 from circuitgraph.model import load_model
-from circuitgraph.nodes import Node, Site
+from circuitgraph.nodes import Node
 from circuitgraph.prune import prune_graph
 from circuitgraph.splice import run_with_interventions
 from circuitgraph.tasks import make_pairs
@@ -84,68 +85,6 @@ def test_cpr_and_cmd_are_mibs_areas():
 
 
 # the demo circuit, naively -------------------------------------------------------------------------------------------
-
-
-class Naive:
-    """The same quantities by PyTorch hooks on the library's modules: one forward per circuit, position by position."""
-
-    def __init__(self, model, dictionaries, case):
-        self.model, self.dictionaries, self.case = model, dictionaries, case
-        self.base = self._values(case.tokens.corrupted)
-
-    def _values(self, tokens):
-        sites = {Site("embed"), *self.dictionaries, *(d.reads for d in self.dictionaries.values())}
-        return self.model.run(tokens, record=sorted(sites, key=lambda s: s.depth))[1]
-
-    def metric(self, keeps):
-        """The metric, mean over the examples, where keeps(node) says which nodes run freely."""
-        seen, handles = {}, []
-        modules = self.model.library.hook_dict
-
-        def at(site, function):
-            module = modules[self.model.layout.hook_name(site)]
-            handles.append(module.register_forward_hook(lambda m, a, value: function(value)))
-
-        def read(site):
-            return lambda value: seen.__setitem__(site, value.flatten(2) if value.ndim == 4 else value)
-
-        def embed(value):
-            value = value.clone()
-            for pos in range(value.shape[1]):
-                if not keeps(Node("embedding", Site("embed"), pos)):
-                    value[:, pos] = self.base[Site("embed")][:, pos]
-            return value
-
-        def write(site, dictionary):
-            def edit(value):
-                x = value.flatten(2) if value.ndim == 4 else value
-                here = x if dictionary.reads == site else seen[dictionary.reads]
-                acts, base_acts = dictionary.encode(here), dictionary.encode(self.base[dictionary.reads])
-                error = x - dictionary.decode(acts, here)
-                base_error = self.base[site] - dictionary.decode(base_acts, self.base[dictionary.reads])
-                out = torch.empty_like(x)
-                for pos in range(x.shape[1]):
-                    mixed = base_acts[:, pos].clone()
-                    for feature in range(dictionary.d_sae):
-                        if keeps(Node("feature", site, pos, feature)):
-                            mixed[:, feature] = acts[:, pos, feature]
-                    kept = error if keeps(Node("error", site, pos)) else base_error
-                    out[:, pos] = dictionary.decode(mixed, here[:, pos]) + kept[:, pos]
-                return out.reshape(value.shape)
-
-            return edit
-
-        at(Site("embed"), embed)
-        for site, dictionary in self.dictionaries.items():
-            if dictionary.reads != site:
-                at(dictionary.reads, read(dictionary.reads))
-            at(site, write(site, dictionary))
-        try:
-            logits = self.model.library(self.case.tokens.clean)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return float(self.case.metric(logits).mean())
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +235,7 @@ def test_noising_and_denoising_go_from_corrupted_to_clean(
         (noise[0].noising, "clean", "corrupted"),
         (noise[10].denoising, "corrupted", "clean"),
     ):
-        patches = [Patch(Target.of(node), "other") for node in circuit]
+        patches = [Patch(SitePart.of(node), "other") for node in circuit]
         runs = {"other": prompts[other]}
         run = run_with_interventions(tiny_model, tiny_dictionaries, prompts[on], patches, references=runs)
         assert value == pytest.approx(float(score(run.logits).mean()), abs=1e-9)
