@@ -18,6 +18,13 @@ _MEASURE = defaults_of("evaluate.py", "measure_graph")
 _INTERVENE = defaults_of("intervention_report.py", "report_interventions")
 
 
+_FREEZE = click.option(
+    "--freeze",
+    multiple=True,
+    help="What keeps its clean value when edges are measured: norms, attention; may be repeated.",
+)
+
+
 def _graph_and_model(command: Any) -> Any:
     """GRAPH [PROMPTS] --model --dictionaries and what chooses among the prompts."""
     for decorate in (
@@ -49,6 +56,7 @@ def _graph_and_model(command: Any) -> Any:
 )
 @option(_EVALUATE, "n_patched", "Strongest nodes to patch one by one.")
 @option(_EVALUATE, "n_edges", "Strongest connected pairs of nodes to measure.")
+@_FREEZE
 @option(_EVALUATE, "n_dropped", "Weakest nodes to drop one by one.")
 @click.option(
     "--curves/--no-curves", default=_EVALUATE["curves"], show_default=True, help="Circuits of growing size; noising."
@@ -126,6 +134,7 @@ def evaluate(
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
 @option(_MEASURE, "n_patched", "Strongest nodes to patch one by one.")
 @option(_MEASURE, "n_edges", "Strongest connected pairs of nodes to measure.")
+@_FREEZE
 @device_option
 @common_options
 def measure(
@@ -175,7 +184,9 @@ def measure(
     help="What to change, for instance 'mlp_out.3/f17@5=0'; may be repeated, all together.",
 )
 @click.option(
-    "--freeze", multiple=True, help="What keeps its value: attention, norms, mlp, or a site; may be repeated."
+    "--freeze",
+    multiple=True,
+    help="What keeps its value: attention, norms, final_norm, mlp, or a site; may be repeated.",
 )
 @option(_INTERVENE, "metric", "logit_difference, probability_difference, logit or log_probability.")
 @option(_INTERVENE, "top_k", "Likeliest next tokens to list.")

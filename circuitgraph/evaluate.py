@@ -25,7 +25,7 @@ from circuitgraph.discover import Progress, frozen_components, node_gradients
 from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
 from circuitgraph.evaluation import NOT_NEEDED, Evaluation, Setting
 from circuitgraph.intervene import ERRORS, Kept, circuit_metrics, kept_nodes, node_values
-from circuitgraph.measure_edges import measure_edges
+from circuitgraph.measure_edges import check_freeze, measure_edges
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node, Site
@@ -52,6 +52,7 @@ def evaluate_circuit(
     n_dropped: int = 200,
     curves: bool = True,
     top_k: int = 10,
+    freeze: Sequence[str] = (),
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
 ) -> Evaluation:
@@ -60,12 +61,13 @@ def evaluate_circuit(
     pairs: other prompts of the same length. metric: needed only if the graph was built with a function of the user's.
     baselines: further ones (corrupted, zero, mean, resample) under which faithfulness and completeness are measured; None:
     all that the number of pairs allows.
-    n_edges: the strongest pairs of connected nodes to measure; n_dropped: the weakest nodes to drop one by one;
+    n_edges: the strongest pairs of connected nodes to measure, with "norms" and "attention" frozen if said; n_dropped: the weakest nodes to drop one by one;
     curves: circuits of growing size over all nodes, noising and denoising. seed: resampling, bootstrap and random order.
     Raises GraphError for a graph without provenance or with nodes that the model and dictionaries do not have.
     """
     own, settings = _provenance(graph)
     _check_counts(n_patched=n_patched, n_edges=n_edges, n_dropped=n_dropped, top_k=top_k)
+    check_freeze(freeze)
     pairs = own if pairs is None else list(pairs)
     if baselines is None:
         baselines = EVALUATION_BASELINES if len(pairs) > 1 else ("corrupted", "zero")
@@ -89,7 +91,7 @@ def evaluate_circuit(
 
     progress("dropping nodes", 0, 1)
     drops = _drop_nodes(case, graph, nodes, n_dropped, float(full.mean()) - by_errors["keep"].metric_empty, progress)
-    edges, edge_effects = _edges(case, graph, n_edges, top_k, progress)
+    edges, edge_effects = _edges(case, graph, n_edges, freeze, top_k, progress)
     found, noise = _curves(case, nodes, by_errors["keep"].metric_empty, seed, progress) if curves else ((), ())
     by_order = {curve.order: curve for curve in found}
 
@@ -132,6 +134,7 @@ def measure_graph(
     metric: str | MetricFunction | None = None,
     n_patched: int = 1000,
     n_edges: int = 1000,
+    freeze: Sequence[str] = (),
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
 ) -> nx.MultiDiGraph:
@@ -145,6 +148,7 @@ def measure_graph(
         baselines=(),
         n_patched=n_patched,
         n_edges=n_edges,
+        freeze=freeze,
         n_dropped=0,
         curves=False,
         seed=seed,
@@ -289,29 +293,26 @@ def _drop_nodes(
 
 
 def _edges(
-    case: _Case, graph: nx.MultiDiGraph, n: int, top_k: int, progress: Progress
+    case: _Case, graph: nx.MultiDiGraph, n: int, freeze: Sequence[str], top_k: int, progress: Progress
 ) -> tuple[Agreement | None, dict[tuple[str, str], float]]:
-    """local_weight, summed over kinds, against the measured effect, of the n pairs of nodes with the largest |weight|.
-
-    Only pairs that the direct path explains: the target a feature or the metric, no skip connection or component to pass.
-    """
+    """local_weight, summed over kinds, against the measured effect, of the n pairs of nodes with the largest |weight| whose
+    target is a feature or the metric. With frozen attention there are no q and k edges."""
+    kinds = set(EDGE_KINDS) - ({"q", "k"} if "attention" in freeze else set())
     there = {str(node) for table in case.tables for node in table.nodes()}
     weights: dict[tuple[str, str], list[float]] = {}
     for source, target, data in graph.edges(data=True):
-        direct = graph.nodes[target]["kind"] in ("feature", "metric") and data["kind"] in EDGE_KINDS
+        direct = graph.nodes[target]["kind"] in ("feature", "metric") and data["kind"] in kinds
         if direct and source in there:
             pair = weights.setdefault((source, target), [0.0, 0.0])
             pair[0] += data["weight"]
             pair[1] += data["local_weight"]
-    passed = any(dictionary.skips for dictionary in case.dictionaries.values()) or case.roles != Roles()
-    if not n or not weights or passed:
+    if not n or not weights:
         return None, {}
     strongest = sorted(weights, key=lambda pair: (-abs(weights[pair][0]), Node.parse(pair[0]).order, pair[1]))[:n]
     pairs = [(Node.parse(source), Node.parse(target)) for source, target in strongest]
     tokens, clean = case.tokens.clean, case.metric
-    measured = measure_edges(case.model, case.dictionaries, tokens, clean, case.tables, pairs, progress=progress).mean(
-        1
-    )
+    settings: dict[str, Any] = {"roles": case.roles, "freeze": freeze, "progress": progress}
+    measured = measure_edges(case.model, case.dictionaries, tokens, clean, case.tables, pairs, **settings).mean(1)
     predicted = torch.tensor([weights[pair][1] for pair in strongest])
     agreement = compare([" -> ".join(pair) for pair in strongest], predicted, measured, top_k=top_k)
     return agreement, dict(zip(strongest, measured.tolist(), strict=True))

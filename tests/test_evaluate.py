@@ -87,12 +87,12 @@ def test_cpr_and_cmd_are_mibs_areas():
 # the demo circuit, naively -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trained():
+@pytest.fixture(scope="module", params=["gendered-pronoun", "ioi"])
+def trained(request):
     """A circuit of the embedded model in float64, its evaluation, and the naive one."""
     model = load_model(MODEL, dtype=torch.float64)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
-    pairs = make_pairs("gendered-pronoun", 2, template=0)
+    pairs = make_pairs(request.param, 2, template=0)
     graph = prune_graph(discover_circuit(model, dictionaries, pairs), max_nodes=40)
     evaluation = evaluate_circuit(graph, model, dictionaries, n_patched=12, n_dropped=6, curves=False)
     case = build_case(model, dictionaries, pairs)
@@ -130,7 +130,7 @@ def test_effects_of_single_nodes_are_those_of_one_naive_run_each(trained):
     graph, evaluation, naive = trained
     full = float(naive.case.clean.metric.mean())
     assert len(evaluation.effects) == 12
-    for key, effect in evaluation.effects.items():
+    for key, effect in list(evaluation.effects.items())[::3]:
         node = Node.parse(key)
         assert effect == pytest.approx(full - naive.metric(lambda n, node=node: n != node), abs=1e-9)
     assert min(map(abs, evaluation.effects.values())) > 1e-6
@@ -264,7 +264,7 @@ def test_the_measured_edges_of_a_small_change_are_the_predicted_ones_where_norms
             case.metric,
             tables,
             pairs,
-            freeze_norms=True,
+            freeze=["norms"],
             batch_rows=64,
         )
         predicted = torch.tensor([edges[pair] for pair in pairs], dtype=torch.float64)

@@ -391,6 +391,24 @@ def test_frozen_attention_norms_and_mlps_leave_the_direct_effect(family):
     )
 
 
+def test_with_the_final_norm_frozen_logits_are_linear_in_the_end_of_the_stream(family):
+    """But for Gemma 2, which caps them; the clean logits stay bit for bit."""
+    model, dictionaries = family
+    frozen = {"freeze": ["final_norm"]}
+    plain = run_with_interventions(model, dictionaries, TOKENS, [], **frozen).logits
+    assert torch.equal(plain, model.run(TOKENS)[0])
+
+    def change(amount, **settings):
+        text = [f"resid_post.1@2+={amount}*resid_post.0/f3"]
+        return run_with_interventions(model, dictionaries, TOKENS, text, **settings).logits - plain
+
+    if model.library.cfg.output_logits_soft_cap > 0:
+        assert float((change(1, **frozen) - change(1)).abs().max()) > 1e-4
+        return
+    assert_close(change(2, **frozen), 2 * change(1, **frozen), quadrature=1e-5)
+    assert float((change(2) - 2 * change(1)).abs().max()) > 1e-4
+
+
 def test_at_a_frozen_site_a_feature_loses_what_it_had_before_all_changes(family):
     """Though what its dictionary reads is changed upstream."""
     model, dictionaries = family
