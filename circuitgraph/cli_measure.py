@@ -154,10 +154,10 @@ def measure(
     """Write GRAPH again with the measured effect of its nodes and edges, and its faithfulness, as evidence."""
     from circuitgraph.evaluate import measure_graph
     from circuitgraph.files import check_writable
-    from circuitgraph.formats import read_graph, write_graph
+    from circuitgraph.formats import import_graph, write_graph
 
     check_writable(output)
-    circuit = read_graph(graph)
+    circuit = import_graph(graph)
     with progress_bar(quiet) as progress:
         loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress)
         write_graph(

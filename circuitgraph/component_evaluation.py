@@ -24,7 +24,7 @@ from circuitgraph.component_circuits import ComponentRun, component_metrics, com
 from circuitgraph.component_edges import ComponentScores, component_scores, edge_order, first_edges, prune_edges
 from circuitgraph.curves import FRACTIONS, ORDERS, area
 from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
-from circuitgraph.evaluation import interval_text, plain_values
+from circuitgraph.evaluation import interval_text, number_text, plain_values
 from circuitgraph.metrics import MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import Site
@@ -185,10 +185,10 @@ def component_evaluation_text(evaluation: ComponentEvaluation) -> str:
             [
                 [
                     row.baseline,
-                    f"{row.metric_empty:.4f}",
-                    f"{row.metric_circuit:.4f}",
+                    number_text(row.metric_empty),
+                    number_text(row.metric_circuit),
                     interval_text(row.faithfulness),
-                    f"{row.metric_complement:.4f}",
+                    number_text(row.metric_complement),
                     interval_text(row.completeness),
                 ]
                 for row in e.settings
@@ -201,7 +201,7 @@ def component_evaluation_text(evaluation: ComponentEvaluation) -> str:
         header = ["edges", *(f"{curve.order} {part}" for curve in e.curves for part in ("kept", "f"))]
         points = zip(*(curve.points for curve in e.curves), strict=True)
         rows = [
-            [str(p[0].n_chosen), *(cell for q in p for cell in (str(q.n_edges), f"{q.faithfulness:.4f}"))]
+            [str(p[0].n_chosen), *(cell for q in p for cell in (str(q.n_edges), number_text(q.faithfulness)))]
             for p in points
         ]
         lines += table_text(header, rows)

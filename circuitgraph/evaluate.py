@@ -352,7 +352,9 @@ def _provenance(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any
     """The prompt pairs and settings that the graph was built with."""
     provenance = graph.graph.get("provenance", {})
     if "components" in graph.graph:
-        raise GraphError("a graph of heads and MLPs is evaluated by its edges: use evaluate_components")
+        raise GraphError(
+            "a graph of heads and MLPs is measured by its edges: use evaluate_components, or `circuitgraph evaluate`"
+        )
     if not provenance.get("prompts") or not {"metric", "baseline"} <= set(provenance.get("settings", {})):
         raise GraphError(
             "the graph has no provenance (prompts and settings); evaluate a graph that discover_circuit built"

@@ -362,7 +362,7 @@ def test_what_cannot_be_evaluated_is_refused(evaluated, tiny_model, tiny_pairs, 
         evaluate_components(graph, tiny_model, tiny_pairs, baselines=["mena"])
     with pytest.raises(CircuitGraphError, match="baseline 'mean' needs at least two pairs; got 1"):
         evaluate_components(graph, tiny_model, tiny_pairs[:1], baselines=["mean"])
-    with pytest.raises(GraphError, match="evaluated by its edges: use evaluate_components"):
+    with pytest.raises(GraphError, match="measured by its edges: use evaluate_components"):
         evaluate_circuit(graph, tiny_model, {})
     value = component_graph(tiny_model)
     value["cfg"]["n_layers"] = 3
