@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from circuitgraph import __version__
-from circuitgraph.cli_files import convert, export, import_
+from circuitgraph.cli_files import convert, examples, export, import_
 from circuitgraph.cli_measure import evaluate, intervene, measure
 from circuitgraph.cli_options import common_options as _common
 from circuitgraph.cli_options import defaults_of as _defaults
@@ -50,7 +50,7 @@ def main() -> None:
     """Circuit graphs of language models that carry their evidence."""
 
 
-for _command in (evaluate, intervene, measure, export, import_, convert):
+for _command in (evaluate, intervene, measure, export, import_, convert, examples):
     main.add_command(_command)
 
 
@@ -94,7 +94,11 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
     default=["metric"],
     show_default=True,
     multiple=True,
-    help="What to explain: metric, logits (the likeliest next tokens), or token texts; may be repeated.",
+    help="What to explain: metric, logits (the likeliest next tokens), token texts, features such as mlp_out.3/f17@5, or"
+    " directions as SITE@POS=FILE.npy; may be repeated.",
+)
+@click.option(
+    "--target-weights", multiple=True, type=float, help="One weight per target, in their order; may be repeated."
 )
 @_option(_DISCOVER, "baseline", "What clean is compared with: corrupted, zero or mean.")
 @_option(_DISCOVER, "method", "gradient or integrated.")
@@ -103,6 +107,7 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 @_option(_DISCOVER, "attention", "Attention without a dictionary: component, through or cut.")
 @_option(_DISCOVER, "mlp", "MLPs without a dictionary: component, through or cut.")
 @_option(_DISCOVER, "qk", "q and k edges by derivative, or by recompute (the change of the pattern).")
+@click.option("--trace-errors", is_flag=True, help="Errors are targets too: trace what they read.")
 @_option(_DISCOVER, "max_nodes", "Candidates: the nodes with the largest attribution.")
 @_option(_DISCOVER, "max_readers", "Trace the inputs of so many features, the most influential first.", type=int)
 @_option(_DISCOVER, "edge_threshold", "Smallest |weight| of an edge, as a fraction of the metric's difference.")
@@ -131,6 +136,7 @@ def discover(
     seed: int,
     preset: str | None,
     targets: tuple[str, ...],
+    target_weights: tuple[float, ...],
     device: str | None,
     dtype: str,
     lazy: bool,
@@ -142,9 +148,10 @@ def discover(
     from circuitgraph.discover import discover_circuit
     from circuitgraph.files import check_writable
     from circuitgraph.formats import write_graph
+    from circuitgraph.targets import read_targets
 
     check_writable(output)
-    settings["targets"] = targets[0] if targets in (("metric",), ("logits",)) else list(targets)
+    settings["targets"] = read_targets(targets, target_weights)
     if preset is not None:
         from circuitgraph.presets import find_preset
 

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import Baseline, CleanRun, run_baseline, run_clean, sites_of
-from circuitgraph.attribution import Roles, affine_part, attribute_nodes, node_sites, rank_nodes, through_sites
+from circuitgraph.attribution import (
+    Roles,
+    affine_part,
+    attribute_nodes,
+    node_sites,
+    rank_nodes,
+    through_sites,
+    traced_errors,
+)
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.edge_table import EdgeTable
 from circuitgraph.edges import QK, Selection, TracedEdges, attribute_edges, check_readers
@@ -23,12 +31,13 @@ from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.graph import build_graph
 from circuitgraph.influence import graph_scores, prune_by_influence
+from circuitgraph.influence import node_influence as influence_of
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Site
 from circuitgraph.prompts import PromptPair
 from circuitgraph.tables import NodeTable
-from circuitgraph.targets import LogitTargets, Target, given_logits, likeliest_logits, logit_targets
+from circuitgraph.targets import Explained, TargetSpec, given_targets, likeliest_logits, make_targets
 from circuitgraph.through import Through, component_through
 from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
 from circuitgraph_kernels import backend_name
@@ -45,7 +54,7 @@ def discover_circuit(
     pairs: Sequence[PromptPair],
     *,
     metric: str | MetricFunction = "logit_difference",
-    targets: str | Sequence[str] = "metric",
+    targets: str | Sequence[TargetSpec] | Mapping[TargetSpec, float] = "metric",
     baseline: str = "corrupted",
     method: str = "gradient",
     steps: int = 10,
@@ -53,6 +62,7 @@ def discover_circuit(
     attention: str = "component",
     mlp: str = "component",
     qk: str = "derivative",
+    trace_errors: bool = False,
     max_nodes: int = 1000,
     max_readers: int | None = None,
     edge_threshold: float = 0.001,
@@ -68,11 +78,13 @@ def discover_circuit(
 
     The max_nodes nodes with the largest |attribution| are candidates; from the metric down, edges with
     |weight| > edge_threshold (a fraction of |metric clean - corrupted|) connect them, at most top_k per target, each at
-    least relative_threshold of what its target reads. targets "logits" explains the likeliest next tokens, and a list of
-    token texts those logits, in place of the metric. attention, mlp: what these are where no dictionary is: "component",
+    least relative_threshold of what its target reads. targets "logits" explains the likeliest next tokens in place of the
+    metric, and a list (or a mapping to weights) what it names: token texts, pairs of them whose logits are subtracted,
+    features such as "mlp_out.3/f17@5", and `targets.Probe`s. attention, mlp: what these are where no dictionary is: "component",
     "through" or "cut" (`attribution.Roles`). method "integrated" averages the gradient over `steps` points from baseline
     to clean; the slopes of edges inside the model, and the metric's own inputs, stay those of the clean run. qk
-    "recompute" measures q and k edges by the change of the pattern. max_readers: trace only so many features, the most
+    "recompute" measures q and k edges by the change of the pattern. trace_errors: errors are targets too, of what they bring
+    to the metric (not those of transcoders). max_readers: trace only so many features, the most
     influential first. node_influence, edge_influence: keep the nodes and edges that carry these shares of all influence
     on the targets (circuit-tracer's pruning). memory: GiB that reading vectors may take at once. `progress` is told
     (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
@@ -82,9 +94,13 @@ def discover_circuit(
     roles = Roles(attention, mlp)
     check_readers(model, dictionaries.values(), qk)
     tokens = tokenize_pairs(model, pairs)
-    logits = _chosen_logits(model, tokens, targets)
-    score = build_metric(metric, tokens.answers, tokens.wrong_answers) if logits is None else logits.metric()
-    sites = sites_of(model, dictionaries.values(), neurons=mlp == "through", scores=qk == "recompute")
+    explained = _explained(model, dictionaries, tokens, targets)
+    score = build_metric(metric, tokens.answers, tokens.wrong_answers) if explained is None else explained.metric()
+    reads = [] if explained is None else explained.reads
+    if trace_errors:
+        reads += traced_errors(model, dictionaries, roles)
+    neurons, scores = mlp == "through", qk == "recompute"
+    sites = sites_of(model, dictionaries.values(), reads=reads, neurons=neurons, scores=scores)
 
     progress("running clean and corrupted prompts", 0, 1)
     clean = run_clean(model, tokens, sites, score)
@@ -99,12 +115,13 @@ def discover_circuit(
 
     progress("attributing every feature", 0, 1)
     tables = attribute_nodes(
-        model, dictionaries, values, base, gradients, roles=roles, throughs=throughs, backend=backend
-    )
+        model, dictionaries, values, base, gradients, roles=roles, throughs=throughs, trace_errors=trace_errors,
+        backend=backend,
+    )  # fmt: skip
     candidates, report = strongest_nodes(tables, max_nodes, saturated=qk == "recompute")
 
     unit = abs(float((clean.metric - base.metric).mean())) or abs(float(clean.metric.mean()))
-    tops = _targets(model, logits, clean.logits, base.logits, values)
+    tops = [] if explained is None else make_targets(model, explained, clean, base)
     traced = attribute_edges(
         model,
         candidates,
@@ -112,30 +129,35 @@ def discover_circuit(
         metric_gradient,
         base=base.values,
         targets=tops,
-        slopes=mlp_slopes(clean, dictionaries.values()),
+        slopes=mlp_slopes(clean, [*(dictionary.reads for dictionary in dictionaries.values()), *reads]),
         throughs=list(throughs.values()),
         qk=qk,
         selection=Selection(edge_threshold * unit, relative_threshold, top_k, max_readers),
         memory=int(memory * (1 << 30)),
         progress=progress,
     )
-    edges, scores = traced.table, None
+    edges, graph_score = traced.table, None
     reports = [report, *inflow_report(traced)]
     if node_influence is not None or edge_influence is not None:
         progress("pruning by influence", 0, 1)
-        scores = graph_scores(edges, traced.weights)
+        influence = influence_of(edges, traced.weights)
+        graph_score = graph_scores(edges, traced.weights, influence)
         edges = prune_by_influence(
-            edges, traced.weights, node_share=node_influence or 1.0, edge_share=edge_influence or 1.0
+            edges,
+            traced.weights,
+            node_share=node_influence or 1.0,
+            edge_share=edge_influence or 1.0,
+            influence=influence,
         )
         reports.append(f"influence: {len(edges)} of {len(traced.table)} edges kept")
 
     recorded = _recorded(settings, score.name, resolved)
-    if logits is not None:
-        recorded["logits"] = {"tokens": list(logits.tokens), "weights": list(logits.weights)}
+    if explained is not None:
+        recorded["targets"] = explained.record()
     facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, recorded)
-    if scores is not None:
-        facts["scores"] = {key: value for key, value in asdict(scores).items() if value is not None}
-    graph = build_graph(model, candidates, edges, facts, inflow=inflow_of(traced, edges, qk))
+    if graph_score is not None:
+        facts["scores"] = {key: value for key, value in asdict(graph_score).items() if value is not None}
+    graph = build_graph(model, candidates, edges, facts, targets=tops, inflow=inflow_of(traced, edges, qk))
     reached = len(graph) - len(tops) - 1
     unreached = sum(map(len, candidates)) - reached
     reports.append(f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric")
@@ -154,26 +176,22 @@ def frozen_components(
     return {site: component_through(model, site, clean.values, slopes) for site in sites}
 
 
-def _chosen_logits(model: Model, tokens: TokenizedPairs, targets: str | Sequence[str]) -> LogitTargets | None:
-    """The logits to explain; None for the metric."""
+def _explained(
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    tokens: TokenizedPairs,
+    targets: str | Sequence[TargetSpec] | Mapping[TargetSpec, float],
+) -> Explained | None:
+    """What is to be explained; None for the metric."""
     if targets == "metric":
         return None
     if targets == "logits":
-        return likeliest_logits(model.run(tokens.clean)[0])
+        return likeliest_logits(model, model.run(tokens.clean)[0])
     if isinstance(targets, str):
         raise CircuitGraphError(
-            f"targets is {targets!r}; expected 'metric', 'logits' or a list of token texts such as [' Mary']"
+            f"targets is {targets!r}; expected 'metric', 'logits' or a list such as [' Mary', 'mlp_out.3/f17@5']"
         )
-    return given_logits(model, targets)
-
-
-def _targets(
-    model: Model, logits: LogitTargets | None, clean: Tensor, base: Tensor, values: Mapping[Site, Tensor]
-) -> list[Target]:
-    if logits is None:
-        return []
-    stream = values[Site("resid_post", model.n_layers - 1)]
-    return logit_targets(model, logits, clean, base, stream, values.get(Site("final_scale")))
+    return given_targets(model, dictionaries, targets, tokens.clean.shape[1])
 
 
 def _check_settings(settings: Mapping[str, Any]) -> str:
@@ -212,8 +230,6 @@ def _recorded(settings: Mapping[str, Any], metric: str, backend: str) -> dict[st
     if settings["method"] != "integrated":
         left_out |= {"steps", "rule"}
     kept = {key: value for key, value in settings.items() if key not in left_out}
-    if not isinstance(kept["targets"], str):
-        kept["targets"] = list(kept["targets"])
     return kept | {"metric": metric, "backend": backend}
 
 
@@ -332,6 +348,7 @@ def graph_facts(
         "provenance": {
             "model": model.name,
             "dictionaries": {str(site): dictionary.name for site, dictionary in dictionaries.items()},
+            **_names_on_neuronpedia(dictionaries),
             "prompts": [
                 asdict(pair) | {"answers": list(pair.answers), "wrong_answers": list(pair.wrong_answers)}
                 for pair in pairs
@@ -342,6 +359,14 @@ def graph_facts(
             "dtype": str(model.dtype).removeprefix("torch."),
         },
     }
+
+
+def _names_on_neuronpedia(dictionaries: Mapping[Site, Dictionary]) -> dict[str, Any]:
+    """{"neuronpedia": {model, sources by site}} of the dictionaries that have pages there under the first one's model."""
+    named = {site: found.neuronpedia.partition("/") for site, found in dictionaries.items() if found.neuronpedia}
+    models = [model for model, _, _ in named.values()][:1]
+    sources = {str(site): source for site, (model, _, source) in named.items() if model in models}
+    return {"neuronpedia": {"model": models[0], "sources": sources}} if sources else {}
 
 
 def _installed(name: str) -> bool:

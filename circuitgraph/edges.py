@@ -98,6 +98,10 @@ def attribute_edges(
         raise CircuitGraphError(
             "qk 'recompute' passes no component that is 'through'; take 'derivative' or 'component'"
         )
+    if qk == "recompute" and not any(site.kind == "attn_scores" for site in clean):
+        raise CircuitGraphError(
+            "qk 'recompute' needs the attention scores; record them with sites_of(..., scores=True)"
+        )
     tracer = _Tracer(model, tables, clean, base, slopes, throughs, qk, selection or Selection(), memory)
     tracer.trace_targets(metric_gradient, targets)
     if tracer.selection.max_readers is None:
@@ -162,7 +166,7 @@ class _Tracer:
         self.offsets: list[int] = sizes.cumsum(0).tolist()
         self.collector = EdgeCollector(self.nodes)
         self.kept = [torch.zeros_like(table.pos, dtype=torch.bool) for table in tables]
-        readable = [i for i, table in enumerate(tables) if isinstance(table, FeatureTable)]
+        readable = [i for i, table in enumerate(tables) if table.reads_at is not None]
         self.readable = sorted(readable, key=lambda i: -tables[i].site.depth)
         self.weights = torch.zeros(len(self.nodes), dtype=torch.float64)
         self.inflows: dict[int, float] = {}
@@ -182,9 +186,20 @@ class _Tracer:
             return
         ids = torch.arange(first, first + len(targets))
         weights = torch.stack([target.weight for target in targets], 1)
-        gradient = torch.stack([target.gradient for target in targets], 1)
-        self._keep(ids, weights, self.inflow.of_stream(gradient))
-        self._note(ids.tolist(), torch.einsum("brpd,bpd->br", gradient, self._stream_end()))
+        outer = [i for i, target in enumerate(targets) if target.gradient is not None]
+        if outer:
+            gradient = torch.stack([t.gradient for t in targets if t.gradient is not None], 1)
+            self._keep(ids[outer], weights[:, outer], self.inflow.of_stream(gradient))
+            self._note(ids[outer].tolist(), torch.einsum("brpd,bpd->br", gradient, self._stream_end()))
+        for i, target in enumerate(targets):
+            if target.reads is not None and target.vector is not None:
+                self._trace_vectors(
+                    self._reader(target.reads),
+                    target.vector[None],
+                    target.node.pos,
+                    ids[i : i + 1],
+                    weights[:, i : i + 1],
+                )
         local = torch.stack([t.clean if self.base is None else t.clean - t.baseline for t in targets], 1)
         self.weights[first:-1] = weights.mean(0).to("cpu", torch.float64)
         weight = weights * local
@@ -192,22 +207,30 @@ class _Tracer:
         self.collector.add("metric", ids, metric_ids, weight.mean(0), weight.mean(0), weight.abs().mean(0), None)
 
     def trace(self, index: int, columns: Tensor) -> None:
-        """The inputs of these columns of a feature table."""
+        """The inputs of these columns of a table of features, or of errors that are targets."""
         table = self.tables[index]
-        if not len(columns) or not isinstance(table, FeatureTable):
+        if not len(columns) or table.reads_at is None:
             return
-        reader = Reader(self.model, table.dictionary.reads, self.clean, self.slopes, recompute=self.qk == "recompute")
-        self.inflow.forget()
+        reader = self._reader(table.reads_at)
         positions = table.pos[columns]
-        change = self._stream_before(table.dictionary.reads)
         for pos in torch.unique(positions).tolist():
             for here in columns[positions == pos].split(self._group(reader, pos)):
                 readers = table.take(here)
-                paths = reader.paths(readers.reads, pos)
                 ids = (here + self.offsets[index]).cpu()
-                self._keep(ids, readers.node_gradient, self.inflow.of_paths(paths))
-                linear = [path.of_stream(change).sum(2) for path in paths if path.softmax is None]
-                self._note(ids.tolist(), torch.stack(torch.broadcast_tensors(*linear)).sum(0))
+                assert readers.reads is not None
+                self._trace_vectors(reader, readers.reads, pos, ids, readers.node_gradient)
+
+    def _reader(self, reads: Site) -> Reader:
+        self.inflow.forget()
+        return Reader(self.model, reads, self.clean, self.slopes, recompute=self.qk == "recompute")
+
+    def _trace_vectors(self, reader: Reader, vectors: Tensor, pos: int, ids: Tensor, node_gradient: Tensor) -> None:
+        """The inputs of the nodes ids [r] that read vectors [r, d_in] or [batch, r, d_in] at one position."""
+        paths = reader.paths(vectors, pos)
+        self._keep(ids, node_gradient, self.inflow.of_paths(paths))
+        change = self._stream_before(reader.reads)
+        linear = [path.of_stream(change).sum(2) for path in paths if path.softmax is None]
+        self._note(ids.tolist(), torch.stack(torch.broadcast_tensors(*linear)).sum(0))
 
     def trace_most_influential(self, budget: int, progress: Callable[[str, int, int], None]) -> None:
         """Trace `budget` features in up to four rounds, the most influential on the targets first in each."""
@@ -262,10 +285,10 @@ class _Tracer:
 
     def _keep(self, ids: Tensor, node_gradient: Tensor, blocks: Sequence[Block]) -> None:
         """Collect the edges of these blocks into readers ids [r] that pass; mark their sources in `kept`."""
-        local = [block.local.sum(2) for block in blocks]
+        local = [block.local.sum(2) if block.local.shape[2] > 1 else block.local[:, :, 0] for block in blocks]
         weights = [node_gradient[:, :, None] * values for values in local]
-        means = [weight.mean(0) for weight in weights]
-        local_means = [values.mean(0) for values in local]
+        means = [_mean(weight) for weight in weights]
+        local_means = [_mean(values) for values in local]
         linear = [v for v, b in zip(local_means, blocks, strict=True) if self.qk != "recompute" or b.kind not in "qk"]
         inflow = torch.stack([values.sum(-1) for values in linear]).sum(0) if linear else torch.zeros(len(ids))
         self.inflows |= dict(zip(ids.tolist(), inflow.tolist(), strict=True))
@@ -279,14 +302,14 @@ class _Tracer:
             self.kept[block.table][columns] = True
             heads = None
             if block.kind in _TYPED:
-                heads = block.local.mean(0)[r, :, c]
+                heads = _mean(block.local)[r, :, c]
             self.collector.add(
                 block.kind,
                 columns + self.offsets[block.table],
                 ids.to(r.device)[r],
                 mean[r, c],
                 local_mean[r, c],
-                weight.abs().mean(0)[r, c],
+                weight[:, r, c].abs().mean(0),
                 heads,
             )
 
@@ -305,3 +328,8 @@ class _Tracer:
             floor = everything.topk(min(select.top_k, everything.shape[-1]), dim=-1).values[:, -1:]
             passed = [keep & (mean.abs() >= floor) for mean, keep in zip(means, passed, strict=True)]
         return passed
+
+
+def _mean(x: Tensor) -> Tensor:
+    """The mean over the examples; of one example no copy."""
+    return x[0] if len(x) == 1 else x.mean(0)

@@ -4,13 +4,15 @@ In come node tables, edges and the facts of the run; out comes a graph whose nod
 edges are keyed by kind. Attributes are finite Python values. This module attributes and draws nothing.
 
 Node attributes
-    kind                  embedding, pos_embedding, bias, feature, error, logit, metric
-    site, layer, pos, feature   where it stands; layer is None for embeddings and the metric, feature for all but features
+    kind                  embedding, pos_embedding, bias, feature, error, probe, logit, metric
+    site, layer, pos, feature   where it stands; layer is None for embeddings, logits and the metric; feature is a feature's
+                          index, a logit's token id, a probe's number
     attribution           estimated contribution to the metric clean - baseline, mean over the examples; the metric node
                           has the measured clean - corrupted
     activation, baseline_activation   mean over the examples, features only
     top_tokens            tokens that the write vector promotes directly, features only
     token                 the text of a logit's token
+    target, target_weight what a logit or probe stands for, in words, and d metric / d target
     inflow, unexplained   what a target reads of clean minus baseline through its (linear) paths, measured on the streams,
                           and the part of it that none of its edges explains; targets whose inputs were traced only
     effect                measured contribution, once it was measured
@@ -31,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import networkx as nx
@@ -42,6 +45,7 @@ from circuitgraph.errors import GraphError
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node
 from circuitgraph.tables import FeatureTable, NodeTable
+from circuitgraph.targets import Target
 
 N_TOP_TOKENS = 5
 _OPTIONAL = ("effect", "weight_abs", "activation", "baseline_activation")
@@ -53,11 +57,12 @@ def build_graph(
     edges: EdgeTable,
     facts: dict[str, Any],
     *,
+    targets: Sequence[Target] = (),
     inflow: Mapping[int, tuple[float, float]] | None = None,
 ) -> nx.MultiDiGraph:
     """The graph of these edges, their end nodes and the metric. `facts` become the graph attributes.
 
-    The edges' nodes are those of the tables, one table after the other, then targets and the metric. inflow: number of a
+    The edges' nodes are those of the tables, one table after the other, then the targets and the metric. inflow: number of a
     target -> (what it reads, what of it no edge explains). facts["metric"] holds the metric's clean and corrupted means,
     whose difference is the metric node's attribution.
     """
@@ -72,7 +77,9 @@ def build_graph(
         first += len(table)
     top = (edges.source >= first).nonzero()[:, 0]
     for i, weight in zip(edges.source[top].tolist(), edges.weight[top].tolist(), strict=True):
-        rows[i] = {"attribution": weight, "token": model.token_strings([edges.nodes[i].feature or 0])[0]}
+        target = targets[i - first]
+        rows[i] = {"attribution": weight, "target": target.name, "target_weight": float(target.weight.mean())}
+        rows[i] |= {"token": target.name} if target.node.kind == "logit" else {"label": target.name}
     rows[len(edges.nodes) - 1] = {"attribution": facts["metric"]["clean"] - facts["metric"]["corrupted"]}
     names = {i: str(edges.nodes[i]) for i in rows}
     for i, attributes in rows.items():
@@ -122,25 +129,37 @@ def check_graph(graph: nx.MultiDiGraph) -> None:
             if name not in attributes or attributes[name] != expected:
                 raise GraphError(f"node {key!r} has {name} {attributes.get(name)!r}; its name says {expected!r}")
         _check_numbers(f"node {key!r}", attributes, ("attribution",))
-    for source, target, kind, attributes in graph.edges(keys=True, data=True):
-        if kind in EDGE_KINDS and depth[source] < depth[target] and _is_plain_edge(kind, attributes):
-            continue
-        where = f"edge {source!r} -> {target!r} ({kind})"
-        if kind not in EDGE_KINDS or attributes.get("kind") != kind:
-            raise GraphError(f"{where}: kind must be one of {', '.join(EDGE_KINDS)} and equal the edge's key")
-        if depth[source] >= depth[target]:
-            raise GraphError(f"{where} does not run forward through the model")
-        _check_numbers(where, attributes, ("weight", "local_weight"))
+    if not _has_plain_edges(graph, depth):
+        for source, target, kind, attributes in graph.edges(keys=True, data=True):
+            _check_edge(source, target, kind, attributes, depth)
     metric_node(graph)
 
 
-def _is_plain_edge(kind: str, attributes: dict[str, Any]) -> bool:
-    """Whether an edge has floats where most have them; the others are looked at one by one."""
-    if attributes.get("kind") != kind or type(attributes.get("heads", [])) is not list or "top_tokens" in attributes:
-        return False
-    numbers = [attributes.get(name) for name in ("weight", "local_weight")]
-    numbers += [attributes[name] for name in _OPTIONAL if name in attributes]
-    return all(type(number) is float and math.isfinite(number) for number in numbers)
+def _has_plain_edges(graph: nx.MultiDiGraph, depth: Mapping[str, int]) -> bool:
+    """Whether all edges run forward and hold floats where most do, looked at as columns; if not, each is looked at."""
+    rows = [data for _, inner in graph.adjacency() for keyed in inner.values() for data in keyed.values()]
+    keys = [kind for _, inner in graph.adjacency() for keyed in inner.values() for kind in keyed]
+    held = set(chain.from_iterable(rows))
+    numbers = [data.get(name) for name in ("weight", "local_weight") for data in rows]
+    numbers += [data[name] for name in _OPTIONAL if name in held for data in rows if name in data]
+    lists = [data[name] for name in ("heads", "top_tokens") if name in held for data in rows if name in data]
+    return (
+        all(depth[source] < depth[target] for source, inner in graph.adjacency() for target in inner)
+        and keys == [data.get("kind") for data in rows]
+        and set(keys) <= set(EDGE_KINDS)
+        and {float}.issuperset(map(type, numbers))
+        and all(map(math.isfinite, numbers))
+        and {list}.issuperset(map(type, lists))
+    )
+
+
+def _check_edge(source: str, target: str, kind: str, attributes: dict[str, Any], depth: Mapping[str, int]) -> None:
+    where = f"edge {source!r} -> {target!r} ({kind})"
+    if kind not in EDGE_KINDS or attributes.get("kind") != kind:
+        raise GraphError(f"{where}: kind must be one of {', '.join(EDGE_KINDS)} and equal the edge's key")
+    if depth[source] >= depth[target]:
+        raise GraphError(f"{where} does not run forward through the model")
+    _check_numbers(where, attributes, ("weight", "local_weight"))
 
 
 def _check_facts(facts: dict[str, Any]) -> None:

@@ -154,7 +154,7 @@ def run_with_nodes(
     what the edited run puts into them.
     """
     held = node_values(model, dictionaries, baseline.values)
-    return run_circuits(model, dictionaries, tokens, held, stack_kept([kept]))[0]
+    return run_circuits(model, dictionaries, tokens, held, stack_kept([kept]))[0][0]
 
 
 def run_circuits(
@@ -164,9 +164,11 @@ def run_circuits(
     held: NodeValues,
     kept: Kept,
     *,
+    observe: Sequence[Site] = (),
     start: tuple[int, Tensor] | None = None,
-) -> Tensor:
-    """`run_with_nodes` of n circuits in one forward pass, [n, batch, pos, vocab]; nodes outside have the values `held`.
+) -> tuple[Tensor, dict[Site, Tensor]]:
+    """`run_with_nodes` of n circuits in one forward pass: logits [n, batch, pos, vocab] and what stands at the observed
+    sites, [n, batch, pos, d] each. Nodes outside the circuits have the values `held`.
 
     start: (layer, clean stream entering it) where every circuit keeps all nodes below that layer, and no dictionary that writes
     from there on reads below it.
@@ -183,10 +185,9 @@ def run_circuits(
             replace[site] = _edit(site, writers, held.errors[site], held, kept.errors[site], kept, shape)
             reads |= {dictionary.reads for _, dictionary in writers}
     begin = None if start is None else (first, start[1].repeat(shape[0], 1, 1))
-    record = sorted(reads, key=lambda s: s.depth)
-    logits, _ = model.run(tokens.repeat(shape[0], 1), record=record, replace=replace, start=begin)
-    unflattened: Tensor = logits.unflatten(0, shape)
-    return unflattened
+    record = sorted(reads | set(observe), key=lambda s: s.depth)
+    logits, recorded = model.run(tokens.repeat(shape[0], 1), record=record, replace=replace, start=begin)
+    return logits.unflatten(0, shape), {site: recorded[site].unflatten(0, shape) for site in observe}
 
 
 def circuit_metrics(
@@ -206,7 +207,8 @@ def circuit_metrics(
     for first in range(0, len(circuits), step):
         progress(first, len(circuits))
         kept = stack_kept([make() for make in circuits[first : first + step]])
-        found += [metric(logits) for logits in run_circuits(model, dictionaries, tokens, held, kept)]
+        runs, observed = run_circuits(model, dictionaries, tokens, held, kept, observe=metric.sites)
+        found += [metric(logits, {s: x[i] for s, x in observed.items()}) for i, logits in enumerate(runs)]
     return torch.stack(found)
 
 

@@ -52,8 +52,8 @@ def measure_edges(
     groups: dict[Site, list[int]] = {}
     for i, (_, target) in enumerate(pairs):
         groups.setdefault(_read_at(model, dictionaries, target), []).append(i)
-    run = _Runs.of(model, dictionaries, tokens, roles or Roles(), freeze, groups)
-    whole = metric(run.logits)
+    run = _Runs.of(model, dictionaries, tokens, roles or Roles(), freeze, {*groups, *metric.sites})
+    whole = metric(run.logits, run.clean)
     batch, done = len(tokens), 0
     step = max(1, batch_rows // batch)
     effects: Tensor = whole.new_zeros(len(pairs), batch)

@@ -43,7 +43,7 @@ def patch_effects(
     sets = [frozenset((item,)) if isinstance(item, Node) else frozenset(item) for item in nodes]
     places = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
     _check(sets, places, held)
-    clean_metric = metric(model.run(tokens)[0])
+    clean_metric = metric(*model.run(tokens, record=metric.sites))
     effects = torch.zeros(len(nodes), len(tokens), dtype=clean_metric.dtype, device=clean_metric.device)
     order = sorted((i for i, chosen in enumerate(sets) if chosen), key=lambda i: min(node.order for node in sets[i]))
     single = [i for i in order if len(sets[i]) == 1]
@@ -57,11 +57,15 @@ def patch_effects(
             progress("patching nodes", done, len(nodes))
             chunk = indices[first : first + step]
             if indices is single:
-                found = _run_patched(model, tokens, clean, [places[node] for i in chunk for node in sets[i]])
-                logits = found.unflatten(0, (len(chunk), -1))
+                alone = [places[node] for i in chunk for node in sets[i]]
+                flat, seen = _run_patched(model, tokens, clean, alone, metric.sites)
+                shape = (len(chunk), len(tokens))
+                logits, observed = flat.unflatten(0, shape), {s: x.unflatten(0, shape) for s, x in seen.items()}
             else:
-                logits = _run_sets(model, dictionaries, tokens, clean, held, [sets[i] for i in chunk])
-            effects[chunk] = clean_metric - torch.stack([metric(patched) for patched in logits])
+                together = [sets[i] for i in chunk]
+                logits, observed = _run_sets(model, dictionaries, tokens, clean, held, together, metric.sites)
+            after = [metric(patched, {s: x[i] for s, x in observed.items()}) for i, patched in enumerate(logits)]
+            effects[chunk] = clean_metric - torch.stack(after)
             done += len(chunk)
     return effects
 
@@ -84,11 +88,12 @@ def _run_sets(
     clean: Mapping[Site, Tensor],
     held: NodeValues,
     sets: Sequence[Collection[Node]],
-) -> Tensor:
-    """Logits [sets, batch, pos, vocab]; what stands upstream in a set reaches the others, which are held all the same."""
+    observe: Sequence[Site],
+) -> tuple[Tensor, dict[Site, Tensor]]:
+    """Logits [sets, batch, pos, vocab] and the observed sites; what stands upstream in a set reaches the others, which are held all the same."""
     n_pos = tokens.shape[1]
     kept = [kept_nodes(model, dictionaries, chosen, n_pos, complement=True) for chosen in sets]
-    touched = [node.site for chosen in sets for node in chosen]
+    touched = [*(node.site for chosen in sets for node in chosen), *observe]
     lowest = 0 if any(site.layer is None for site in touched) else min(site.layer or 0 for site in touched)
     reaches = sorted(
         ((max(s.layer or 0 for s in d.sites), d.reads.layer or 0) for d in dictionaries.values()), reverse=True
@@ -96,13 +101,18 @@ def _run_sets(
     for last, read in reaches:  # a dictionary that writes from there on must run whole
         lowest = min(lowest, read) if last >= lowest else lowest
     start = (lowest, clean[Site("resid_post", lowest - 1)]) if lowest else None
-    return run_circuits(model, dictionaries, tokens, held, stack_kept(kept), start=start)
+    return run_circuits(model, dictionaries, tokens, held, stack_kept(kept), observe=observe, start=start)
 
 
 def _run_patched(
-    model: Model, tokens: Tensor, clean: Mapping[Site, Tensor], places: Sequence[tuple[NodeTable, int]]
-) -> Tensor:
-    """Logits [len(places) * batch, pos, vocab]; each group of `batch` rows has one node at its baseline value."""
+    model: Model,
+    tokens: Tensor,
+    clean: Mapping[Site, Tensor],
+    places: Sequence[tuple[NodeTable, int]],
+    observe: Sequence[Site],
+) -> tuple[Tensor, dict[Site, Tensor]]:
+    """Logits [len(places) * batch, pos, vocab] and what stands at the observed sites; each group of `batch` rows has one
+    node at its baseline value."""
     batch = len(tokens)
     changes: dict[Site, list[tuple[int, int, Tensor]]] = {}
     for group, (table, column) in enumerate(places):
@@ -119,12 +129,12 @@ def _run_patched(
 
         return edit
 
-    lowest = min(site.layer or 0 for site in changes)
+    lowest = min(site.layer or 0 for site in (*changes, *observe))
     start = None
     if lowest > 0 and Site("embed") not in changes:
         start = (lowest, clean[Site("resid_post", lowest - 1)].repeat(len(places), 1, 1))
     replace = {site: subtract(here) for site, here in changes.items()}
-    return model.run(tokens.repeat(len(places), 1), replace=replace, start=start)[0]
+    return model.run(tokens.repeat(len(places), 1), record=observe, replace=replace, start=start)
 
 
 def _added_at(site: Site) -> Site:

@@ -61,6 +61,7 @@ def graphs(draw: st.DrawFn) -> nx.MultiDiGraph:
         st.lists(
             st.builds(Node, st.just("feature"), sites, pos, st.integers(0, 2**20))
             | st.builds(Node, st.sampled_from(["error", "bias"]), sites, pos)
+            | st.builds(Node, st.just("probe"), sites, pos, st.integers(0, 9))
             | st.builds(lambda p: Node("embedding", Site("embed"), p), pos)
             | st.builds(lambda p: Node("pos_embedding", Site("pos_embed"), p), pos),
             unique=True,
@@ -115,8 +116,9 @@ def large_graph(n_edges: int = 100_000, seed: int = 0) -> nx.MultiDiGraph:
     nodes = [Node("feature", Site("mlp_out", i % 10), i // 10 % 10, i) for i in range(1000)]
     for node in [*nodes, Node("metric", Site("metric"), 9)]:
         graph.add_node(str(node), **node.place, attribution=rng.random())
-    forward = [(a, b) for a in nodes for b in nodes if a.site.depth < b.site.depth]
+    names = [str(node) for node in nodes]
+    forward = [(names[i], names[j]) for i in range(1000) for j in range(1000) if i % 10 < j % 10]  # by layer
     chosen = [(*pair, kind) for pair in rng.sample(forward, n_edges // 4) for kind in ("mlp", "ov", "q", "k")]
     for source, target, kind in chosen:
-        graph.add_edge(str(source), str(target), key=kind, kind=kind, weight=rng.random(), local_weight=rng.random())
+        graph.add_edge(source, target, key=kind, kind=kind, weight=rng.random(), local_weight=rng.random())
     return graph

@@ -81,8 +81,10 @@ def test_every_graph_is_valid_and_keeps_the_unwritten_rules(graph, schema):
     known = set(ids) | set(only)
     pairs = [(link["source"], link["target"]) for link in value["links"]]
     assert len(set(pairs)) == len(pairs) and {end for pair in pairs for end in pair} <= set(ids)
-    (logit,) = (node for node in nodes if node["feature_type"] == "logit")
-    assert re.fullmatch(r'[^"]*"[^"]*" \(p=\d\.\d{3}\)', logit["clerp"]) and logit["clerp"].count("(p=") == 1
+    logits = [node for node in nodes if node["feature_type"] == "logit"]
+    assert len(logits) == max(1, [kind for _, kind in graph.nodes(data="kind")].count("probe"))
+    for logit in logits:
+        assert re.fullmatch(r'[^"]*"[^"]*" \(p=\d\.\d{3}\)', logit["clerp"]) and logit["clerp"].count("(p=") == 1
     layers = [int(node["layer"]) for node in nodes if node["layer"] != "E" and node["feature_type"] != "logit"]
     assert max(layers) >= 1
     assert re.fullmatch(r"[A-Za-z0-9_.-]+", value["metadata"]["slug"] + value["metadata"]["scan"])
@@ -154,6 +156,7 @@ def test_ids_of_one_cell_do_not_collide():
         Node("pos_embedding", Site("pos_embed"), 1),
         Node("metric", Site("metric"), 1),
         *(Node("logit", Site("logit"), 1, token) for token in (5, 7)),
+        *(Node("probe", Site("z", 1), 1, number) for number in (0, 1, 7)),
     ]
     assert {node.kind for node in nodes} == set(NODE_KINDS)
     assert len({fields_of(node, 2, 2)["node_id"] for node in nodes}) == len(nodes)
@@ -237,6 +240,26 @@ def test_a_graph_of_circuit_tracer_is_read_with_weights_that_can_be_checked_on_p
     assert graph.graph["metric"] == {"name": "probability_weighted_logits", "clean": 7 - 1.5, "corrupted": 0.0}
     assert graph.graph["pins"] == [late] and graph.graph["groups"] == [{"label": "group", "nodes": [early, late]}]
     assert graph.graph["tokens"]["clean"] == ["a", "b"] and graph.graph["n_layers"] == 2
+
+
+def test_what_a_query_and_a_key_add_together_is_counted_as_left_out():
+    value = circuit_tracer_file()
+    reports = len(value_from_neuronpedia(value).graph["reports"])
+    names = [node["node_id"] for node in value["nodes"]]
+    early = names[:2]
+    value["nodes"][3]["qk_tracing_results"] = {
+        "pair_wise_contributors": [[*early, 0.5], [*reversed(early), 0.25]],
+        "top_q_marginal_contributors": [[early[0], 0.5]],
+        "top_k_marginal_contributors": [[early[1], 0.75]],
+    }
+    value["nodes"][2]["qk_tracing_results"] = None
+    graph = value_from_neuronpedia(value)
+    assert {(kind, d["local_weight"]) for *_, kind, d in graph.edges(keys=True, data=True) if kind in "qk"} == {
+        ("q", 0.5), ("k", 0.75)
+    }  # fmt: skip
+    assert graph.graph["reports"][reports:] == [
+        "2 contributions of a query and a key together were left out: an edge has one source"
+    ]
 
 
 BROKEN = {

@@ -65,7 +65,7 @@ def traced(model, kinds, roles, pairs):
         values,
         metric_gradients(case.clean, [case.last])[case.last],
         base=base.values,
-        slopes=mlp_slopes(case.clean, found),
+        slopes=mlp_slopes(case.clean, [dictionary.reads for dictionary in found]),
         throughs=list(throughs.values()),
         selection=Selection(),
     )
