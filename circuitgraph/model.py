@@ -239,7 +239,7 @@ class Model:
 
         replace: site -> function of (its value, everything recorded so far in this pass) that returns the value
         to go on with; what is recorded is the value before replacement, with that site's z heads concatenated.
-        start: (layer, residual stream entering it) skips the blocks below that layer.
+        start: (layer, residual stream entering it) skips the blocks below that layer; n_layers skips them all.
         differentiable: keep the autograd graph from the embeddings on; recorded tensors are part of it.
         """
         replace = replace or {}
@@ -281,12 +281,12 @@ class Model:
                 " pass; replace it in a run without gradients"
             )
         if start is not None:
-            sites.add(entry)
+            sites |= {entry} if first < self.n_layers else set()
         elif differentiable:
             sites.add(Site("embed"))
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(differentiable))
-            stack.enter_context(self._skipping(first))
+            stack.enter_context(self._skipping(first, None if start is None else start[1]))
             for site in sites:
                 stack.callback(self._point(site).register_forward_hook(hook(site)).remove)
             logits = self.library(tokens.to(self.device)).to(computed)
@@ -301,12 +301,14 @@ class Model:
         return self.layout.points[self.layout.hook_name(site)]
 
     @contextlib.contextmanager
-    def _skipping(self, first: int) -> Iterator[None]:
-        """The blocks below `first` hand their input on: TransformerBridge 3.9 has no start_at_layer of its own."""
+    def _skipping(self, first: int, stream: Tensor | None) -> Iterator[None]:
+        """The blocks below `first` hand their input on, or the stream if no block is left to enter: TransformerBridge 3.9
+        has no start_at_layer of its own."""
         blocks = [self.library.blocks[layer] for layer in range(first)]
+        end = stream.to(self.dtype) if stream is not None and first == self.n_layers else None
         try:
             for block in blocks:
-                object.__setattr__(block, "forward", lambda hidden, *args, **kwargs: hidden)
+                object.__setattr__(block, "forward", lambda hidden, *args, **kwargs: hidden if end is None else end)
             yield
         finally:
             for block in blocks:
