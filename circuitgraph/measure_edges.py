@@ -20,6 +20,7 @@ from circuitgraph.metrics import Metric
 from circuitgraph.model import Model, Replace
 from circuitgraph.nodes import Node, Site
 from circuitgraph.tables import FeatureTable, NodeTable
+from circuitgraph.targets import Goal
 from circuitgraph_kernels import pre_activations
 
 _FROZEN = {"norms": ("ln1_scale", "ln1_post_scale", "ln2_scale", "ln2_post_scale"), "attention": ("pattern",)}
@@ -36,27 +37,34 @@ def measure_edges(
     *,
     roles: Roles | None = None,
     freeze: Sequence[str] = (),
+    goals: Mapping[Node, Goal] | None = None,
     batch_rows: int = 512,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Tensor:
     """The measured effect of each (source, target), [pairs, batch]: the target's value in the clean run minus its value when
     what the source writes (clean minus baseline) is taken from the stream that the target reads.
 
-    The value of a feature is its pre-activation, that of the metric the metric. roles: what components without a dictionary are.
-    freeze: "norms" (their scales) and "attention" (patterns) keep their clean values; with norms frozen it is comparable with
+    The value of a feature is its pre-activation, that of the metric the metric, and that of a target what its goal says. roles:
+    what components without a dictionary are. freeze: "norms" (their scales) and "attention" (patterns) keep their clean values; with norms frozen it is comparable with
     the sum of `local_weight` over the kinds of edges between the two, with both with that over the kinds that are neither q
     nor k. The pairs' sources must be in the tables.
     """
     check_freeze(freeze)
     places = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
+    goals = goals or {}
     groups: dict[Site, list[int]] = {}
     for i, (_, target) in enumerate(pairs):
-        groups.setdefault(_read_at(model, dictionaries, target), []).append(i)
+        groups.setdefault(_read_at(model, dictionaries, goals, target), []).append(i)
     run = _Runs.of(model, dictionaries, tokens, roles or Roles(), freeze, {*groups, *metric.sites})
-    whole = metric(run.logits, run.clean)
+
+    def value(target: Node, logits: Tensor, read: Tensor) -> Tensor:
+        if target in goals:
+            return goals[target].value(logits, dict.fromkeys(goals[target].sites, read))
+        return _pre(dictionaries, target, read) if target.kind == "feature" else metric(logits)
+
     batch, done = len(tokens), 0
     step = max(1, batch_rows // batch)
-    effects: Tensor = whole.new_zeros(len(pairs), batch)
+    effects: Tensor = run.logits.new_zeros(len(pairs), batch)
     for at, indices in groups.items():
         sources = sorted({pairs[i][0] for i in indices}, key=lambda node: node.order)
         for first in range(0, len(sources), step):
@@ -66,10 +74,7 @@ def measure_edges(
             for i in (i for i in indices if pairs[i][0] in chosen):
                 source, target = pairs[i]
                 rows = slice(chosen[source] * batch, (chosen[source] + 1) * batch)
-                if target.kind == "feature":
-                    effects[i] = _pre(dictionaries, target, run.clean[at]) - _pre(dictionaries, target, read[rows])
-                else:
-                    effects[i] = whole - metric(logits[rows])
+                effects[i] = value(target, run.logits, run.clean[at]) - value(target, logits[rows], read[rows])
                 done += 1
     return effects
 
@@ -84,14 +89,15 @@ def check_freeze(freeze: Sequence[str]) -> None:
             )
 
 
-def _read_at(model: Model, dictionaries: Mapping[Site, Dictionary], target: Node) -> Site:
-    """Where the target reads: its dictionary's site, or for the metric the end of the residual stream.
+def _read_at(model: Model, dictionaries: Mapping[Site, Dictionary], goals: Mapping[Node, Goal], target: Node) -> Site:
+    """Where the target reads: its goal's or dictionary's site, or for logits and the metric the end of the residual stream.
 
     What enters a block is read where it leaves the one before, as nothing is taken in between.
     """
-    if target.kind != "feature":
+    sites = goals[target].sites if target in goals else ()
+    if not sites and target.kind != "feature":
         return Site("resid_post", model.n_layers - 1)
-    reads = dictionaries[target.site].reads
+    reads = sites[0] if sites else dictionaries[target.site].reads
     return Site("resid_post", reads.layer - 1) if reads.kind == "resid_pre" and reads.layer else reads
 
 

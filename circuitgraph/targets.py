@@ -126,6 +126,10 @@ class Explained:
         """The sites inside the model whose reading vectors are traced."""
         return [goal.site for goal in self.goals if isinstance(goal, SiteGoal)]
 
+    def nodes(self, n_pos: int) -> list[Node]:
+        """The node of each goal in a graph of so many positions."""
+        return _nodes(self.goals, n_pos)
+
     def record(self) -> list[dict[str, Any]]:
         """The goals as a graph keeps them; `recorded_goals` reads them."""
         pairs = zip(self.goals, self.weights, strict=True)

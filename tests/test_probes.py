@@ -10,7 +10,7 @@ from conftest import random_dictionary
 from dictionary_kinds import dictionary_set
 from families import FAMILIES, save_family
 from test_laws import assert_close
-from traced_edges import trace
+from traced_edges import shrunk, trace
 
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import GraphError, MetricError
@@ -18,6 +18,7 @@ from circuitgraph.evaluate import evaluate_circuit
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.graph import check_graph
 from circuitgraph.intervene import node_values
+from circuitgraph.measure_edges import measure_edges
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.patching import patch_effects
@@ -268,3 +269,34 @@ def test_targets_that_do_not_exist_are_refused_in_one_line(tiny_model, tiny_dict
 def test_a_record_of_targets_that_is_broken_is_refused(tiny_model, tiny_dictionaries):
     with pytest.raises(GraphError, match="the graph's targets cannot be read"):
         recorded_goals(tiny_model, tiny_dictionaries, [{"name": "x", "weight": 1.0, "site": "z.1"}], 6)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma2"])
+def test_small_changes_of_what_targets_read_have_the_predicted_effect(loaded, tiny_pairs, family):
+    """Measured in the real model with frozen norms, sources shrunk until the answer is linear."""
+    model, precise = loaded(family), FAMILIES[family].precision == torch.float64
+    dictionaries = dictionary_set(model, "transcoders")
+    n_pos = len(model.tokens(tiny_pairs[0].clean))
+    sites = ["resid_post.0", "resid_pre.1", "z.1", "attn_out.1", "ln2_normalized.1", "mlp_in.1", "resid_post.1"]
+    specs = [*probes(model, sites), "mlp_out.1/f3@4", " g", (" g", " h")]
+    explained = given_targets(model, dictionaries, specs, n_pos)
+    case = trace(model, dictionaries, tiny_pairs[:1], explained=explained)
+    goals = dict(zip(explained.nodes(n_pos), explained.goals, strict=True))
+    predicted = {}
+    for edge in case.edges().table:
+        if edge.target in goals:
+            predicted[edge.source, edge.target] = predicted.get((edge.source, edge.target), 0.0) + edge.local_weight
+    assert {target for _, target in predicted} == set(goals) and len(predicted) > 150
+    step = 1e-5 if precise else 1e-2
+    small = [shrunk(table, step) for table in case.tables]
+    pairs, freeze = list(predicted), ["norms"]
+    found = measure_edges(
+        model, dictionaries, case.tokens, explained.metric(), small, pairs, freeze=freeze, goals=goals
+    )[:, 0]  # fmt: skip
+    for target in goals:
+        rows = [i for i, pair in enumerate(pairs) if pair[1] == target]
+        expected = torch.tensor([predicted[pairs[i]] for i in rows], dtype=torch.float64)
+        if target.site.kind == "logit":  # the final norm, which edges freeze, answers
+            assert torch.corrcoef(torch.stack([found[rows] / step, expected]))[0, 1] > 0.8
+            continue
+        near(found[rows] / step, expected, 1e-4 if precise else 3e-2)
