@@ -7,7 +7,7 @@ encodes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,7 +46,7 @@ class CleanRun:
 class Baseline:
     """What clean is compared with, per site [batch, pos, d].
 
-    corrupted: the activations of the corrupted run. mean: their mean over the examples, per position (two or more).
+    corrupted: the activations of the corrupted run. mean: their mean over the examples, per position or place (two or more).
     zero: no values; features, errors, embeddings and biases are all compared with nothing.
     `metric` is the metric of the corrupted run for all three kinds, [batch].
     """
@@ -92,15 +92,23 @@ def sites_of(
 
 
 def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric) -> CleanRun:
-    """The clean run with its autograd graph."""
+    """The clean run with its autograd graph. Its logits end with each example's last position (`TokenizedPairs.at_end`)."""
     logits, recorded = model.run(pairs.clean, record=list(sites), differentiable=True)
+    logits = pairs.at_end(logits)
     return CleanRun(logits.detach(), metric(logits), recorded)
 
 
 def run_baseline(
-    model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric, kind: str = "corrupted"
+    model: Model,
+    pairs: TokenizedPairs,
+    sites: Iterable[Site],
+    metric: Metric,
+    kind: str = "corrupted",
+    *,
+    mean: Callable[[Mapping[Site, Tensor]], dict[Site, Tensor]] | None = None,
 ) -> Baseline:
-    """The corrupted run, turned into the baseline of that kind."""
+    """The corrupted run, turned into the baseline of that kind. mean: how activations become their mean over the examples;
+    None for that of each position."""
     if kind not in BASELINES:
         raise CircuitGraphError(
             f"baseline {kind!r} is unknown; expected one of {', '.join(BASELINES)}.{did_you_mean(kind, BASELINES)}"
@@ -110,9 +118,12 @@ def run_baseline(
             "baseline 'mean' is the mean over the corrupted prompts and needs at least two pairs; got 1"
         )
     logits, recorded = model.run(pairs.corrupted, record=list(sites))
+    logits = pairs.at_end(logits)
     values: dict[Site, Tensor] | None = recorded
     if kind == "zero":
         values = None
+    elif kind == "mean" and mean is not None:
+        values = mean(recorded)
     elif kind == "mean":
         values = {site: value.mean(0, keepdim=True).expand_as(value) for site, value in recorded.items()}
     return Baseline(kind, values, logits, metric(logits))

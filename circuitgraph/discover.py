@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import Baseline, CleanRun, run_baseline, run_clean, sites_of
+from circuitgraph.alignment import ALIGN, Alignment, align_pairs
 from circuitgraph.attribution import Roles, affine_part, attribute_nodes, node_sites, rank_nodes, through_sites
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.edge_table import EdgeTable
@@ -26,7 +27,7 @@ from circuitgraph.influence import graph_scores, prune_by_influence
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Site
-from circuitgraph.prompts import PromptPair
+from circuitgraph.prompts import PromptPair, record_of
 from circuitgraph.tables import NodeTable
 from circuitgraph.targets import LogitTargets, Target, given_logits, likeliest_logits, logit_targets
 from circuitgraph.through import Through, component_through
@@ -53,6 +54,7 @@ def discover_circuit(
     attention: str = "component",
     mlp: str = "component",
     qk: str = "derivative",
+    align: str = "position",
     max_nodes: int = 1000,
     max_readers: int | None = None,
     edge_threshold: float = 0.001,
@@ -74,33 +76,40 @@ def discover_circuit(
     to clean; the slopes of edges inside the model, and the metric's own inputs, stay those of the clean run. qk
     "recompute" measures q and k edges by the change of the pattern. max_readers: trace only so many features, the most
     influential first. node_influence, edge_influence: keep the nodes and edges that carry these shares of all influence
-    on the targets (circuit-tracer's pruning). memory: GiB that reading vectors may take at once. `progress` is told
+    on the targets (circuit-tracer's pruning). align: nodes of different pairs are one node at the same "position", of pairs
+    of one length, or at the same place relative to the words they name ("role", `alignment`); a pair without that place
+    counts as 0 in every mean. memory: GiB that reading vectors may take at once. `progress` is told
     (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
     """
     settings = dict(locals())
     resolved = _check_settings(settings)
     roles = Roles(attention, mlp)
     check_readers(model, dictionaries.values(), qk)
-    tokens = tokenize_pairs(model, pairs)
+    tokens = tokenize_pairs(model, pairs, by_role=align == "role")
+    places = align_pairs(tokens, align)
     logits = _chosen_logits(model, tokens, targets)
     score = build_metric(metric, tokens.answers, tokens.wrong_answers) if logits is None else logits.metric()
     sites = sites_of(model, dictionaries.values(), neurons=mlp == "through", scores=qk == "recompute")
 
     progress("running clean and corrupted prompts", 0, 1)
     clean = run_clean(model, tokens, sites, score)
-    base = run_baseline(model, tokens, sites, score, baseline)
-    values = clean.values
+    base = run_baseline(model, tokens, sites, score, baseline, mean=None if places.trivial else places.mean)
 
     progress("gradients of the metric", 0, 1)
     gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method=method, steps=steps, rule=rule)
     last = Site("resid_post", model.n_layers - 1)
-    metric_gradient = metric_gradients(clean, [last])[last]
-    throughs = frozen_components(model, dictionaries, clean, roles)
+    stream_gradient = metric_gradients(clean, [last])
+    slopes = places.gather(mlp_slopes(clean, dictionaries.values()))
+    throughs = frozen_components(model, dictionaries, clean, roles, places)
+    # from here on, places stand where positions were
+    values, base = places.of_run(model, clean.values), places.of_baseline(base)
+    gradients, metric_gradient = places.gather(gradients), places.gather(stream_gradient)[last]
 
     progress("attributing every feature", 0, 1)
     tables = attribute_nodes(
         model, dictionaries, values, base, gradients, roles=roles, throughs=throughs, backend=backend
     )
+    tables = places.mask(tables)
     candidates, report = strongest_nodes(tables, max_nodes, saturated=qk == "recompute")
 
     unit = abs(float((clean.metric - base.metric).mean())) or abs(float(clean.metric.mean()))
@@ -112,7 +121,7 @@ def discover_circuit(
         metric_gradient,
         base=base.values,
         targets=tops,
-        slopes=mlp_slopes(clean, dictionaries.values()),
+        slopes=slopes,
         throughs=list(throughs.values()),
         qk=qk,
         selection=Selection(edge_threshold * unit, relative_threshold, top_k, max_readers),
@@ -132,7 +141,7 @@ def discover_circuit(
     recorded = _recorded(settings, score.name, resolved)
     if logits is not None:
         recorded["logits"] = {"tokens": list(logits.tokens), "weights": list(logits.weights)}
-    facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, recorded)
+    facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, recorded, places)
     if scores is not None:
         facts["scores"] = {key: value for key, value in asdict(scores).items() if value is not None}
     graph = build_graph(model, candidates, edges, facts, inflow=inflow_of(traced, edges, qk))
@@ -146,12 +155,19 @@ def discover_circuit(
 
 
 def frozen_components(
-    model: Model, dictionaries: Mapping[Site, Dictionary], clean: CleanRun, roles: Roles
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    clean: CleanRun,
+    roles: Roles,
+    places: Alignment | None = None,
 ) -> dict[Site, Through]:
-    """Output site -> the map of every component that is through."""
+    """Output site -> the map of every component that is through, between the places of an alignment if one is given."""
     sites = through_sites(model, dictionaries, roles)
     slopes = mlp_slopes(clean, (), [site.layer for site in sites if site.kind == "mlp_out"])
-    return {site: component_through(model, site, clean.values, slopes) for site in sites}
+    values = clean.values
+    if places is not None:
+        slopes, values = places.gather(slopes), places.of_run(model, values)
+    return {site: component_through(model, site, values, slopes) for site in sites}
 
 
 def _chosen_logits(model: Model, tokens: TokenizedPairs, targets: str | Sequence[str]) -> LogitTargets | None:
@@ -159,7 +175,7 @@ def _chosen_logits(model: Model, tokens: TokenizedPairs, targets: str | Sequence
     if targets == "metric":
         return None
     if targets == "logits":
-        return likeliest_logits(model.run(tokens.clean)[0])
+        return likeliest_logits(tokens.at_end(model.run(tokens.clean)[0]))
     if isinstance(targets, str):
         raise CircuitGraphError(
             f"targets is {targets!r}; expected 'metric', 'logits' or a list of token texts such as [' Mary']"
@@ -178,7 +194,7 @@ def _targets(
 
 def _check_settings(settings: Mapping[str, Any]) -> str:
     """The backend that will run; CircuitGraphError for a setting that makes no sense, before any work is done."""
-    for name, known in (("method", METHODS), ("qk", QK)):
+    for name, known in (("method", METHODS), ("qk", QK), ("align", ALIGN)):
         if settings[name] not in known:
             value = settings[name]
             raise CircuitGraphError(
@@ -312,15 +328,20 @@ def graph_facts(
     clean: CleanRun,
     base: Baseline,
     settings: dict[str, Any],
+    places: Alignment,
 ) -> dict[str, Any]:
     """The graph attributes: what was run, on what, with which settings."""
+    runs = [tokens.clean, tokens.corrupted]
+    aligned: dict[str, Any] = {}
+    if settings["align"] == "position":
+        shown = [model.token_strings(ids[0].tolist()) for ids in runs]
+    else:
+        shown = places.shown(runs, lambda token: model.token_strings([token])[0])
+        aligned["alignment"] = {"places": list(places.places), "index": places.index.tolist()}
     libraries = ("circuitgraph-engine", "torch", "transformers", "transformer-lens", "sae-lens")
     versions = {name: importlib.metadata.version(name) for name in libraries if _installed(name)}
     return {
-        "tokens": {
-            "clean": model.token_strings(tokens.clean[0].tolist()),
-            "corrupted": model.token_strings(tokens.corrupted[0].tolist()),
-        },
+        "tokens": {"clean": shown[0], "corrupted": shown[1]},
         "logits": {"clean": _top_tokens(model, clean.logits), "corrupted": _top_tokens(model, base.logits)},
         "metric": {
             "name": settings["metric"],
@@ -332,11 +353,9 @@ def graph_facts(
         "provenance": {
             "model": model.name,
             "dictionaries": {str(site): dictionary.name for site, dictionary in dictionaries.items()},
-            "prompts": [
-                asdict(pair) | {"answers": list(pair.answers), "wrong_answers": list(pair.wrong_answers)}
-                for pair in pairs
-            ],
+            "prompts": [record_of(pair) for pair in pairs],
             "settings": settings,
+            **aligned,
             "versions": versions,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),

@@ -29,7 +29,7 @@ from circuitgraph.measure_edges import measure_edges
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node, Site
-from circuitgraph.prompts import PromptPair, pairs_to_text
+from circuitgraph.prompts import PromptPair, pair_of, pairs_to_text
 from circuitgraph.splice import resample_rows
 from circuitgraph.tables import NodeTable
 from circuitgraph.targets import LogitTargets
@@ -351,11 +351,7 @@ def _provenance(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any
         raise GraphError(
             "the graph has no provenance (prompts and settings); evaluate a graph that discover_circuit built"
         )
-    pairs = [
-        PromptPair(p["clean"], p["corrupted"], tuple(p["answers"]), tuple(p["wrong_answers"]))
-        for p in provenance["prompts"]
-    ]
-    return pairs, provenance["settings"]
+    return [pair_of(record) for record in provenance["prompts"]], provenance["settings"]
 
 
 def _nodes(graph: nx.MultiDiGraph, dictionaries: Mapping[Site, Dictionary]) -> list[Node]:

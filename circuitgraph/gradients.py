@@ -104,7 +104,7 @@ def integrated_gradients(
             start = (site.layer, clean[Site("resid_post", site.layer - 1)].repeat(steps, 1, 1))
         with torch.enable_grad():
             logits, _ = model.run(tokens, replace={site: _constant(path)}, start=start, differentiable=True)
-            total = torch.stack([metric(step) for step in logits.split(batch)]).sum()
+            total = torch.stack([metric(pairs.at_end(step)) for step in logits.split(batch)]).sum()
             (gradient,) = torch.autograd.grad(total, path)
         result[site] = (weights.to(value).view(-1, 1, 1, 1) * gradient.unflatten(0, (steps, batch))).sum(0)
     return result

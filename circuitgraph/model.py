@@ -123,6 +123,15 @@ class Model:
             ids = ids[1:]
         return [bos, *ids] if self.library.cfg.default_prepend_bos and bos is not None else ids
 
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        """The first character of each of `tokens(text)` in the text and the one after its last; (0, 0) for BOS."""
+        tokenizer = self.library.tokenizer
+        if not tokenizer.is_fast:
+            raise ModelError(f"{self.name}: its tokenizer does not say where in the text its tokens stand")
+        spans = tokenizer(text, return_offsets_mapping=True).offset_mapping
+        missing = len(self.tokens(text)) - len(spans)  # a BOS that `tokens` adds, or drops
+        return [(0, 0)] * missing + [(int(a), int(b)) for a, b in spans[max(-missing, 0) :]]
+
     def continuation(self, text: str) -> list[int]:
         """Token ids of a text that continues a prompt: no special tokens."""
         return list(self.library.tokenizer(text, add_special_tokens=False).input_ids)
@@ -144,8 +153,18 @@ class Model:
 
     def attention_state(self, layer: int, values: Mapping[Site, Tensor]) -> AttentionState:
         """Queries, keys and values of a layer in the run that recorded `attention_sites`. Raises as `attention` does."""
-        cos_sin = self.layout.rotary_cos_sin(layer)
-        return attention_state(self.attention(layer), layer, values, cos_sin, causal=self.causal)
+        angles, below = self.angles(layer), self.hidden_below
+        return attention_state(self.attention(layer), layer, values, angles, causal=self.causal, hidden_below=below)
+
+    @property
+    def hidden_below(self) -> float:
+        """What scores are below that the mask hides: masks add the smallest number of the model's type, and a float32 mask
+        may stand in a float64 model."""
+        return max(-1e30, torch.finfo(self.dtype).min / 2)
+
+    def angles(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """cos and sin [n_ctx, rotary_dim] of rotary positions that no site holds; None where there are none."""
+        return self.layout.rotary_cos_sin(layer)
 
     def mlp(self, layer: int) -> MlpWeights:
         """The weights of one MLP. ModelError where its formula is not that of `MlpWeights`."""

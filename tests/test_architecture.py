@@ -25,7 +25,7 @@ FLOW = [
     {"dictionary_sae_lens", "dictionary_published", "dictionary_pairs", "dictionary_neurons"},
     {"dictionary_transcoders"},
     {"dictionary_formats", "activations", "tables", "through", "edge_table", "targets"},
-    {"gradients", "attribution", "reading", "influence"},
+    {"gradients", "attribution", "reading", "influence", "alignment"},
     {"inflow"},
     {"edges"},
     {"graph"},
