@@ -7,15 +7,18 @@ import functools
 import pytest
 import torch
 from dictionary_kinds import dictionary_set
-from families import save_family
+from families import hooked_transformer, save_family
 
+from circuitgraph import demo
 from circuitgraph.alignment import align_pairs, place_names
 from circuitgraph.discover import discover_circuit
+from circuitgraph.edges import attribute_edges
 from circuitgraph.errors import PromptError
 from circuitgraph.graph import check_graph
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Node, Site
-from circuitgraph.prompts import PromptPair
+from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs, word_span
+from circuitgraph.tasks import TASKS, make_pairs
 from circuitgraph.tokens import tokenize_pairs
 
 # Two forms: other lengths, other distances, and the two names in another order.
@@ -52,6 +55,11 @@ def loaded(tmp_path_factory):
     return functools.cache(lambda family: load_model(save_family(root / family, family), dtype=torch.float64))
 
 
+@pytest.fixture(scope="module")
+def demo_model():
+    return load_model(demo.MODEL)
+
+
 def placed(graph, places):
     """The graph's nodes and edges with the name of the place where a position was."""
 
@@ -64,6 +72,14 @@ def placed(graph, places):
     return nodes, edges
 
 
+def counted(model, places):
+    """The places as counted by hand, for a model that prepends no <bos>."""
+    if len(model.tokens("a")) == 2:
+        return places
+    shifted = {"start+1": "start", "start+2": "start+1", "start+3": "start+2"}
+    return [shifted.get(place, place) for place in places[1:]]
+
+
 def places_of(graph):
     return graph.graph["provenance"]["alignment"]["places"]
 
@@ -72,7 +88,7 @@ def assert_is_the_average(graph, parts):
     """Every number of the graph is the mean over the parts, (nodes, edges) each, of which one may lack it."""
     nodes, edges = placed(graph, places_of(graph))
     own = [set(part[1]) for part in parts]
-    assert set(edges) == set.union(*own) and len(edges) > 100
+    assert set(edges) == set.union(*own) and len(edges) > 60
     assert set(edges) - own[0] and set(edges) - own[1] and len(own[0] & own[1]) > 10
     for key, data in edges.items():
         found = [part[1][key] for part in parts if key in part[1]]
@@ -93,7 +109,7 @@ def test_the_graph_of_two_forms_is_the_average_of_their_own_graphs(loaded, famil
     model = loaded(family)
     found = dictionary_set(model, dictionaries)
     discover = functools.partial(discover_circuit, model, found, **EVERYTHING, **settings)
-    parts = [placed(discover([pair]), places) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)]
+    parts = [placed(discover([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)]
     both = discover([FIRST, SECOND], align="role")
     check_graph(both)
     assert_is_the_average(both, parts)
@@ -108,20 +124,24 @@ def test_frozen_components_pass_between_the_places_of_each_example(loaded, famil
     found = {site: d for site, d in dictionary_set(model, "transcoders").items() if site.kind == "mlp_out"}
     del found[Site("mlp_out", 1)]
     discover = functools.partial(discover_circuit, model, found, targets=[" c", " d"], **EVERYTHING, **settings, **THROUGH)
-    parts = [placed(discover([pair]), places) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)]
+    parts = [placed(discover([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)]
     assert_is_the_average(discover([FIRST, SECOND], align="role"), parts)
 
 
-@pytest.mark.parametrize("baseline", ["corrupted", "zero"])
-def test_what_targets_read_is_complete_in_an_aligned_graph(loaded, baseline):
-    model = loaded("gpt2")
-    graph = discover_circuit(
-        model, dictionary_set(model, "transcoders"), [FIRST, SECOND], align="role", baseline=baseline, **EVERYTHING
-    )
-    read = [(d["inflow"], d["unexplained"]) for _, d in graph.nodes(data=True) if "inflow" in d]
-    assert len(read) > 40 and sum(abs(inflow) > 1e-3 for inflow, _ in read) > 30
-    dropped = max(abs(rest) / max(abs(inflow), 0.1) for inflow, rest in read)
-    assert dropped < 1e-9
+@pytest.mark.parametrize(("family", "baseline"), [("gpt2", "corrupted"), ("gpt2", "zero"), ("llama", "zero")])
+def test_what_targets_read_of_all_sources_is_what_they_read_of_the_stream(loaded, monkeypatch, family, baseline):
+    model, traced = loaded(family), []
+
+    def trace(*arguments, **settings):
+        traced.append(attribute_edges(*arguments, **settings))
+        return traced[-1]
+
+    monkeypatch.setattr("circuitgraph.discover.attribute_edges", trace)
+    found = dictionary_set(model, "transcoders")
+    discover_circuit(model, found, [FIRST, SECOND], align="role", baseline=baseline, **EVERYTHING)
+    stream, inflow = (torch.tensor([each[i] for i in traced[0].stream]) for each in (traced[0].stream, traced[0].inflow))
+    assert len(stream) > 30 and int((stream.abs() > 1e-2).sum()) > 30
+    assert float((stream - inflow).abs().max()) < (1e-12 if family == "gpt2" else 1e-5) * float(stream.abs().max())
 
 
 @pytest.mark.parametrize("baseline", ["corrupted", "mean"])
@@ -132,7 +152,7 @@ def test_roles_at_the_same_positions_are_alignment_by_position(tiny_model, tiny_
     assert by_position.number_of_edges() > 50
     assert dict(by_role.nodes(data=True)) == dict(by_position.nodes(data=True))
     assert list(by_role.edges(keys=True, data=True)) == list(by_position.edges(keys=True, data=True))
-    assert by_role.graph["tokens"]["clean"] == ["<bos>", "start+1", "start+2", "X", "d", "END"]
+    assert by_role.graph["tokens"]["clean"] == ["<bos>", "start+1", "start+2", "X", "X+1", "END"]
     assert by_position.graph["tokens"]["clean"] == ["<bos>", "a", "b", "c", "d", "e"]
 
 
@@ -236,3 +256,89 @@ def test_a_role_that_names_no_place_of_its_own_is_refused(tiny_model, roles, mes
     with pytest.raises(PromptError, match=message):
         pair = PromptPair(FIRST.clean, FIRST.corrupted, FIRST.answers, FIRST.wrong_answers, roles)
         tokenize_pairs(tiny_model, [pair], by_role=True)
+
+
+def test_padding_is_refused_where_attention_looks_ahead(tiny_model, monkeypatch):
+    monkeypatch.setattr(type(tiny_model), "causal", False)
+    with pytest.raises(PromptError, match="the pairs have 9, 10 tokens, and padding would change what tiny computes"):
+        tokenize_pairs(tiny_model, [FIRST, SECOND], by_role=True)
+
+
+def test_a_hooked_transformer_keeps_its_angles_to_itself_and_gives_the_same_graph(loaded, tmp_path):
+    bridge = loaded("llama")
+    library = hooked_transformer(save_family(tmp_path / "llama", "llama"))
+    library.set_tokenizer(bridge.library.tokenizer)
+    library.cfg.default_prepend_bos = bridge.library.cfg.default_prepend_bos
+    hooked = load_model(library)
+    found = dictionary_set(bridge, "output_saes")
+    graphs = [discover_circuit(model, found, [FIRST, SECOND], align="role", **EVERYTHING) for model in (bridge, hooked)]
+    weights = [dict(zip(g.edges(keys=True), (w for *_, w in g.edges(data="weight")), strict=True)) for g in graphs]
+    both = set(weights[0]) & set(weights[1])
+    strongest = max(map(abs, weights[0].values()))
+    assert len(both) > 100
+    for edge in both:
+        assert weights[1][edge] == pytest.approx(weights[0][edge], rel=1e-3, abs=1e-5 * strongest)
+
+
+SWAPPED = {
+    "a word": ("The key near", "The keys near", {"subject": 1}, {"subject": "keys"}),
+    "characters of a word": ('She read "tall, x', "He wrote (tall, x", {"mark": (9, 10)}, {"mark": "("}),
+    "to the end of a word": ("The uncle is", "The aunts is", {"S": (4, 9)}, {"S": "aunts"}),
+    "two words": ("The old key is", "The new cars is", {"S": (4, 11)}, {"S": "new cars"}),
+}
+
+
+@pytest.mark.parametrize(("clean", "corrupted", "roles", "expected"), SWAPPED.values(), ids=SWAPPED)
+def test_a_swapped_pair_names_the_words_of_the_other_prompt(clean, corrupted, roles, expected):
+    swapped = PromptPair(clean, corrupted, (" a",), (" b",), roles).swapped()
+    found = {name: swapped.clean[slice(*word_span(swapped.clean, name, word))] for name, word in swapped.roles}
+    assert found == expected
+    assert swapped.swapped() == PromptPair(clean, corrupted, (" a",), (" b",), roles)
+
+
+def test_roles_are_read_and_written_with_the_pairs(tmp_path):
+    pairs = [FIRST, PromptPair("The key, near", "The keys, near", (" is",), (" are",), {"S": (4, 7)})]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(pairs_to_text(pairs))
+    assert '"roles": {"S": [4, 7]}' in path.read_text()
+    assert read_pairs(path) == pairs and len({*read_pairs(path), *pairs}) == 2
+    path.write_text('{"clean": "a b", "corrupted": "a c", "answers": ["d"], "roles": ["S"]}\n')
+    with pytest.raises(PromptError, match=r"line 1: roles is \['S'\]; expected an object from names to words"):
+        read_pairs(path)
+
+
+def test_punctuation_is_no_part_of_a_word():
+    assert [word_span('When "Mary," left', "S", i) for i in (0, 1, 2)] == [(0, 4), (6, 10), (13, 17)]
+    assert word_span("a -- b", "S", 1) == (2, 4)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_roles_of_a_task_name_words_of_every_template(task):
+    for template in range(TASKS[task].n_templates):
+        for pair in make_pairs(task, 5, template=template):
+            words = {name: pair.clean[slice(*word_span(pair.clean, name, word))] for name, word in pair.roles}
+            assert words
+            if task == "ioi":
+                assert (f" {words['IO']}",) == pair.answers and (f" {words['S1']}",) == pair.wrong_answers
+                assert words["S1"] == words["S2"] and dict(pair.roles)["S1"] < dict(pair.roles)["S2"]
+            elif task == "closing-quote":
+                assert words["mark"] == {'"': '"', ")": "("}[pair.answers[0]]
+            else:
+                ((_, word),) = words.items()
+                changed = [b for a, b in zip(pair.corrupted.split(), pair.clean.split(), strict=True) if a != b]
+                assert word in {each.strip(".,") for each in changed}
+
+
+@pytest.mark.parametrize("task", ["ioi", "greater-than", "gendered-pronoun", "closing-quote"])
+def test_the_demo_finds_the_words_of_mixed_templates_in_one_graph(demo_model, task):
+    pairs = make_pairs(task, 40, seed=2)
+    tokens = tokenize_pairs(demo_model, pairs, by_role=True)
+    places = align_pairs(tokens, "role")
+    names = [name for name, _ in pairs[0].roles]
+    assert tokens.lengths is not None and len(set(tokens.lengths)) > 1
+    for name in names:
+        at = places.index[:, places.places.index(name)]
+        for pair, ids, pos in zip(pairs, tokens.clean, at.tolist(), strict=True):
+            start, stop = word_span(pair.clean, name, dict(pair.roles)[name])
+            text = demo_model.token_strings([int(ids[pos])])[0].strip()
+            assert pair.clean[start:stop].endswith(text) and text
