@@ -123,15 +123,6 @@ class Model:
             ids = ids[1:]
         return [bos, *ids] if self.library.cfg.default_prepend_bos and bos is not None else ids
 
-    def token_spans(self, text: str) -> list[tuple[int, int]]:
-        """The first character of each of `tokens(text)` in the text and the one after its last; (0, 0) for BOS."""
-        tokenizer = self.library.tokenizer
-        if not tokenizer.is_fast:
-            raise ModelError(f"{self.name}: its tokenizer does not say where in the text its tokens stand")
-        spans = tokenizer(text, return_offsets_mapping=True).offset_mapping
-        missing = len(self.tokens(text)) - len(spans)  # a BOS that `tokens` adds, or drops
-        return [(0, 0)] * missing + [(int(a), int(b)) for a, b in spans[max(-missing, 0) :]]
-
     def continuation(self, text: str) -> list[int]:
         """Token ids of a text that continues a prompt: no special tokens."""
         return list(self.library.tokenizer(text, add_special_tokens=False).input_ids)

@@ -85,10 +85,20 @@ def _padded(ids: list[int], length: int) -> list[int]:
     return ids + ids[-1:] * (length - len(ids))
 
 
+def token_spans(model: Model, text: str) -> list[tuple[int, int]]:
+    """The first character of each of `model.tokens(text)` in the text and the one after its last; (0, 0) for BOS."""
+    tokenizer = model.library.tokenizer
+    if not tokenizer.is_fast:
+        raise PromptError(f"the tokenizer of {model.name} does not say where tokens stand in the text, so roles find none")
+    spans = tokenizer(text, return_offsets_mapping=True).offset_mapping
+    missing = len(model.tokens(text)) - len(spans)  # the BOS that `Model.tokens` adds or drops
+    return [(0, 0)] * missing + [(int(a), int(b)) for a, b in spans[max(-missing, 0) :]]
+
+
 def _role_positions(model: Model, pair: PromptPair) -> dict[str, tuple[int, int]]:
     """name -> (first, last) position of the tokens that the named word is made of."""
     found: dict[str, tuple[int, int]] = {}
-    spans = model.token_spans(pair.clean) if pair.roles else []
+    spans = token_spans(model, pair.clean) if pair.roles else []
     for name, word in dict(pair.roles).items():
         start, stop = word_span(pair.clean, name, word)
         at = [i for i, (a, b) in enumerate(spans) if a < stop and b > start]
