@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from circuitgraph.prune import prune_graph
     from circuitgraph.render import render_dot, render_html, render_svg, view_graph, write_rendering
     from circuitgraph.splice import run_with_interventions
+    from circuitgraph.targets import Probe
     from circuitgraph.tasks import make_pairs
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _HOME = {
     "DictionaryCheck": "check",
     "Evaluation": "evaluation",
     "Node": "nodes",
+    "Probe": "targets",
     "PromptPair": "prompts",
     "Site": "nodes",
     "attach_evidence": "evaluate",

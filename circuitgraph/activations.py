@@ -8,7 +8,7 @@ encodes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
-from circuitgraph.model import Model
+from circuitgraph.model import Model, Replace
 from circuitgraph.nodes import Site
 from circuitgraph.tokens import TokenizedPairs
 
@@ -48,29 +48,39 @@ class Baseline:
 
     corrupted: the activations of the corrupted run. mean: their mean over the examples, per position or place (two or more).
     zero: no values; features, errors, embeddings and biases are all compared with nothing.
-    `metric` is the metric of the corrupted run for all three kinds, [batch].
+    `metric` is the metric of the corrupted run for all three kinds, [batch], `recorded` what it reads besides the logits.
     """
 
     kind: BaselineKind
     values: Mapping[Site, Tensor] | None
     logits: Tensor
     metric: Tensor
+    recorded: Mapping[Site, Tensor] = field(default_factory=dict)
 
 
 def sites_of(
-    model: Model, dictionaries: Iterable[Dictionary], *, neurons: bool = False, scores: bool = False
+    model: Model,
+    dictionaries: Iterable[Dictionary],
+    *,
+    reads: Iterable[Site] = (),
+    neurons: bool = False,
+    scores: bool = False,
 ) -> list[Site]:
     """Every site whose activations the nodes and edges of these dictionaries need, in forward order.
 
-    neurons: also the neurons of every MLP, to linearise it; scores: also the attention scores, for what the mask hides.
+    reads: further sites from which edges are traced; neurons: also the neurons of every MLP, to linearise it; scores: also the attention scores, for what the mask hides.
     """
     sites = {Site("embed")}
     if model.has(Site("pos_embed")):
         sites.add(Site("pos_embed"))
+    reading = set(reads)
     for dictionary in dictionaries:
-        sites |= {dictionary.reads, *dictionary.sites}
-        if dictionary.reads.kind in ("mlp_post", "mlp_out"):
-            sites |= {Site(kind, dictionary.reads.layer) for kind in ("mlp_gate", "mlp_pre", "mlp_post")}
+        sites |= set(dictionary.sites)
+        reading.add(dictionary.reads)
+    sites |= reading
+    for site in reading:
+        if site.kind in ("mlp_post", "mlp_out"):
+            sites |= {Site(kind, site.layer) for kind in ("mlp_gate", "mlp_pre", "mlp_post")}
     kinds: tuple[str, ...] = (
         "ln1_scale",
         "z",
@@ -92,10 +102,28 @@ def sites_of(
 
 
 def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric) -> CleanRun:
-    """The clean run with its autograd graph. Its logits end with each example's last position (`TokenizedPairs.at_end`)."""
-    logits, recorded = model.run(pairs.clean, record=list(sites), differentiable=True)
+    """The clean run with its autograd graph. Its logits end with each example's last position (`TokenizedPairs.at_end`).
+
+    Where the metric reads a site itself, the attached tensor is what goes on from there: a gradient at it is that of what
+    lies behind, without the reading.
+    """
+    behind: dict[Site, Tensor] = {}
+
+    def pass_on(site: Site) -> Replace:
+        def alias(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
+            behind[site] = x.view_as(x)
+            return behind[site]
+
+        return alias
+
+    logits, recorded = model.run(
+        pairs.clean,
+        record=sorted({*sites, *metric.sites}, key=lambda site: site.depth),
+        replace={site: pass_on(site) for site in metric.sites},
+        differentiable=True,
+    )
     logits = pairs.at_end(logits)
-    return CleanRun(logits.detach(), metric(logits), recorded)
+    return CleanRun(logits.detach(), metric(logits, recorded), {**recorded, **behind})
 
 
 def run_baseline(
@@ -117,7 +145,8 @@ def run_baseline(
         raise CircuitGraphError(
             "baseline 'mean' is the mean over the corrupted prompts and needs at least two pairs; got 1"
         )
-    logits, recorded = model.run(pairs.corrupted, record=list(sites))
+    record = sorted({*sites, *metric.sites}, key=lambda site: site.depth)
+    logits, recorded = model.run(pairs.corrupted, record=record)
     logits = pairs.at_end(logits)
     values: dict[Site, Tensor] | None = recorded
     if kind == "zero":
@@ -126,4 +155,5 @@ def run_baseline(
         values = mean(recorded)
     elif kind == "mean":
         values = {site: value.mean(0, keepdim=True).expand_as(value) for site, value in recorded.items()}
-    return Baseline(kind, values, logits, metric(logits))
+    read = {site: recorded[site] for site in metric.sites}
+    return Baseline(kind, values, logits, metric(logits, recorded), read)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from circuitgraph.activations import Baseline
+from circuitgraph.activations import Baseline, CleanRun
 from circuitgraph.model import Model
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import END, START
@@ -49,17 +49,18 @@ class Alignment:
         see nothing but itself."""
         return dict(values) if self.trivial else {site: self._moved(site, value) for site, value in values.items()}
 
-    def of_run(self, model: Model, values: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        """`gather` of a run's activations, with the angles of rotary positions that the model keeps to itself."""
+    def of_run(self, model: Model, run: CleanRun) -> CleanRun:
+        """The run with `gather` of its activations, no longer in an autograd graph, and the angles of rotary positions that
+        the model keeps to itself."""
         if self.trivial:
-            return dict(values)
-        angles = {}
+            return run
+        values, angles = run.values, {}
         for site in values:
             if site.kind == "pattern" and (found := model.angles(site.layer or 0)) is not None:
                 n_pos = values[site].shape[-1]
                 for kind, table in zip(("rotary_cos", "rotary_sin"), found, strict=True):
                     angles[Site(kind, site.layer)] = table[None, :n_pos]
-        return self.gather({**values, **angles})
+        return replace(run, attached=self.gather({**values, **angles}))
 
     def of_baseline(self, base: Baseline) -> Baseline:
         """The baseline with `gather` of its activations."""

@@ -94,7 +94,11 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
     default=["metric"],
     show_default=True,
     multiple=True,
-    help="What to explain: metric, logits (the likeliest next tokens), or token texts; may be repeated.",
+    help="What to explain: metric, logits (the likeliest next tokens), token texts, features such as mlp_out.3/f17@5, or"
+    " directions as SITE@POS=FILE.npy; may be repeated.",
+)
+@click.option(
+    "--target-weights", multiple=True, type=float, help="One weight per target, in their order; may be repeated."
 )
 @_option(_DISCOVER, "baseline", "What clean is compared with: corrupted, zero or mean.")
 @_option(_DISCOVER, "method", "gradient or integrated.")
@@ -132,6 +136,7 @@ def discover(
     seed: int,
     preset: str | None,
     targets: tuple[str, ...],
+    target_weights: tuple[float, ...],
     device: str | None,
     dtype: str,
     lazy: bool,
@@ -143,9 +148,10 @@ def discover(
     from circuitgraph.discover import discover_circuit
     from circuitgraph.files import check_writable
     from circuitgraph.formats import write_graph
+    from circuitgraph.targets import read_targets
 
     check_writable(output)
-    settings["targets"] = targets[0] if targets in (("metric",), ("logits",)) else list(targets)
+    settings["targets"] = read_targets(targets, target_weights)
     if preset is not None:
         from circuitgraph.presets import find_preset
 

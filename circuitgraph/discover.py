@@ -29,7 +29,7 @@ from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Site
 from circuitgraph.prompts import PromptPair, record_of
 from circuitgraph.tables import NodeTable
-from circuitgraph.targets import LogitTargets, Target, given_logits, likeliest_logits, logit_targets
+from circuitgraph.targets import Explained, TargetSpec, given_targets, likeliest_logits, make_targets
 from circuitgraph.through import Through, component_through
 from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
 from circuitgraph_kernels import backend_name
@@ -46,7 +46,7 @@ def discover_circuit(
     pairs: Sequence[PromptPair],
     *,
     metric: str | MetricFunction = "logit_difference",
-    targets: str | Sequence[str] = "metric",
+    targets: str | Sequence[TargetSpec] | Mapping[TargetSpec, float] = "metric",
     baseline: str = "corrupted",
     method: str = "gradient",
     steps: int = 10,
@@ -70,8 +70,9 @@ def discover_circuit(
 
     The max_nodes nodes with the largest |attribution| are candidates; from the metric down, edges with
     |weight| > edge_threshold (a fraction of |metric clean - corrupted|) connect them, at most top_k per target, each at
-    least relative_threshold of what its target reads. targets "logits" explains the likeliest next tokens, and a list of
-    token texts those logits, in place of the metric. attention, mlp: what these are where no dictionary is: "component",
+    least relative_threshold of what its target reads. targets "logits" explains the likeliest next tokens in place of the
+    metric, and a list (or a mapping to weights) what it names: token texts, pairs of them whose logits are subtracted,
+    features such as "mlp_out.3/f17@5", and `targets.Probe`s. attention, mlp: what these are where no dictionary is: "component",
     "through" or "cut" (`attribution.Roles`). method "integrated" averages the gradient over `steps` points from baseline
     to clean; the slopes of edges inside the model, and the metric's own inputs, stay those of the clean run. qk
     "recompute" measures q and k edges by the change of the pattern. max_readers: trace only so many features, the most
@@ -87,9 +88,11 @@ def discover_circuit(
     check_readers(model, dictionaries.values(), qk)
     tokens = tokenize_pairs(model, pairs, by_role=align == "role")
     places = align_pairs(tokens, align)
-    logits = _chosen_logits(model, tokens, targets)
-    score = build_metric(metric, tokens.answers, tokens.wrong_answers) if logits is None else logits.metric()
-    sites = sites_of(model, dictionaries.values(), neurons=mlp == "through", scores=qk == "recompute")
+    explained = _explained(model, dictionaries, tokens, targets, places)
+    score = build_metric(metric, tokens.answers, tokens.wrong_answers) if explained is None else explained.metric()
+    reads = [] if explained is None else explained.reads
+    neurons, scores = mlp == "through", qk == "recompute"
+    sites = sites_of(model, dictionaries.values(), reads=reads, neurons=neurons, scores=scores)
 
     progress("running clean and corrupted prompts", 0, 1)
     clean = run_clean(model, tokens, sites, score)
@@ -99,11 +102,12 @@ def discover_circuit(
     gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method=method, steps=steps, rule=rule)
     last = Site("resid_post", model.n_layers - 1)
     stream_gradient = metric_gradients(clean, [last])
-    slopes = places.gather(mlp_slopes(clean, dictionaries.values()))
+    slopes = places.gather(mlp_slopes(clean, [*(dictionary.reads for dictionary in dictionaries.values()), *reads]))
     throughs = frozen_components(model, dictionaries, clean, roles, places)
     # from here on, places stand where positions were
-    values, base = places.of_run(model, clean.values), places.of_baseline(base)
-    gradients, metric_gradient = places.gather(gradients), places.gather(stream_gradient)[last]
+    clean, base = places.of_run(model, clean), places.of_baseline(base)
+    values, gradients = clean.values, places.gather(gradients)
+    metric_gradient = places.gather(stream_gradient)[last]
 
     progress("attributing every feature", 0, 1)
     tables = attribute_nodes(
@@ -113,7 +117,7 @@ def discover_circuit(
     candidates, report = strongest_nodes(tables, max_nodes, saturated=qk == "recompute")
 
     unit = abs(float((clean.metric - base.metric).mean())) or abs(float(clean.metric.mean()))
-    tops = _targets(model, logits, clean.logits, base.logits, values)
+    tops = [] if explained is None else make_targets(model, explained, clean, base)
     traced = attribute_edges(
         model,
         candidates,
@@ -128,23 +132,23 @@ def discover_circuit(
         memory=int(memory * (1 << 30)),
         progress=progress,
     )
-    edges, scores = traced.table, None
+    edges, influence = traced.table, None
     reports = [report, *inflow_report(traced)]
     if node_influence is not None or edge_influence is not None:
         progress("pruning by influence", 0, 1)
-        scores = graph_scores(edges, traced.weights)
+        influence = graph_scores(edges, traced.weights)
         edges = prune_by_influence(
             edges, traced.weights, node_share=node_influence or 1.0, edge_share=edge_influence or 1.0
         )
         reports.append(f"influence: {len(edges)} of {len(traced.table)} edges kept")
 
     recorded = _recorded(settings, score.name, resolved)
-    if logits is not None:
-        recorded["logits"] = {"tokens": list(logits.tokens), "weights": list(logits.weights)}
+    if explained is not None:
+        recorded["targets"] = explained.record()
     facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, recorded, places)
-    if scores is not None:
-        facts["scores"] = {key: value for key, value in asdict(scores).items() if value is not None}
-    graph = build_graph(model, candidates, edges, facts, inflow=inflow_of(traced, edges, qk))
+    if influence is not None:
+        facts["scores"] = {key: value for key, value in asdict(influence).items() if value is not None}
+    graph = build_graph(model, candidates, edges, facts, targets=tops, inflow=inflow_of(traced, edges, qk))
     reached = len(graph) - len(tops) - 1
     unreached = sum(map(len, candidates)) - reached
     reports.append(f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric")
@@ -164,32 +168,34 @@ def frozen_components(
     """Output site -> the map of every component that is through, between the places of an alignment if one is given."""
     sites = through_sites(model, dictionaries, roles)
     slopes = mlp_slopes(clean, (), [site.layer for site in sites if site.kind == "mlp_out"])
-    values = clean.values
     if places is not None:
-        slopes, values = places.gather(slopes), places.of_run(model, values)
-    return {site: component_through(model, site, values, slopes) for site in sites}
+        slopes, clean = places.gather(slopes), places.of_run(model, clean)
+    return {site: component_through(model, site, clean.values, slopes) for site in sites}
 
 
-def _chosen_logits(model: Model, tokens: TokenizedPairs, targets: str | Sequence[str]) -> LogitTargets | None:
-    """The logits to explain; None for the metric."""
+def _explained(
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    tokens: TokenizedPairs,
+    targets: str | Sequence[TargetSpec] | Mapping[TargetSpec, float],
+    places: Alignment,
+) -> Explained | None:
+    """What is to be explained; None for the metric."""
     if targets == "metric":
         return None
     if targets == "logits":
-        return likeliest_logits(tokens.at_end(model.run(tokens.clean)[0]))
+        return likeliest_logits(model, tokens.at_end(model.run(tokens.clean)[0]))
     if isinstance(targets, str):
         raise CircuitGraphError(
-            f"targets is {targets!r}; expected 'metric', 'logits' or a list of token texts such as [' Mary']"
+            f"targets is {targets!r}; expected 'metric', 'logits' or a list such as [' Mary', 'mlp_out.3/f17@5']"
         )
-    return given_logits(model, targets)
-
-
-def _targets(
-    model: Model, logits: LogitTargets | None, clean: Tensor, base: Tensor, values: Mapping[Site, Tensor]
-) -> list[Target]:
-    if logits is None:
-        return []
-    stream = values[Site("resid_post", model.n_layers - 1)]
-    return logit_targets(model, logits, clean, base, stream, values.get(Site("final_scale")))
+    explained = given_targets(model, dictionaries, targets, tokens.clean.shape[1])
+    if explained.reads and not places.trivial:
+        raise CircuitGraphError(
+            f"target {explained.goals[0].name!r} stands at one position of every prompt, and these prompts have the same role"
+            " at different ones; build one graph per form of prompt (--length)"
+        )
+    return explained
 
 
 def _check_settings(settings: Mapping[str, Any]) -> str:
@@ -228,8 +234,6 @@ def _recorded(settings: Mapping[str, Any], metric: str, backend: str) -> dict[st
     if settings["method"] != "integrated":
         left_out |= {"steps", "rule"}
     kept = {key: value for key, value in settings.items() if key not in left_out}
-    if not isinstance(kept["targets"], str):
-        kept["targets"] = list(kept["targets"])
     return kept | {"metric": metric, "backend": backend}
 
 

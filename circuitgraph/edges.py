@@ -182,9 +182,20 @@ class _Tracer:
             return
         ids = torch.arange(first, first + len(targets))
         weights = torch.stack([target.weight for target in targets], 1)
-        gradient = torch.stack([target.gradient for target in targets], 1)
-        self._keep(ids, weights, self.inflow.of_stream(gradient))
-        self._note(ids.tolist(), torch.einsum("brpd,bpd->br", gradient, self._stream_end()))
+        outer = [i for i, target in enumerate(targets) if target.gradient is not None]
+        if outer:
+            gradient = torch.stack([t.gradient for t in targets if t.gradient is not None], 1)
+            self._keep(ids[outer], weights[:, outer], self.inflow.of_stream(gradient))
+            self._note(ids[outer].tolist(), torch.einsum("brpd,bpd->br", gradient, self._stream_end()))
+        for i, target in enumerate(targets):
+            if target.reads is not None and target.vector is not None:
+                self._trace_vectors(
+                    self._reader(target.reads),
+                    target.vector[None],
+                    target.node.pos,
+                    ids[i : i + 1],
+                    weights[:, i : i + 1],
+                )
         local = torch.stack([t.clean if self.base is None else t.clean - t.baseline for t in targets], 1)
         self.weights[first:-1] = weights.mean(0).to("cpu", torch.float64)
         weight = weights * local
@@ -196,18 +207,25 @@ class _Tracer:
         table = self.tables[index]
         if not len(columns) or not isinstance(table, FeatureTable):
             return
-        reader = Reader(self.model, table.dictionary.reads, self.clean, self.slopes, recompute=self.qk == "recompute")
-        self.inflow.forget()
+        reader = self._reader(table.dictionary.reads)
         positions = table.pos[columns]
-        change = self._stream_before(table.dictionary.reads)
         for pos in torch.unique(positions).tolist():
             for here in columns[positions == pos].split(self._group(reader, pos)):
                 readers = table.take(here)
-                paths = reader.paths(readers.reads, pos)
                 ids = (here + self.offsets[index]).cpu()
-                self._keep(ids, readers.node_gradient, self.inflow.of_paths(paths))
-                linear = [path.of_stream(change).sum(2) for path in paths if path.softmax is None]
-                self._note(ids.tolist(), torch.stack(torch.broadcast_tensors(*linear)).sum(0))
+                self._trace_vectors(reader, readers.reads, pos, ids, readers.node_gradient)
+
+    def _reader(self, reads: Site) -> Reader:
+        self.inflow.forget()
+        return Reader(self.model, reads, self.clean, self.slopes, recompute=self.qk == "recompute")
+
+    def _trace_vectors(self, reader: Reader, vectors: Tensor, pos: int, ids: Tensor, node_gradient: Tensor) -> None:
+        """The inputs of the nodes ids [r] that read vectors [r, d_in] or [batch, r, d_in] at one position."""
+        paths = reader.paths(vectors, pos)
+        self._keep(ids, node_gradient, self.inflow.of_paths(paths))
+        change = self._stream_before(reader.reads)
+        linear = [path.of_stream(change).sum(2) for path in paths if path.softmax is None]
+        self._note(ids.tolist(), torch.stack(torch.broadcast_tensors(*linear)).sum(0))
 
     def trace_most_influential(self, budget: int, progress: Callable[[str, int, int], None]) -> None:
         """Trace `budget` features in up to four rounds, the most influential on the targets first in each."""

@@ -32,7 +32,7 @@ from circuitgraph.nodes import EDGE_KINDS, Node, Site
 from circuitgraph.prompts import PromptPair, pair_of, pairs_to_text
 from circuitgraph.splice import resample_rows
 from circuitgraph.tables import NodeTable
-from circuitgraph.targets import LogitTargets
+from circuitgraph.targets import recorded_goals
 from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
 
 EVALUATION_BASELINES = (*BASELINES, "resample")
@@ -196,8 +196,8 @@ def _build_case(
         raise GraphError(
             f"the prompts have {tokens.clean.shape[1]} tokens, the graph's have {length}; nodes are aligned by position"
         )
-    if metric is None and settings["metric"] == "logits" and "logits" in settings:
-        score = LogitTargets(tuple(settings["logits"]["tokens"]), tuple(settings["logits"]["weights"])).metric()
+    if metric is None and isinstance(settings.get("targets"), list):
+        score = recorded_goals(model, dictionaries, settings["targets"], length).metric()
     else:
         chosen = metric if metric is not None else settings["metric"]
         score = build_metric(chosen, tokens.answers, tokens.wrong_answers)
@@ -355,8 +355,8 @@ def _provenance(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any
 
 
 def _nodes(graph: nx.MultiDiGraph, dictionaries: Mapping[Site, Dictionary]) -> list[Node]:
-    """The graph's nodes but the metric, checked against the dictionaries."""
-    nodes = [Node.parse(key) for key, kind in graph.nodes(data="kind") if kind not in ("logit", "metric")]
+    """The graph's nodes but the targets and the metric, checked against the dictionaries."""
+    nodes = [Node.parse(key) for key, kind in graph.nodes(data="kind") if kind not in ("probe", "logit", "metric")]
     for node in nodes:
         if node.kind == "feature" and (node.site not in dictionaries or node.feature >= dictionaries[node.site].d_sae):  # type: ignore[operator]
             known = ", ".join(map(str, dictionaries)) or "none"

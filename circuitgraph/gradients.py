@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import CleanRun
-from circuitgraph.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
 from circuitgraph.model import Model, Replace
@@ -40,15 +39,13 @@ def metric_gradients(clean: CleanRun, sites: Iterable[Site]) -> dict[Site, Tenso
     }
 
 
-def mlp_slopes(
-    clean: CleanRun, dictionaries: Iterable[Dictionary], layers: Iterable[int | None] = ()
-) -> dict[Site, Tensor]:
+def mlp_slopes(clean: CleanRun, reads: Iterable[Site], layers: Iterable[int | None] = ()) -> dict[Site, Tensor]:
     """d mlp_post / d mlp_pre and, of a gated MLP, / d mlp_gate: one number per neuron, [batch, pos, d_mlp] each.
 
-    For every layer where a dictionary reads behind the neurons (mlp_post, mlp_out), and for the given layers.
+    For every layer where something reads behind the neurons (mlp_post, mlp_out), and for the given layers.
     """
     slopes: dict[Site, Tensor] = {}
-    for layer in {d.reads.layer for d in dictionaries if d.reads.kind in ("mlp_post", "mlp_out")} | set(layers):
+    for layer in {site.layer for site in reads if site.kind in ("mlp_post", "mlp_out")} | set(layers):
         inner = [s for kind in ("mlp_gate", "mlp_pre") if (s := Site(kind, layer)) in clean.attached]
         post = clean.attached[Site("mlp_post", layer)]
         gradients = torch.autograd.grad(post.sum(), [clean.attached[site] for site in inner], retain_graph=True)
@@ -99,13 +96,18 @@ def integrated_gradients(
         value = clean[site]
         alpha = alphas.to(value).repeat_interleave(batch).view(-1, 1, 1)
         path = (base.repeat(steps, 1, 1) + alpha * (value - base).repeat(steps, 1, 1)).requires_grad_()
-        start = None
-        if site.layer:
-            start = (site.layer, clean[Site("resid_post", site.layer - 1)].repeat(steps, 1, 1))
+        first = min(site.layer or 0, *(read.layer or 0 for read in metric.sites), model.n_layers)
+        start = (first, clean[Site("resid_post", first - 1)].repeat(steps, 1, 1)) if first else None
         with torch.enable_grad():
-            logits, _ = model.run(tokens, replace={site: _constant(path)}, start=start, differentiable=True)
-            total = torch.stack([metric(pairs.at_end(step)) for step in logits.split(batch)]).sum()
-            (gradient,) = torch.autograd.grad(total, path)
+            logits, recorded = model.run(
+                tokens, record=metric.sites, replace={site: _constant(path)}, start=start, differentiable=True
+            )
+            parts = ({read: recorded[read].split(batch)[i] for read in metric.sites} for i in range(steps))
+            steps_of = zip(logits.split(batch), parts, strict=True)
+            total = torch.stack([metric(pairs.at_end(step), part) for step, part in steps_of]).sum()
+        gradient = torch.zeros_like(path)  # of a site behind all that the metric reads
+        if total.requires_grad:
+            (gradient,) = torch.autograd.grad(total, path, allow_unused=True, materialize_grads=True)
         result[site] = (weights.to(value).view(-1, 1, 1, 1) * gradient.unflatten(0, (steps, batch))).sum(0)
     return result
 

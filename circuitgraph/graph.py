@@ -4,13 +4,15 @@ In come node tables, edges and the facts of the run; out comes a graph whose nod
 edges are keyed by kind. Attributes are finite Python values. This module attributes and draws nothing.
 
 Node attributes
-    kind                  embedding, pos_embedding, bias, feature, error, logit, metric
-    site, layer, pos, feature   where it stands; layer is None for embeddings and the metric, feature for all but features
+    kind                  embedding, pos_embedding, bias, feature, error, probe, logit, metric
+    site, layer, pos, feature   where it stands; layer is None for embeddings, logits and the metric; feature is a feature's
+                          index, a logit's token id, a probe's number
     attribution           estimated contribution to the metric clean - baseline, mean over the examples; the metric node
                           has the measured clean - corrupted
     activation, baseline_activation   mean over the examples, features only
     top_tokens            tokens that the write vector promotes directly, features only
     token                 the text of a logit's token
+    target, target_weight what a logit or probe stands for, in words, and d metric / d target
     inflow, unexplained   what a target reads of clean minus baseline through its (linear) paths, measured on the streams,
                           and the part of it that none of its edges explains; targets whose inputs were traced only
     effect                measured contribution, once it was measured
@@ -42,6 +44,7 @@ from circuitgraph.errors import GraphError
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node
 from circuitgraph.tables import FeatureTable, NodeTable
+from circuitgraph.targets import Target
 
 N_TOP_TOKENS = 5
 _OPTIONAL = ("effect", "weight_abs", "activation", "baseline_activation")
@@ -53,11 +56,12 @@ def build_graph(
     edges: EdgeTable,
     facts: dict[str, Any],
     *,
+    targets: Sequence[Target] = (),
     inflow: Mapping[int, tuple[float, float]] | None = None,
 ) -> nx.MultiDiGraph:
     """The graph of these edges, their end nodes and the metric. `facts` become the graph attributes.
 
-    The edges' nodes are those of the tables, one table after the other, then targets and the metric. inflow: number of a
+    The edges' nodes are those of the tables, one table after the other, then the targets and the metric. inflow: number of a
     target -> (what it reads, what of it no edge explains). facts["metric"] holds the metric's clean and corrupted means,
     whose difference is the metric node's attribution.
     """
@@ -72,7 +76,9 @@ def build_graph(
         first += len(table)
     top = (edges.source >= first).nonzero()[:, 0]
     for i, weight in zip(edges.source[top].tolist(), edges.weight[top].tolist(), strict=True):
-        rows[i] = {"attribution": weight, "token": model.token_strings([edges.nodes[i].feature or 0])[0]}
+        target = targets[i - first]
+        rows[i] = {"attribution": weight, "target": target.name, "target_weight": float(target.weight.mean())}
+        rows[i] |= {"token": target.name} if target.node.kind == "logit" else {"label": target.name}
     rows[len(edges.nodes) - 1] = {"attribution": facts["metric"]["clean"] - facts["metric"]["corrupted"]}
     names = {i: str(edges.nodes[i]) for i in rows}
     for i, attributes in rows.items():

@@ -83,7 +83,7 @@ def prune_by_influence(
         if not 0 < share <= 1:
             raise CircuitGraphError(f"{name} is {share}; expected a cumulative share above 0 and at most 1")
     kinds = [node.kind for node in table.nodes]
-    above = torch.tensor([kind == "logit" for kind in kinds])[table.source.long()]
+    above = torch.tensor([kind in ("logit", "probe") for kind in kinds])[table.source.long()]
     whole, table = table, table.take(~above)
     index = (~above).nonzero()[:, 0]
 

@@ -155,13 +155,19 @@ def run_with_nodes(
     what the edited run puts into them.
     """
     held = node_values(model, dictionaries, baseline.values)
-    return run_circuits(model, dictionaries, tokens, held, stack_kept([kept]))[0]
+    return run_circuits(model, dictionaries, tokens, held, stack_kept([kept]))[0][0]
 
 
 def run_circuits(
-    model: Model, dictionaries: Mapping[Site, Dictionary], tokens: Tensor, held: NodeValues, kept: Kept
-) -> Tensor:
-    """`run_with_nodes` of n circuits in one forward pass, [n, batch, pos, vocab]; nodes outside have the values `held`."""
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    tokens: Tensor,
+    held: NodeValues,
+    kept: Kept,
+    observe: Sequence[Site] = (),
+) -> tuple[Tensor, dict[Site, Tensor]]:
+    """`run_with_nodes` of n circuits in one forward pass: logits [n, batch, pos, vocab] and what stands at the observed
+    sites, [n, batch, pos, d] each. Nodes outside the circuits have the values `held`."""
     shape = (len(kept.embeddings), len(tokens))
     replace: dict[Site, Replace] = {
         Site("embed"): _edit(Site("embed"), [], held.embeddings, held, kept.embeddings, kept, shape)
@@ -170,9 +176,9 @@ def run_circuits(
         writers = _writers(dictionaries, site)
         replace[site] = _edit(site, writers, held.errors[site], held, kept.errors[site], kept, shape)
     reads = {dictionary.reads for dictionary in dictionaries.values()}
-    logits, _ = model.run(tokens.repeat(shape[0], 1), record=sorted(reads, key=lambda s: s.depth), replace=replace)
-    unflattened: Tensor = logits.unflatten(0, shape)
-    return unflattened
+    record = sorted(reads | set(observe), key=lambda s: s.depth)
+    logits, recorded = model.run(tokens.repeat(shape[0], 1), record=record, replace=replace)
+    return logits.unflatten(0, shape), {site: recorded[site].unflatten(0, shape) for site in observe}
 
 
 def circuit_metrics(
@@ -194,7 +200,8 @@ def circuit_metrics(
     for first in range(0, len(circuits), step):
         progress(first, len(circuits))
         kept = stack_kept([make() for make in circuits[first : first + step]])
-        found += [metric(logits) for logits in run_circuits(model, dictionaries, tokens, held, kept)]
+        runs, observed = run_circuits(model, dictionaries, tokens, held, kept, metric.sites)
+        found += [metric(logits, {s: x[i] for s, x in observed.items()}) for i, logits in enumerate(runs)]
     return torch.stack(found)
 
 
@@ -257,21 +264,28 @@ def patch_effects(
             f"node {unknown[0]!r} is the same in the clean run and the baseline; there is nothing to patch"
         )
     step = max(1, batch_rows // batch)
-    clean_metric = metric(model.run(tokens)[0])
+    clean_metric = metric(*model.run(tokens, record=metric.sites))
     order = sorted(range(len(nodes)), key=lambda i: nodes[i].order)
     effects = torch.zeros(len(nodes), batch, dtype=clean_metric.dtype, device=clean_metric.device)
     for first in range(0, len(order), step):
         progress("patching nodes", first, len(order))
         chunk = order[first : first + step]
-        patched = _run_patched(model, tokens, clean, [places[nodes[i]] for i in chunk])
-        effects[chunk] = clean_metric - torch.stack([metric(logits) for logits in patched.split(batch)])
+        patched, observed = _run_patched(model, tokens, clean, [places[nodes[i]] for i in chunk], metric.sites)
+        rows = [slice(n * batch, (n + 1) * batch) for n in range(len(chunk))]
+        after = [metric(patched[part], {site: x[part] for site, x in observed.items()}) for part in rows]
+        effects[chunk] = clean_metric - torch.stack(after)
     return effects
 
 
 def _run_patched(
-    model: Model, tokens: Tensor, clean: Mapping[Site, Tensor], places: Sequence[tuple[NodeTable, int]]
-) -> Tensor:
-    """Logits [len(places) * batch, pos, vocab]; each group of `batch` rows has one node at its baseline value."""
+    model: Model,
+    tokens: Tensor,
+    clean: Mapping[Site, Tensor],
+    places: Sequence[tuple[NodeTable, int]],
+    observe: Sequence[Site],
+) -> tuple[Tensor, dict[Site, Tensor]]:
+    """Logits [len(places) * batch, pos, vocab] and what stands at the observed sites; each group of `batch` rows has one
+    node at its baseline value."""
     batch = len(tokens)
     changes: dict[Site, list[tuple[int, int, Tensor]]] = {}
     for group, (table, column) in enumerate(places):
@@ -288,12 +302,12 @@ def _run_patched(
 
         return edit
 
-    lowest = min(site.layer or 0 for site in changes)
+    lowest = min(site.layer or 0 for site in (*changes, *observe))
     start = None
     if lowest > 0 and Site("embed") not in changes:
         start = (lowest, clean[Site("resid_post", lowest - 1)].repeat(len(places), 1, 1))
     replace = {site: subtract(here) for site, here in changes.items()}
-    return model.run(tokens.repeat(len(places), 1), replace=replace, start=start)[0]
+    return model.run(tokens.repeat(len(places), 1), record=observe, replace=replace, start=start)
 
 
 def _added_at(site: Site) -> Site:

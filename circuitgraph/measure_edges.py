@@ -49,8 +49,9 @@ def measure_edges(
     layers = range(model.n_layers)
     parts = [Site(kind, layer) for kind in ("resid_pre", "attn_out", "mlp_out") for layer in layers]
     scales = [s for kind in ("ln1_scale", "ln2_scale") for layer in layers if model.has(s := Site(kind, layer))]
-    logits, clean = model.run(tokens, record=sorted({*parts, *scales, *groups}, key=lambda site: site.depth))
-    whole = metric(logits)
+    record = sorted({*parts, *scales, *groups, *metric.sites}, key=lambda site: site.depth)
+    logits, clean = model.run(tokens, record=record)
+    whole = metric(logits, clean)
     batch, done = len(tokens), 0
     step = max(1, batch_rows // batch)
     effects: Tensor = whole.new_zeros(len(pairs), batch)

@@ -6,33 +6,36 @@ not text, and no model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from circuitgraph.errors import MetricError, did_you_mean
+from circuitgraph.nodes import Site
 
 MetricFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named function `logits [batch, pos, vocab] -> [batch]`."""
+    """A named function `logits [batch, pos, vocab] -> [batch]`; with `sites`, of the logits and what the run recorded there."""
 
     name: str
-    function: MetricFunction
+    function: Callable[..., Tensor]
+    sites: tuple[Site, ...] = ()
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, recorded: Mapping[Site, Tensor] | None = None) -> Tensor:
         """One number per example, [batch]. MetricError if the function returns anything else, or NaN."""
-        values = self.function(logits)
+        values = self.function(logits, recorded) if self.sites else self.function(logits)
         if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise MetricError(
                 f"metric {self.name!r} returned {shape}; expected one number per example, shape ({len(logits)},)"
             )
-        if not values.is_floating_point() or (logits.requires_grad and not values.requires_grad):
+        detached = logits.requires_grad and not values.requires_grad and not self.sites
+        if not values.is_floating_point() or detached:
             raise MetricError(
                 f"metric {self.name!r} has no gradient (dtype {values.dtype}); it must be differentiable by the logits"
             )

@@ -8,6 +8,7 @@ the metric that reads it), at one position. The text form of a node is unique an
     embed@2  pos_embed@2 token and positional embedding
     mlp_out.3/bias@5     the constant that site adds at position 5
     logit/t262@14        the logit of token 262 above the mean logit, at position 14
+    resid_post.2/p0@14   what the first target of the graph reads there: a direction, a feature's encoder, a logit difference
     metric@14            the metric, at the position whose logits it reads
 
 This module holds the only index arithmetic on nodes and knows neither models nor graphs.
@@ -22,10 +23,19 @@ from typing import Literal
 
 from circuitgraph.errors import GraphError, did_you_mean
 
-NodeKind = Literal["feature", "error", "embedding", "pos_embedding", "bias", "logit", "metric"]
+NodeKind = Literal["feature", "error", "embedding", "pos_embedding", "bias", "probe", "logit", "metric"]
 EdgeKind = Literal["ov", "q", "k", "mlp", "residual", "metric"]
 
-NODE_KINDS: tuple[NodeKind, ...] = ("embedding", "pos_embedding", "bias", "feature", "error", "logit", "metric")
+NODE_KINDS: tuple[NodeKind, ...] = (
+    "embedding",
+    "pos_embedding",
+    "bias",
+    "feature",
+    "error",
+    "probe",
+    "logit",
+    "metric",
+)
 EDGE_KINDS: tuple[EdgeKind, ...] = ("ov", "q", "k", "mlp", "residual", "metric")
 
 # Order inside one layer of a serial block: what stands later may read what stands earlier.
@@ -104,7 +114,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Node:
-    """One node of a circuit; `feature` is set for kind "feature", and for "logit" to the token's id."""
+    """One node of a circuit; `feature` is set for kind "feature", for "logit" to the token's id and for "probe" to its
+    number among the targets."""
 
     kind: NodeKind
     site: Site
@@ -112,10 +123,8 @@ class Node:
     feature: int | None = None
 
     def __str__(self) -> str:
-        if self.kind == "feature":
-            return f"{self.site}/f{self.feature}@{self.pos}"
-        if self.kind == "logit":
-            return f"{self.site}/t{self.feature}@{self.pos}"
+        if self.kind in _NUMBERED:
+            return f"{self.site}/{_NUMBERED[self.kind]}{self.feature}@{self.pos}"
         if self.kind in ("error", "bias"):
             return f"{self.site}/{self.kind}@{self.pos}"
         return f"{self.site}@{self.pos}"
@@ -142,18 +151,18 @@ class Node:
                 f"node {text!r} does not parse: expected for instance 'mlp_out.3/f1024@5', 'z.2/error@5' or 'embed@2'"
             )
         site, part, pos = Site.parse(match["site"]), match["part"], int(match["pos"])
-        if (site.kind == "logit") != (part is not None and part.startswith("t")):
+        if (site.kind == "logit") != (part is not None and part.startswith("t")) and not (part or "").startswith("p"):
             raise GraphError(f"node {text!r} does not parse: a token id stands behind logit and nowhere else")
         if part is None:
             if site.kind not in _GLOBAL_NODES:
                 raise GraphError(f"node {text!r} names no feature, error or bias of its site")
             return cls(_GLOBAL_NODES[site.kind], site, pos)
-        if part.startswith("t"):
-            return cls("logit", site, pos, int(part[1:]))
         if part in ("error", "bias"):
             return cls(part, site, pos)  # type: ignore[arg-type]
-        return cls("feature", site, pos, int(part[1:]))
+        kind = next(kind for kind, letter in _NUMBERED.items() if part.startswith(letter))
+        return cls(kind, site, pos, int(part[1:]))
 
 
+_NUMBERED: dict[NodeKind, str] = {"feature": "f", "logit": "t", "probe": "p"}
 _GLOBAL_NODES: dict[str, NodeKind] = {"embed": "embedding", "pos_embed": "pos_embedding", "metric": "metric"}
-_NODE = re.compile(r"(?P<site>[a-z_0-9]+(\.\d+)?)(/(?P<part>f\d+|t\d+|error|bias))?@(?P<pos>\d+)")
+_NODE = re.compile(r"(?P<site>[a-z_0-9]+(\.\d+)?)(/(?P<part>[ftp]\d+|error|bias))?@(?P<pos>\d+)")

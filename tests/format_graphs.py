@@ -61,6 +61,7 @@ def graphs(draw: st.DrawFn) -> nx.MultiDiGraph:
         st.lists(
             st.builds(Node, st.just("feature"), sites, pos, st.integers(0, 2**20))
             | st.builds(Node, st.sampled_from(["error", "bias"]), sites, pos)
+            | st.builds(Node, st.just("probe"), sites, pos, st.integers(0, 9))
             | st.builds(lambda p: Node("embedding", Site("embed"), p), pos)
             | st.builds(lambda p: Node("pos_embedding", Site("pos_embed"), p), pos),
             unique=True,

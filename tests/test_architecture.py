@@ -15,8 +15,8 @@ PACKAGE = ROOT / "circuitgraph"
 # A module imports only from rows above its own.
 FLOW = [
     {"errors", "circuitgraph_kernels"},
-    {"files", "nodes", "prompts", "metrics"},
-    {"tasks", "model_layout"},
+    {"files", "nodes", "prompts"},
+    {"tasks", "model_layout", "metrics"},
     {"model_formulas"},
     {"model"},
     {"dictionary_lazy", "dictionary_sources", "dictionary_sets", "dictionary_files", "dictionary_hub", "tokens"},
@@ -24,9 +24,9 @@ FLOW = [
     {"dictionary_build"},
     {"dictionary_sae_lens", "dictionary_published", "dictionary_pairs", "dictionary_neurons"},
     {"dictionary_transcoders"},
-    {"dictionary_formats", "activations", "tables", "through", "edge_table", "targets"},
+    {"dictionary_formats", "activations", "tables", "through", "edge_table"},
     {"gradients", "attribution", "reading", "influence", "alignment"},
-    {"inflow"},
+    {"inflow", "targets"},
     {"edges"},
     {"graph"},
     {"prune", "presets"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy
 import pytest
 from click.testing import CliRunner
 from test_dictionary_formats import save
@@ -83,6 +84,31 @@ def test_discover_passes_its_options_on(workplace, tiny_folder, tmp_path):
     expected = {"metric": "logit", "baseline": "zero", "method": "integrated", "steps": 2, "max_nodes": 7, "seed": 3}
     assert expected.items() <= graph.graph["provenance"]["settings"].items()
     assert graph.graph["n_examples"] == 1 and len(graph) <= 8
+
+
+def test_discover_explains_features_tokens_and_directions(workplace, tiny_folder, tmp_path):
+    direction, out = tmp_path / "north.npy", tmp_path / "graph.json"
+    numpy.save(direction, numpy.linspace(-1, 1, 16))
+    loading = ["discover", workplace / "pairs.jsonl", *model(tiny_folder, workplace), "--length", 6, "-o", out]
+    targets = [" g", "mlp_out.1/f3@4", f"resid_post.0@-2={direction}"]
+    options = [item for text in targets for item in ("--targets", text)]
+    weights = [item for weight in (1, -2, 0.5) for item in ("--target-weights", weight)]
+    assert run(*loading, *options, *weights, "--edge-threshold", 0).exit_code == 0
+    graph = read_graph(out)
+    rows = graph.graph["provenance"]["settings"]["targets"]
+    assert [row["weight"] for row in rows] == [1, -2, 0.5] and rows[2]["vector"] == pytest.approx(
+        numpy.linspace(-1, 1, 16)
+    )
+    found = {d["target"]: d["target_weight"] for _, d in graph.nodes(data=True) if d["kind"] in ("logit", "probe")}
+    assert found == {"g": 1, "mlp_out.1/f3@4": -2, "north": 0.5}
+    for wrong, message in (
+        ([*options, "--target-weights", 1], "3 targets have 1 weights"),
+        (["--target-weights", 1], "targets 'metric' has weights of its own"),
+        (["--targets", f"resid_post.0@1={tmp_path}/none.npy"], "cannot be read (No such file or directory)"),
+        (["--targets", f"resid_post.0@1={out}"], "cannot be read (no array of numbers)"),
+    ):
+        result = run(*loading, *wrong)
+        assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_prune_render_and_show_go_on_from_the_file(workplace, tmp_path):

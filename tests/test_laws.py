@@ -56,7 +56,7 @@ class Case:
     def edges(self, **settings: Any) -> list:
         gradient = metric_gradients(self.clean, [self.last])[self.last]
         selection = Selection(**{key: settings.pop(key) for key in ("threshold", "top_k") if key in settings})
-        settings.setdefault("slopes", mlp_slopes(self.clean, self.dictionaries.values()))
+        settings.setdefault("slopes", mlp_slopes(self.clean, [d.reads for d in self.dictionaries.values()]))
         traced = attribute_edges(
             self.model,
             self.tables,

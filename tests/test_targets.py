@@ -7,29 +7,35 @@ import torch
 from test_laws import assert_close
 from traced_edges import trace
 
+from circuitgraph.activations import CleanRun
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError, MetricError
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.graph import check_graph
 from circuitgraph.nodes import Node, Site
 from circuitgraph.presets import PRESETS
-from circuitgraph.targets import LogitTargets, given_logits, likeliest_logits, logit_targets
+from circuitgraph.targets import Explained, LogitGoal, given_targets, likeliest_logits, make_targets
 
-CHOSEN = LogitTargets((6, 9, 4), (0.5, 0.3, 0.2))
+TOKENS = (6, 9, 4)
+CHOSEN = Explained(tuple(LogitGoal(n, (t,)) for n, t in zip("dgb", TOKENS, strict=True)), (0.5, 0.3, 0.2))
+
+
+def tokens_of(explained):
+    return [token for goal in explained.goals for token in goal.tokens]
 
 
 @pytest.fixture(scope="module")
 def zero(tiny_model, tiny_dictionaries, tiny_pairs):
-    return trace(tiny_model, tiny_dictionaries, tiny_pairs, baseline="zero", logits=CHOSEN)
+    return trace(tiny_model, tiny_dictionaries, tiny_pairs, baseline="zero", explained=CHOSEN)
 
 
 def test_a_logit_is_its_value_above_the_mean_logit_of_both_runs(zero):
     assert [target.node for target in zero.targets] == [Node("logit", Site("logit"), 5, token) for token in (6, 9, 4)]
-    for target, token, weight in zip(zero.targets, CHOSEN.tokens, CHOSEN.weights, strict=True):
+    for target, token, weight in zip(zero.targets, TOKENS, CHOSEN.weights, strict=True):
         for value, logits in ((target.clean, zero.clean.logits), (target.baseline, zero.base.logits)):
             assert_close(value, logits[:, -1, token] - logits[:, -1].mean(-1))
         assert target.weight.tolist() == [weight, weight]
-    assert [target.token for target in zero.targets] == ["d", "g", "b"]
+    assert [target.name for target in zero.targets] == ["d", "g", "b"]
 
 
 def test_a_logits_reading_vector_is_its_gradient_with_the_final_norms_scale_frozen(zero, tiny_model):
@@ -40,7 +46,7 @@ def test_a_logits_reading_vector_is_its_gradient_with_the_final_norms_scale_froz
     normed = centred / zero.clean.values[Site("final_scale")] * final.weight + final.bias
     logits = normed @ tiny_model.library.W_U + tiny_model.library.unembed.b_U
     assert_close(logits.detach(), zero.clean.logits)
-    for target, token in zip(zero.targets, CHOSEN.tokens, strict=True):
+    for target, token in zip(zero.targets, TOKENS, strict=True):
         value = (logits[:, -1, token] - logits[:, -1].mean(-1)).sum()
         (gradient,) = torch.autograd.grad(value, stream, retain_graph=True)
         assert_close(target.gradient, gradient)
@@ -52,7 +58,7 @@ def test_what_the_logits_bring_to_the_metric_is_the_metric(zero, tiny_model, tin
 
     assert abs(float(zero.clean.metric.mean())) > 0.01
     assert brought(zero) == pytest.approx(float(zero.clean.metric.mean()), rel=1e-12)
-    corrupted = trace(tiny_model, tiny_dictionaries, tiny_pairs, logits=CHOSEN)
+    corrupted = trace(tiny_model, tiny_dictionaries, tiny_pairs, explained=CHOSEN)
     difference = float((corrupted.clean.metric - corrupted.base.metric).mean())
     assert abs(difference) > 0.01 and brought(corrupted) == pytest.approx(difference, rel=1e-12)
 
@@ -62,7 +68,7 @@ def test_what_a_logit_reads_is_its_value_less_what_is_constant(zero, tiny_model)
     library, found = tiny_model.library, zero.edges()
     constants = library.ln_final.bias @ library.W_U + library.unembed.b_U
     n = len(zero.nodes)
-    for i, token in enumerate(CHOSEN.tokens):
+    for i, token in enumerate(TOKENS):
         expected = float(zero.targets[i].clean.mean() - constants[token] + constants.mean())
         assert abs(expected) > 1e-3
         assert found.inflow[n + i] == pytest.approx(expected, rel=1e-9)
@@ -73,20 +79,21 @@ def test_what_a_logit_reads_is_its_value_less_what_is_constant(zero, tiny_model)
     assert found.weights[n:].tolist() == [0.5, 0.3, 0.2, 0.0] and not found.weights[:n].any()
 
 
-def test_the_likeliest_logits_have_the_asked_mass_and_weights_that_sum_to_one():
+def test_the_likeliest_logits_have_the_asked_mass_and_weights_that_sum_to_one(tiny_model):
     logits = torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.3, 0.45, 0.05, 0.2]], dtype=torch.float64).log()[:, None]
-    found = likeliest_logits(logits, mass=0.7)  # means 0.4, 0.35, 0.1, 0.15
-    assert found.tokens == (0, 1) and found.weights == pytest.approx((0.4 / 0.75, 0.35 / 0.75))
-    assert likeliest_logits(logits, mass=0.76).tokens == (0, 1, 3)
-    assert likeliest_logits(logits, mass=1.0, limit=3).tokens == (0, 1, 3)
-    assert sum(likeliest_logits(logits, mass=1.0, limit=100).weights) == pytest.approx(1)
+    found = likeliest_logits(tiny_model, logits, mass=0.7)  # means 0.4, 0.35, 0.1, 0.15
+    assert tokens_of(found) == [0, 1] and found.weights == pytest.approx((0.4 / 0.75, 0.35 / 0.75))
+    assert tokens_of(likeliest_logits(tiny_model, logits, mass=0.76)) == [0, 1, 3]
+    assert tokens_of(likeliest_logits(tiny_model, logits, mass=1.0, limit=3)) == [0, 1, 3]
+    assert sum(likeliest_logits(tiny_model, logits, mass=1.0, limit=100).weights) == pytest.approx(1)
     # the metric's gradient is that of the targets together
     last = found.metric()(logits)
     assert_close(last, logits[:, 0, :2] @ torch.tensor(found.weights, dtype=torch.float64) - logits[:, 0].mean(-1))
 
 
 def test_given_tokens_have_equal_weights(tiny_model):
-    assert given_logits(tiny_model, [" c", " a", " b"]) == LogitTargets((5, 3, 4), (1 / 3,) * 3)
+    found = given_targets(tiny_model, {}, [" c", " a", " b"], 6)
+    assert tokens_of(found) == [5, 3, 4] and found.weights == (1 / 3,) * 3
 
 
 @pytest.mark.parametrize(
@@ -123,13 +130,14 @@ def test_the_graph_has_one_node_per_logit_and_survives_a_file(
     logits = {node: d for node, d in graph.nodes(data=True) if d["kind"] == "logit"}
     if targets == "logits":
         clean, _ = tiny_model.run(torch.tensor([[1, 3, 4, 5, 6, 7], [1, 5, 3, 10, 4, 6]]))
-        expected = likeliest_logits(clean)
+        expected = tokens_of(likeliest_logits(tiny_model, clean))
     else:
-        expected = LogitTargets((5, 3), (0.5, 0.5))
-    assert set(logits) == {f"logit/t{token}@5" for token in expected.tokens} and len(logits) > 1
+        expected = [5, 3]
+    assert set(logits) == {f"logit/t{token}@5" for token in expected} and len(logits) > 1
     for node, attributes in logits.items():
         assert str(Node.parse(node)) == node
         assert [attributes["token"]] == tiny_model.token_strings([attributes["feature"]])
+        assert attributes["target"] == attributes["token"] and attributes["target_weight"] > 0
         assert list(graph.successors(node)) == ["metric@5"] and graph.in_degree(node) > 5
         assert attributes["unexplained"] == pytest.approx(0, abs=1e-9) and abs(attributes["inflow"]) > 1e-3
         assert attributes["attribution"] == graph.edges[node, "metric@5", "metric"]["weight"] != 0
@@ -192,9 +200,12 @@ def test_the_preset_of_attribution_graphs_explains_everything_before_it_prunes(
 
 
 def test_a_models_targets_without_a_final_norm_scale_are_not_divided(zero, tiny_model):
-    stream = zero.clean.values[Site("resid_post", 1)]
-    runs = zero.clean.logits, zero.base.logits
-    plain = logit_targets(tiny_model, CHOSEN, *runs, stream, None)
+    scale = zero.clean.attached[Site("final_scale")]
+    without = CleanRun(
+        zero.clean.logits,
+        zero.clean.attached_metric,
+        {site: value for site, value in zero.clean.attached.items() if site != Site("final_scale")},
+    )
+    plain = make_targets(tiny_model, CHOSEN, without, zero.base)
     for target, other in zip(plain, zero.targets, strict=True):
-        scale = zero.clean.values[Site("final_scale")]
         assert_close(target.gradient / scale, other.gradient)

@@ -20,7 +20,7 @@ from circuitgraph.gradients import metric_gradients, mlp_slopes
 from circuitgraph.metrics import build_metric
 from circuitgraph.nodes import Site
 from circuitgraph.tables import FeatureTable
-from circuitgraph.targets import LogitTargets, logit_targets
+from circuitgraph.targets import Explained, make_targets
 from circuitgraph.through import component_through
 from circuitgraph.tokens import tokenize_pairs
 
@@ -67,7 +67,7 @@ def trace(
     attention: str = "component",
     mlp: str = "component",
     metric: Any = "logit_difference",
-    logits: LogitTargets | None = None,
+    explained: Explained | None = None,
     method: str = "gradient",
     steps: int = 1,
 ) -> Traced:
@@ -76,8 +76,9 @@ def trace(
         made = [random_kind(model, *kind[:3], **(kind[3] if kind[3:] else {})) for kind in dictionaries]
         dictionaries = {dictionary.writes: dictionary for dictionary in made}
     roles, tokens = Roles(attention, mlp), tokenize_pairs(model, pairs)
-    score = logits.metric() if logits else build_metric(metric, tokens.answers, tokens.wrong_answers)
-    sites = sites_of(model, dictionaries.values(), neurons=True, scores=True)
+    score = explained.metric() if explained else build_metric(metric, tokens.answers, tokens.wrong_answers)
+    reads = explained.reads if explained else []
+    sites = sites_of(model, dictionaries.values(), reads=reads, neurons=True, scores=True)
     clean, base = run_clean(model, tokens, sites, score), run_baseline(model, tokens, sites, score, baseline)
     gradients = node_gradients(
         model,
@@ -90,15 +91,12 @@ def trace(
         steps=steps,
         rule="midpoint" if steps > 1 else "left",
     )
-    slopes = mlp_slopes(clean, dictionaries.values(), range(model.n_layers))
+    slopes = mlp_slopes(clean, [], range(model.n_layers))
     passing = through_sites(model, dictionaries, roles)
     throughs = {site: component_through(model, site, clean.values, slopes) for site in passing}
     tables = attribute_nodes(model, dictionaries, clean.values, base, gradients, roles=roles, throughs=throughs)
     last = Site("resid_post", model.n_layers - 1)
-    targets = []
-    if logits:
-        scale = clean.values.get(Site("final_scale"))
-        targets = logit_targets(model, logits, clean.logits, base.logits, clean.values[last], scale)
+    targets = make_targets(model, explained, clean, base) if explained else []
     gradient = metric_gradients(clean, [last])[last]
     return Traced(model, clean, base, tables, gradient, targets, slopes, throughs, tokens.clean)
 

@@ -71,7 +71,7 @@ def neuronpedia_value(graph: nx.MultiDiGraph, *, slug: str, scan: str | None = N
     named = {contributor for results in traced.values() for name in results for (contributor, _) in results[name]}
     influence, sizes = _influence(exact["nodes"]), _sizes(graph)
     rows, only = [], {}
-    parts = {key for key, node in nodes.items() if node.kind == "logit"}
+    parts = {key for key, node in nodes.items() if node.kind in ("logit", "probe")}
     whole = {ids[key] for key, node in nodes.items() if node.kind == "metric" and parts}
     links = [link for link in links if link["target"] not in whole]
     for row in exact["nodes"]:
@@ -141,7 +141,7 @@ def _node(graph: nx.MultiDiGraph, row: dict[str, Any], node: Node, sizes: tuple[
     fields |= {
         "run_idx": 0,
         "reverse_ctx_idx": max(0, len(clean) - 1 - node.pos),
-        "is_target_logit": node.kind in ("metric", "logit"),
+        "is_target_logit": node.kind in ("metric", "logit", "probe"),
     }
     if node.kind == "logit":
         return fields | {"token_prob": _likely(graph).get(str(row.get("token")), 0.0)}
@@ -158,6 +158,8 @@ def _label(graph: nx.MultiDiGraph, row: dict[str, Any], node: Node) -> str:
     if node.kind == "logit":
         text = str(row.get("token", node.feature))
         return f'Output "{_shown(text)}" (p={_likely(graph).get(text, 0.0):.3f})'
+    if node.kind == "probe":  # their page wants a probability behind every target
+        return f'Target "{_shown(str(row.get("target", row.get("label", node))))}" (p=0.000)'
     if row.get("label"):
         return _shown(row["label"])
     if node.kind == "feature":

@@ -18,6 +18,7 @@ from circuitgraph.nodes import Node, Site
 ATTENTION_SITES = ("z", "attn_out")
 MLP_SITES = ("mlp_out", "mlp_post")
 MAX_LAYER = 4096
+_PROBES = 1 << 24  # above every token's id: numbers of targets that are no logit
 _TYPES = {"feature": ("lorsa", "cross layer transcoder"), "error": ("lorsa error", "mlp reconstruction error")}
 _SITES = {
     "cross layer transcoder": ("feature", "mlp_out"),
@@ -49,6 +50,9 @@ def fields_of(node: Node, n_layers: int, n_pos: int) -> dict[str, Any]:
     if node.kind == "logit":
         top, token = str(n_layers), node.feature or 0
         return _fields(f"{top}_{token}_{pos}", token, top, pos, "logit", f"L_{token}-{pos}")
+    if node.kind == "probe":  # a number that is no token's
+        top, probe = str(n_layers), _PROBES + (node.feature or 0)
+        return _fields(f"{top}_{probe}_{pos}", probe, top, pos, "logit", f"L_{probe}-{pos}")
     if layer is None:
         slot = pos if node.kind == "embedding" else n_pos + pos  # two embeddings of one position are two squares
         return _fields(f"E_{slot}_{pos}", slot, "E", pos, "embedding", f"E_{slot}-{pos}")

@@ -173,7 +173,8 @@ def kind_name(attributes: Mapping[str, Any]) -> str:
 
 def short_name(attributes: Mapping[str, Any]) -> str:
     """The node inside its cell: `f1024` for a feature, else its kind."""
-    return f"f{attributes['feature']}" if attributes.get("feature") is not None else kind_name(attributes)
+    named = attributes.get("kind") == "feature" and attributes.get("feature") is not None
+    return f"f{attributes['feature']}" if named else kind_name(attributes)
 
 
 def caption(graph: nx.MultiDiGraph, node: str) -> str:
@@ -183,6 +184,8 @@ def caption(graph: nx.MultiDiGraph, node: str) -> str:
         return shorten(visible(str(attributes["label"]), " "), 20)
     if attributes.get("kind") == "metric":
         return shorten(metric_name(graph), 24)
+    if attributes.get("kind") == "logit":
+        return shorten(visible(str(attributes.get("token", ""))), 20)
     if attributes.get("kind") != "feature":
         return ""
     promoted = attributes.get("top_tokens")
@@ -214,6 +217,8 @@ def shape(attributes: Mapping[str, Any]) -> str:
         "embedding": "square",
         "pos_embedding": "house",
         "bias": "hexagon",
+        "probe": "pill",
+        "logit": "pill",
         "metric": "pill",
     }.get(str(kind), "circle")
 

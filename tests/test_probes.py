@@ -1,0 +1,241 @@
+"""Features and directions as targets: what a graph of them explains, measured and summed without the engine."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from conftest import random_dictionary
+from dictionary_kinds import dictionary_set
+from families import FAMILIES, save_family
+from test_laws import assert_close
+from traced_edges import trace
+
+from circuitgraph.discover import discover_circuit
+from circuitgraph.errors import GraphError, MetricError
+from circuitgraph.evaluate import evaluate_circuit
+from circuitgraph.formats.native import graph_to_text, text_to_graph
+from circuitgraph.graph import check_graph
+from circuitgraph.model import load_model
+from circuitgraph.nodes import Node, Site
+from circuitgraph.reading import READABLE
+from circuitgraph.targets import Probe, given_targets, recorded_goals
+
+POS = 4
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    root = tmp_path_factory.mktemp("families")
+    return functools.cache(
+        lambda family: load_model(save_family(root / family, family), dtype=torch.float64),
+    )
+
+
+def near(actual, expected, share):
+    """Equal up to a share of the largest value."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=share * float(expected.abs().max()))
+
+
+def direction(model, site, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(model.width(Site.parse(site)), generator=generator, dtype=torch.float64)
+
+
+def probes(model, sites, pos=POS):
+    return [Probe(site, direction(model, site, i), pos, f"probe {i}") for i, site in enumerate(sites)]
+
+
+def value_with(model, tokens, probe, site, change):
+    """The probe's value, read by hand, when the activation at a site is changed."""
+    read = Site.parse(probe.site)
+    edit = {site: lambda x, recorded: x + change}
+    _, found = model.run(tokens, record=[read], replace=edit)
+    return found[read][:, probe.pos] @ probe.vector
+
+
+@pytest.mark.parametrize("kind", READABLE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_of_a_probe_is_its_change_when_the_model_runs_with_another_embedding(
+    loaded, tiny_pairs, family, kind
+):
+    model = loaded(family)
+    if not model.has(Site(kind, 1)):
+        pytest.skip(f"{family} has no {kind}")
+    (probe,) = probes(model, [f"{kind}.1"])
+    explained = given_targets(model, {}, [probe], 6)
+    case = trace(model, {}, tiny_pairs, explained=explained)
+    (table,) = [table for table in case.tables if table.kind == "embedding"]
+    change = case.clean.values[Site("embed")] - case.base.values[Site("embed")]
+    step = 1e-5 if FAMILIES[family].precision == torch.float64 else 3e-3
+    up, down = (value_with(model, case.tokens, probe, Site("embed"), sign * step * change / 2) for sign in (1, -1))
+    slope = (up - down) / step
+    assert float(slope.abs().min()) > 1e-4
+    tolerance = 1e-7 if FAMILIES[family].precision == torch.float64 else 2e-2
+    near(table.attribution.sum(1), slope, tolerance)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_residual_probe_reads_is_its_value(loaded, tiny_pairs, family):
+    """With baseline zero every source is a node, and a direction of the stream has no constant of its own."""
+    model = loaded(family)
+    sites = ["resid_post.0", "resid_pre.1", "resid_post.1"]
+    dictionaries = dictionary_set(model, "transcoders")
+    explained = given_targets(model, dictionaries, probes(model, sites), 6)
+    case = trace(model, dictionaries, tiny_pairs, baseline="zero", explained=explained)
+    found, n = case.edges(), len(case.nodes)
+    for i, (target, goal) in enumerate(zip(case.targets, explained.goals, strict=True)):
+        recorded = model.run(case.tokens, record=[goal.site])[1][goal.site]
+        by_hand = recorded[:, POS] @ goal.vector
+        assert float(by_hand.abs().min()) > 1e-3
+        close = 1e-9 if FAMILIES[family].precision == torch.float64 else 1e-5
+        near(target.clean, by_hand, close)
+        edges = [e for e in found.table if e.target == target.node]
+        assert sum(e.local_weight for e in edges) == pytest.approx(float(by_hand.mean()), rel=1e-4)
+        assert found.inflow[n + i] == pytest.approx(float(by_hand.mean()), rel=1e-4)
+        assert all(e.weight == pytest.approx(e.local_weight / 3, rel=1e-6) for e in edges)
+        assert {e.kind for e in edges} == {"residual"} and all(e.source.site.depth < goal.site.depth for e in edges)
+
+
+@pytest.mark.parametrize("name", ["transcoders", "output_saes", "residual", "cross_layer", "skip_transcoders"])
+@pytest.mark.parametrize("qk", ["derivative", "recompute"])
+def test_a_feature_as_target_reads_what_the_feature_reads(tiny_model, tiny_pairs, name, qk):
+    """The edges into it in a graph of the metric, weighted by the target instead."""
+    if qk == "recompute" and name == "skip_transcoders":
+        pytest.skip("qk 'recompute' passes no skip connections")
+    dictionaries = dictionary_set(tiny_model, name)
+    whole = trace(tiny_model, dictionaries, tiny_pairs)
+    chosen = {}
+    for table in whole.tables:
+        if table.kind == "feature" and table.site.layer == 1:
+            column = int((table.node_gradient.abs().amin(0) > 1e-6).nonzero()[-1])
+            chosen[table.site] = (table.node(column), table.acts[:, column])
+    assert len(chosen) > 1
+    expected = [edge for edge in whole.edges(qk=qk).table if edge.target in {node for node, _ in chosen.values()}]
+    explained = given_targets(
+        tiny_model, dictionaries, {str(node): 2.0 + i for i, (node, _) in enumerate(chosen.values())}, 6
+    )
+    case = trace(tiny_model, dictionaries, tiny_pairs, explained=explained)
+    weight = {target.name: target.weight for target in case.targets}
+    found = {
+        (e.source, e.kind, case.targets[e.target.feature].name): e
+        for e in case.edges(qk=qk).table
+        if e.target.kind == "probe"
+    }
+    assert len(expected) > 20 and all(edge.local_weight for edge in expected)
+    reached = {(e.source, e.kind, str(e.target)) for e in expected}
+    assert set(found) == reached
+    for edge in expected:
+        same = found[edge.source, edge.kind, str(edge.target)]
+        assert same.local_weight == pytest.approx(edge.local_weight, rel=1e-9, abs=1e-12)
+        assert same.weight == pytest.approx(float(weight[str(edge.target)][0]) * edge.local_weight, rel=1e-9, abs=1e-12)
+        assert same.heads == pytest.approx(edge.heads)
+    for target, (node, acts) in zip(case.targets, chosen.values(), strict=True):
+        assert target.name == str(node) and target.node.site == dictionaries[node.site].reads
+        active = acts != 0
+        assert bool(active.any())
+        assert_close(target.clean[active], acts[active])  # where it is active, its activation
+
+
+def test_the_metric_is_the_weighted_sum_and_so_are_the_attributions(tiny_model, tiny_dictionaries, tiny_pairs):
+    """Nodes beside or behind all that is read have none; a site's own nodes do not count for what reads there."""
+    specs = [*probes(tiny_model, ["z.1", "resid_post.0"]), (" g", " h"), "mlp_out.1/f3@4"]
+    weights = (2.0, -1.0, 0.5, 3.0)
+
+    def tables(specs, weights):
+        explained = given_targets(tiny_model, tiny_dictionaries, dict(zip(specs, weights, strict=True)), 6)
+        return trace(tiny_model, tiny_dictionaries, tiny_pairs, explained=explained)
+
+    together = tables(specs, weights)
+    alone = [tables([spec], [weight]) for spec, weight in zip(specs, weights, strict=True)]
+    assert_close(together.clean.metric, sum(case.clean.metric for case in alone))
+    assert [target.weight.tolist() for target in together.targets] == [[w, w] for w in weights]
+    for i, table in enumerate(together.tables):
+        parts = [case.tables[i].attribution for case in alone]
+        assert_close(table.attribution, sum(parts))
+        for part, depth in zip(parts, (Site("z", 1).depth, Site("resid_post", 0).depth), strict=False):
+            assert bool(part.any()) == (table.site.depth < depth), table.site
+    difference = alone[2].clean.logits[:, -1, [9, 10]]
+    assert tiny_model.token_strings([9, 10]) == ["g", "h"]
+    assert_close(alone[2].clean.metric, 0.5 * (difference[:, 0] - difference[:, 1]))
+
+
+@pytest.mark.parametrize("method", ["gradient", "integrated"])
+@pytest.mark.parametrize("baseline", ["corrupted", "zero", "mean"])
+def test_a_graph_of_features_and_directions_is_evaluated_and_survives_a_file(
+    tiny_model, tiny_dictionaries, tiny_pairs, method, baseline
+):
+    specs = {"mlp_out.1/f3@4": 1.0, Probe("resid_post.0", direction(tiny_model, "resid_post.0"), 3, "<b>"): -0.5}
+    graph = discover_circuit(
+        tiny_model, tiny_dictionaries, tiny_pairs, targets=specs, baseline=baseline, method=method, steps=4,
+        edge_threshold=0.0, max_nodes=10**6,
+    )  # fmt: skip
+    check_graph(graph)
+    tops = {n: d for n, d in graph.nodes(data=True) if d["kind"] == "probe"}
+    assert set(tops) == {"mlp_in.1/p0@4", "resid_post.0/p1@3"}
+    assert {d["label"]: d["target_weight"] for d in tops.values()} == {"mlp_out.1/f3@4": 1.0, "<b>": -0.5}
+    for node, attributes in tops.items():
+        assert list(graph.successors(node)) == ["metric@5"] and graph.in_degree(node) > 3
+        assert Node.parse(node).site.layer is not None and attributes["unexplained"] == pytest.approx(0, abs=1e-9)
+    assert graph.graph["metric"]["name"] == "targets" and graph.graph["metric"]["clean"] != 0
+    again = text_to_graph(graph_to_text(graph))
+    assert graph_to_text(again) == graph_to_text(graph)
+    evaluation = evaluate_circuit(again, tiny_model, tiny_dictionaries, baselines=(), n_dropped=3, n_patched=10**6)
+    assert evaluation.metric_clean == pytest.approx(graph.graph["metric"]["clean"], rel=1e-6)
+    for node in ("embed@3", "mlp_out.0/error@3", "z.0/error@2"):
+        assert abs(evaluation.effects[node]) > 1e-6
+    if baseline == "corrupted":
+        assert evaluation.faithfulness == pytest.approx(1, abs=1e-9)
+        change = tiny_model.run(torch.tensor([[1, 3, 4, 8, 6, 7], [1, 5, 7, 10, 4, 6]]), record=[Site("embed")])[1]
+        goals = recorded_goals(tiny_model, tiny_dictionaries, graph.graph["provenance"]["settings"]["targets"], 6)
+
+        def replaced(x, recorded):
+            x = x.clone()
+            x[:, 3] = change[Site("embed")][:, 3]
+            return x
+
+        tokens = torch.tensor([[1, 3, 4, 5, 6, 7], [1, 5, 3, 10, 4, 6]])
+        record = [Site("mlp_in", 1), Site("resid_post", 0)]
+        runs = [tiny_model.run(tokens, record=record, replace=r) for r in ({}, {Site("embed"): replaced})]
+        before, after = (goals.metric()(*run) for run in runs)
+        assert evaluation.effects["embed@3"] == pytest.approx(float((before - after).mean()), rel=1e-6)
+
+
+def test_a_probe_behind_neurons_and_one_through_frozen_components_are_explained(tiny_model, tiny_pairs):
+    dictionaries = {d.writes: d for d in [random_dictionary("mlp_in.0", "mlp_out.0", seed=1)]}
+    settings = {"attention": "through", "mlp": "through", "baseline": "zero", "edge_threshold": 0.0, "max_nodes": 10**6}
+    found = probes(tiny_model, ["mlp_post.1", "mlp_out.1", "attn_out.1"])
+    graph = discover_circuit(tiny_model, dictionaries, tiny_pairs[:1], targets=found, **settings)
+    tops = [d for _, d in graph.nodes(data=True) if d["kind"] == "probe"]
+    assert len(tops) == 3 and all(d["unexplained"] == pytest.approx(0, abs=1e-9) for d in tops)
+    assert all(abs(d["inflow"]) > 1e-3 for d in tops)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["mlp_out.1/f99@4"], "dictionary mlp_out.1-relu has features 0-23"),
+        (["mlp_out.7/f1@4"], r"no feature of a given dictionary; their sites are z\.0, .*Did you mean 'mlp_out\.1'"),
+        (["mlp_out.1/f3@6"], "position 6 is not in the prompts, which have 6 tokens"),
+        (["mlp_out.1/f3@x"], "is no feature: node 'mlp_out.1/f3@x' does not parse"),
+        ([Probe("z.9", torch.ones(16))], "a probe cannot read z.9; expected one of resid_pre"),
+        ([Probe("pattern.1", torch.ones(16))], "a probe cannot read pattern.1"),
+        ([Probe("z.1", torch.ones(7))], r"the vector has shape \(7,\); expected 16 finite numbers"),
+        ([Probe("z.1", torch.zeros(16))], "finite numbers, not all 0"),
+        ([Probe("z.1", torch.ones(16), name="x"), Probe("z.0", torch.ones(16), name="x")], "'x' is given twice"),
+        ([(" g", " g")], "is a logit less itself"),
+        ({" g": 0.0}, "the weight of target ' ?g' is 0.0; expected a finite number other than 0"),
+        ({" g": float("nan")}, "the weight of target"),
+        ({" g": "much"}, "the weight of target"),
+    ],
+)
+def test_targets_that_do_not_exist_are_refused_in_one_line(tiny_model, tiny_dictionaries, tiny_pairs, targets, message):
+    with pytest.raises((MetricError, GraphError), match=message) as error:
+        discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets=targets)
+    assert "\n" not in str(error.value)
+
+
+def test_a_record_of_targets_that_is_broken_is_refused(tiny_model, tiny_dictionaries):
+    with pytest.raises(GraphError, match="the graph's targets cannot be read"):
+        recorded_goals(tiny_model, tiny_dictionaries, [{"name": "x", "weight": 1.0, "site": "z.1"}], 6)
