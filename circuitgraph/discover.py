@@ -19,7 +19,7 @@ from circuitgraph.alignment import ALIGN, Alignment, align_pairs
 from circuitgraph.attribution import Roles, affine_part, attribute_nodes, node_sites, rank_nodes, through_sites
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.edge_table import EdgeTable
-from circuitgraph.edges import QK, Selection, TracedEdges, attribute_edges, check_readers
+from circuitgraph.edges import QK, Selection, TracedEdges, Tracer, attribute_edges, check_readers
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.graph import build_graph
@@ -27,6 +27,7 @@ from circuitgraph.influence import graph_scores, prune_by_influence
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Site
+from circuitgraph.position_sums import ALL, POSITIONS, SumTracer, addends, sum_positions
 from circuitgraph.prompts import PromptPair, record_of
 from circuitgraph.tables import NodeTable
 from circuitgraph.targets import Explained, TargetSpec, given_targets, likeliest_logits, make_targets
@@ -55,6 +56,7 @@ def discover_circuit(
     mlp: str = "component",
     qk: str = "derivative",
     align: str = "position",
+    positions: str = "each",
     max_nodes: int = 1000,
     max_readers: int | None = None,
     edge_threshold: float = 0.001,
@@ -79,7 +81,8 @@ def discover_circuit(
     influential first. node_influence, edge_influence: keep the nodes and edges that carry these shares of all influence
     on the targets (circuit-tracer's pruning). align: nodes of different pairs are one node at the same "position", of pairs
     of one length, or at the same place relative to the words they name ("role", `alignment`); a pair without that place
-    counts as 0 in every mean. memory: GiB that reading vectors may take at once. `progress` is told
+    counts as 0 in every mean. positions "sum": one node per feature, and edges added up over positions before any is
+    selected (`position_sums`). memory: GiB that reading vectors may take at once. `progress` is told
     (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
     """
     settings = dict(locals())
@@ -114,7 +117,10 @@ def discover_circuit(
         model, dictionaries, values, base, gradients, roles=roles, throughs=throughs, backend=backend
     )
     tables = places.mask(tables)
-    candidates, report = strongest_nodes(tables, max_nodes, saturated=qk == "recompute")
+    sums = positions == "sum"
+    nodes = [sum_positions(table) for table in tables] if sums else tables
+    nodes, report = strongest_nodes(nodes, max_nodes, saturated=qk == "recompute")
+    candidates = list(map(addends, tables, nodes)) if sums else nodes
 
     unit = abs(float((clean.metric - base.metric).mean())) or abs(float(clean.metric.mean()))
     tops = [] if explained is None else make_targets(model, explained, clean, base)
@@ -130,6 +136,7 @@ def discover_circuit(
         qk=qk,
         selection=Selection(edge_threshold * unit, relative_threshold, top_k, max_readers),
         memory=int(memory * (1 << 30)),
+        tracer_type=SumTracer if sums else Tracer,
         progress=progress,
     )
     edges, influence = traced.table, None
@@ -148,9 +155,9 @@ def discover_circuit(
     facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, recorded, places)
     if influence is not None:
         facts["scores"] = {key: value for key, value in asdict(influence).items() if value is not None}
-    graph = build_graph(model, candidates, edges, facts, targets=tops, inflow=inflow_of(traced, edges, qk))
+    graph = build_graph(model, nodes, edges, facts, targets=tops, inflow=inflow_of(traced, edges, qk))
     reached = len(graph) - len(tops) - 1
-    unreached = sum(map(len, candidates)) - reached
+    unreached = sum(map(len, nodes)) - reached
     reports.append(f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric")
     if not reached:
         reports.append("the graph is empty: no node changes the metric between clean and baseline")
@@ -200,7 +207,7 @@ def _explained(
 
 def _check_settings(settings: Mapping[str, Any]) -> str:
     """The backend that will run; CircuitGraphError for a setting that makes no sense, before any work is done."""
-    for name, known in (("method", METHODS), ("qk", QK), ("align", ALIGN)):
+    for name, known in (("method", METHODS), ("qk", QK), ("align", ALIGN), ("positions", POSITIONS)):
         if settings[name] not in known:
             value = settings[name]
             raise CircuitGraphError(
@@ -342,6 +349,8 @@ def graph_facts(
     else:
         shown = places.shown(runs, lambda token: model.token_strings([token])[0])
         aligned["alignment"] = {"places": list(places.places), "index": places.index.tolist()}
+    if settings["positions"] == "sum":
+        shown = [[ALL], [ALL]]
     libraries = ("circuitgraph-engine", "torch", "transformers", "transformer-lens", "sae-lens")
     versions = {name: importlib.metadata.version(name) for name in libraries if _installed(name)}
     return {

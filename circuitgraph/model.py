@@ -149,8 +149,7 @@ class Model:
 
     @property
     def hidden_below(self) -> float:
-        """What scores are below that the mask hides: masks add the smallest number of the model's type, and a float32 mask
-        may stand in a float64 model."""
+        """What hidden scores are below: masks add the smallest number of a type, float32's in some float64 models."""
         return max(-1e30, torch.finfo(self.dtype).min / 2)
 
     def angles(self, layer: int) -> tuple[Tensor, Tensor] | None:

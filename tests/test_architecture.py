@@ -28,6 +28,7 @@ FLOW = [
     {"gradients", "attribution", "reading", "influence", "alignment"},
     {"inflow", "targets"},
     {"edges"},
+    {"position_sums"},
     {"graph"},
     {"prune", "presets"},
     {"discover"},
