@@ -165,10 +165,8 @@ class SumTracer(Tracer):
         self.readers, self.waiting = None, {}
 
     def _mark(self, table: int, columns: Tensor) -> Tensor:
-        """Mark all columns of these sums as kept; the id of one of each."""
-        members = self.members[table]
-        self.kept[table] |= torch.isin(members.sums, columns)
-        return members.first[columns] + self.offsets[table]
+        """Mark one column of each of these sums as kept; their ids."""
+        return super()._mark(table, self.members[table].first[columns])
 
 
 @dataclass(frozen=True, eq=False)
