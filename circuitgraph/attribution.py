@@ -81,6 +81,17 @@ def through_sites(model: Model, dictionaries: Mapping[Site, Dictionary], roles: 
     return sorted(found, key=lambda site: site.depth)
 
 
+def traced_errors(model: Model, dictionaries: Mapping[Site, Dictionary], roles: Roles | None = None) -> list[Site]:
+    """The sites whose errors can be targets, in forward order: components without a dictionary, and dictionaries that read
+    where they write. A transcoder's error is the difference of two components and stays a source only."""
+    written = written_sites(dictionaries)
+    return [
+        site
+        for site in node_sites(model, dictionaries, roles)
+        if site not in written or (site in dictionaries and dictionaries[site].reads == site)
+    ]
+
+
 def written_sites(dictionaries: Mapping[Site, Dictionary]) -> set[Site]:
     """Every site that one of the dictionaries writes."""
     return {site for dictionary in dictionaries.values() for site in dictionary.sites}
@@ -95,6 +106,7 @@ def attribute_nodes(
     *,
     roles: Roles | None = None,
     throughs: Mapping[Site, Through] | None = None,
+    trace_errors: bool = False,
     backend: str = "auto",
 ) -> list[NodeTable]:
     """Every node's attribution, in tables in forward order.
@@ -109,22 +121,39 @@ def attribute_nodes(
     metric. Components without a dictionary are one error node per position: nothing of them is explained. With baseline
     zero a feature, an error and a bias are compared with nothing. A skip connection is no node: it is linear, so what
     passes it belongs to the nodes before it. A component that is through (throughs: output site -> map) likewise: what its
-    frozen map does not carry is one node per position, a bias with baseline zero, an error with another.
+    frozen map does not carry is one node per position, a bias with baseline zero, an error with another. trace_errors:
+    give the errors of `traced_errors` the reading vectors that make them targets.
     """
     tables = _embedding_tables(model, clean, baseline, gradients)
     explained: dict[Site, Tensor] = {}
     for site, through in (throughs or {}).items():
         tables += _rest_table(model, site, through, clean, baseline.values, gradients)
+    targets = traced_errors(model, dictionaries, roles) if trace_errors else []
     for site in node_sites(model, dictionaries, roles):
-        dictionary = dictionaries.get(site)
+        dictionary, features = dictionaries.get(site), None
         if dictionary is not None:
-            tables.append(_attribute_features(model, dictionary, clean, baseline.values, gradients, backend, explained))
+            features = _attribute_features(model, dictionary, clean, baseline.values, gradients, backend, explained)
+            tables.append(features)
         tables += _bias_table(model, site, dictionaries, clean, baseline.values, gradients)
         difference = clean[site] if baseline.values is None else clean[site] - baseline.values[site]
         if site in explained:
             difference = difference - explained[site]
-        tables.append(_vector_table(model, "error", site, difference, gradients[site], clean))
+        errors = _vector_table(model, "error", site, difference, gradients[site], clean)
+        if site in targets:
+            errors = replace(errors, reads=error_reads(gradients[site], features))
+        tables.append(errors)
     return tables
+
+
+def error_reads(gradient: Tensor, features: FeatureTable | None) -> Tensor:
+    """(I - W_dec diag(act') W_enc)^T g [batch, pos, d]: how what an error brings to the metric, g . error, changes with the
+    activation that is read (Marks et al. 2024); gradient g [batch, pos, d]. Without features the error is all of it."""
+    reads = gradient.clone()
+    if features is not None:
+        for pos in torch.unique(features.pos).tolist():
+            here = features.pos == pos
+            reads[:, pos] -= features.node_gradient[:, here] @ features.take(here).reads
+    return reads
 
 
 def _rest_table(

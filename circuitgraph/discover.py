@@ -16,7 +16,15 @@ from torch import Tensor
 
 from circuitgraph.activations import Baseline, CleanRun, run_baseline, run_clean, sites_of
 from circuitgraph.alignment import ALIGN, Alignment, align_pairs
-from circuitgraph.attribution import Roles, affine_part, attribute_nodes, node_sites, rank_nodes, through_sites
+from circuitgraph.attribution import (
+    Roles,
+    affine_part,
+    attribute_nodes,
+    node_sites,
+    rank_nodes,
+    through_sites,
+    traced_errors,
+)
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.edge_table import EdgeTable
 from circuitgraph.edges import QK, Selection, TracedEdges, Tracer, attribute_edges, check_readers
@@ -55,6 +63,7 @@ def discover_circuit(
     attention: str = "component",
     mlp: str = "component",
     qk: str = "derivative",
+    trace_errors: bool = False,
     align: str = "position",
     positions: str = "each",
     max_nodes: int = 1000,
@@ -77,7 +86,8 @@ def discover_circuit(
     features such as "mlp_out.3/f17@5", and `targets.Probe`s. attention, mlp: what these are where no dictionary is: "component",
     "through" or "cut" (`attribution.Roles`). method "integrated" averages the gradient over `steps` points from baseline
     to clean; the slopes of edges inside the model, and the metric's own inputs, stay those of the clean run. qk
-    "recompute" measures q and k edges by the change of the pattern. max_readers: trace only so many features, the most
+    "recompute" measures q and k edges by the change of the pattern. trace_errors: errors are targets too, of what they bring
+    to the metric (not those of transcoders). max_readers: trace only so many features, the most
     influential first. node_influence, edge_influence: keep the nodes and edges that carry these shares of all influence
     on the targets (circuit-tracer's pruning). align: nodes of different pairs are one node at the same "position", of pairs
     of one length, or at the same place relative to the words they name ("role", `alignment`); a pair without that place
@@ -94,6 +104,8 @@ def discover_circuit(
     explained = _explained(model, dictionaries, tokens, targets, places)
     score = build_metric(metric, tokens.answers, tokens.wrong_answers) if explained is None else explained.metric()
     reads = [] if explained is None else explained.reads
+    if trace_errors:
+        reads += traced_errors(model, dictionaries, roles)
     neurons, scores = mlp == "through", qk == "recompute"
     sites = sites_of(model, dictionaries.values(), reads=reads, neurons=neurons, scores=scores)
 
@@ -114,8 +126,9 @@ def discover_circuit(
 
     progress("attributing every feature", 0, 1)
     tables = attribute_nodes(
-        model, dictionaries, values, base, gradients, roles=roles, throughs=throughs, backend=backend
-    )
+        model, dictionaries, values, base, gradients, roles=roles, throughs=throughs, trace_errors=trace_errors,
+        backend=backend,
+    )  # fmt: skip
     tables = places.mask(tables)
     sums = positions == "sum"
     nodes = [sum_positions(table) for table in tables] if sums else tables

@@ -100,6 +100,10 @@ def attribute_edges(
         raise CircuitGraphError(
             "qk 'recompute' passes no component that is 'through'; take 'derivative' or 'component'"
         )
+    if qk == "recompute" and not any(site.kind == "attn_scores" for site in clean):
+        raise CircuitGraphError(
+            "qk 'recompute' needs the attention scores; record them with sites_of(..., scores=True)"
+        )
     tracer = (tracer_type or Tracer)(model, tables, clean, base, slopes, throughs, qk, selection or Selection(), memory)
     tracer.trace_targets(metric_gradient, targets)
     if tracer.selection.max_readers is None:
@@ -164,7 +168,7 @@ class Tracer:
         self.offsets: list[int] = sizes.cumsum(0).tolist()
         self.collector = EdgeCollector(self.nodes)
         self.kept = [torch.zeros_like(table.pos, dtype=torch.bool) for table in tables]
-        readable = [i for i, table in enumerate(tables) if isinstance(table, FeatureTable)]
+        readable = [i for i, table in enumerate(tables) if table.reads_at is not None]
         self.readable = sorted(readable, key=lambda i: -tables[i].site.depth)
         self.weights = torch.zeros(len(self.nodes), dtype=torch.float64)
         self.inflows: dict[int, float] = {}
@@ -205,16 +209,17 @@ class Tracer:
         self.collector.add("metric", ids, metric_ids, weight.mean(0), weight.mean(0), weight.abs().mean(0), None)
 
     def trace(self, index: int, columns: Tensor) -> None:
-        """The inputs of these columns of a feature table."""
+        """The inputs of these columns of a table of features, or of errors that are targets."""
         table = self.tables[index]
-        if not len(columns) or not isinstance(table, FeatureTable):
+        if not len(columns) or table.reads_at is None:
             return
-        reader = self._reader(table.dictionary.reads)
+        reader = self._reader(table.reads_at)
         positions = table.pos[columns]
         for pos in torch.unique(positions).tolist():
             for here in columns[positions == pos].split(self._group(reader, pos)):
                 readers = table.take(here)
                 ids = (here + self.offsets[index]).cpu()
+                assert readers.reads is not None
                 self._trace_vectors(reader, readers.reads, pos, ids, readers.node_gradient)
 
     def _reader(self, reads: Site) -> Reader:

@@ -25,7 +25,7 @@ from circuitgraph.edges import TracedEdges, Tracer
 from circuitgraph.inflow import Block
 from circuitgraph.influence import node_influence
 from circuitgraph.nodes import EdgeKind, Node
-from circuitgraph.tables import FeatureTable, NodeTable
+from circuitgraph.tables import FeatureTable, NodeTable, VectorTable
 from circuitgraph.targets import Target
 
 POSITIONS = ("each", "sum")
@@ -42,7 +42,7 @@ def sum_positions(table: NodeTable) -> NodeTable:
     if not isinstance(table, FeatureTable):
         changes = {site: change.sum(1, keepdim=True) for site, change in table.changes.items()}
         attribution, vectors = (x.sum(1, keepdim=True) for x in (table.attribution, table.vectors))
-        return replace(table, pos=table.pos[:1] * 0, attribution=attribution, vectors=vectors, changes=changes)
+        return VectorTable(table.kind, table.site, table.pos[:1] * 0, attribution, vectors, changes)
     feature, column = torch.unique(table.feature, return_inverse=True)
 
     def summed(values: Tensor) -> Tensor:
@@ -92,13 +92,13 @@ class SumTracer(Tracer):
     def trace(self, index: int, columns: Tensor) -> None:
         """The inputs of the sums to which these columns belong, at all positions where the metric depends on them."""
         table, members = self.tables[index], self.members[index]
-        batch, matters = len(table.attribution), torch.ones_like(table.pos, dtype=torch.bool)
-        if isinstance(table, FeatureTable):
-            matters = (table.node_gradient != 0).any(0)
+        batch, gradient = len(table.attribution), table.node_gradient
+        if isinstance(table, VectorTable) and table.reads is not None:
+            gradient = table.reads.abs().sum(-1)
         row = 3 * self.n_sums * (batch + self.model.n_heads)  # numbers that wait per reader: weights and loadings
         for sums in torch.unique(members.sums[columns]).split(max(1, self.memory // (16 * row))):
             self.readers = (members.first[sums] + self.offsets[index]).cpu()
-            super().trace(index, (torch.isin(members.sums, sums) & matters).nonzero().flatten())
+            super().trace(index, (torch.isin(members.sums, sums) & (gradient != 0).any(0)).nonzero().flatten())
             self._collect()
 
     def trace_most_influential(self, budget: int, progress: Callable[[str, int, int], None]) -> None:

@@ -3,7 +3,8 @@
     leap                    z-SAEs and transcoders as nodes, typed ov, q, k, mlp and metric edges (IndirectLEAP)
     attribution-graph       transcoders as nodes, attention frozen and passed through, compared with nothing, the likeliest
                             logits explained, pruned by influence (circuit-tracer)
-    sparse-feature-circuit  residual, attention and MLP SAEs as nodes, integrated gradients (feature-circuits)
+    sparse-feature-circuit  residual, attention and MLP SAEs as nodes, errors as targets too, integrated gradients
+                            (feature-circuits)
     mixed                   whatever dictionaries there are; components without one are frozen and passed through
 
 Every value is a keyword of `discover_circuit`: discover_circuit(model, dictionaries, pairs, **PRESETS["leap"]).
@@ -35,6 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rule": "left",
         "attention": "component",
         "mlp": "component",
+        "trace_errors": True,
         "edge_threshold": 0.001,
     },
     "mixed": {"baseline": "corrupted", "attention": "through", "mlp": "through", "edge_threshold": 0.001},

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from circuitgraph.dictionary import Dictionary
@@ -39,6 +40,11 @@ class FeatureTable:
 
     def __len__(self) -> int:
         return len(self.pos)
+
+    @property
+    def reads_at(self) -> Site | None:
+        """Where what it reads is read."""
+        return self.dictionary.reads
 
     @cached_property
     def writes(self) -> Tensor:
@@ -97,7 +103,8 @@ class VectorTable:
     """Nodes that are whole vectors, one per position: errors, embeddings, biases; n columns sorted by position.
 
     pos [n], attribution [batch, n], vectors [batch, n, d_model]: what each adds to the residual stream, clean minus
-    baseline, a post-norm with its frozen scale passed. changes: the same as changes of sites, before a post-norm.
+    baseline, a post-norm with its frozen scale passed. changes: the same as changes of sites, before a post-norm. reads
+    [batch, n, d]: for errors that are targets themselves, d (what they bring to the metric) / d (activation at the site).
     """
 
     kind: NodeKind
@@ -106,9 +113,20 @@ class VectorTable:
     attribution: Tensor
     vectors: Tensor
     changes: Mapping[Site, Tensor]
+    reads: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pos)
+
+    @property
+    def reads_at(self) -> Site | None:
+        """Where what it reads is read; None for nodes that are sources only."""
+        return None if self.reads is None else self.site
+
+    @property
+    def node_gradient(self) -> Tensor:
+        """1 [batch, n]: what such a node reads is its contribution to the metric."""
+        return torch.ones_like(self.attribution)
 
     def node(self, column: int) -> Node:
         """The node of one column."""
@@ -126,6 +144,7 @@ class VectorTable:
             attribution=self.attribution[:, columns],
             vectors=self.vectors[:, columns],
             changes={site: change[:, columns] for site, change in self.changes.items()},
+            reads=None if self.reads is None else self.reads[:, columns],
         )
 
     def differences(self, column: int) -> dict[Site, Tensor]:

@@ -18,6 +18,7 @@ from families import FAMILIES, save_family
 from test_laws import assert_close
 from traced_edges import shrunk, trace, vector
 
+from circuitgraph.activations import CleanRun
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.model import load_model
@@ -296,3 +297,14 @@ def test_the_derivative_misses_keys_that_are_not_attended_to_and_recomputing_doe
     assert by_component(recomputed)[keys] > 0.1 and keys not in by_component(derivative)
     assert {e.source.pos for e in recomputed if e.kind == "k" and abs(e.weight) > 0.01} == {2, 4}
     assert by_component(derivative)["mlp_post.0", "metric", "metric"] > 0.1
+
+
+def test_scores_that_were_not_recorded_are_asked_for(tiny_model, tiny_dictionaries, tiny_pairs):
+    case = trace(tiny_model, tiny_dictionaries, tiny_pairs)
+    case.clean = CleanRun(
+        case.clean.logits,
+        case.clean.attached_metric,
+        {s: x for s, x in case.clean.attached.items() if s.kind != "attn_scores"},
+    )
+    with pytest.raises(CircuitGraphError, match=r"needs the attention scores; record them with sites_of"):
+        case.edges(qk="recompute")

@@ -14,6 +14,7 @@ from dictionary_kinds import SETS, dictionary_set, random_kind
 from families import FAMILIES, hf_model, hooked_transformer, save_family
 from frozen_blocks import FrozenBlocks, change_of, run_without
 from test_laws import assert_close, build_case
+from traced_edges import trace
 
 from circuitgraph.attribution import node_sites
 from circuitgraph.check import check_splice
@@ -366,6 +367,52 @@ def test_edges_into_the_metric_are_its_gradient_times_what_reaches_it(single, ed
     expected = torch.einsum("pd,spd->s", gradient[0], taken_out(family, name)[1]["metric", 2])
     close(family, weights["metric"][row], expected)
     assert int((expected.abs() > 1e-6).sum()) >= 5
+
+
+ERRORS = [(family, name) for family in FAMILIES for name in ("residual", "none")] + [
+    (family, name) for family in ("gpt2", "gemma2") for name in ("output_saes", "transcoders", "neurons")
+]
+
+
+@pytest.mark.parametrize(("family", "name"), ERRORS)
+def test_an_error_as_target_reads_what_changes_its_part_of_the_metric(loaded, blocks, tiny_pairs, family, name):
+    """Autograd through Hugging Face's modules and the dictionary, times what each source brings; scales of norms frozen."""
+    model, frozen = loaded(family), blocks(family)
+    dictionaries = {} if name == "none" else dictionary_set(model, name)
+    case = build_case(model, dictionaries, tiny_pairs[:1])
+    found = trace(model, dictionaries, tiny_pairs[:1], trace_errors=True).edges()
+    sources = [node for table in case.tables for node in table.nodes()]
+    read, stream = run_without(case, sources)
+    column, weights = {node: i for i, node in enumerate(sources)}, {}
+    for edge in found.table:
+        if edge.target.kind == "error":
+            row = weights.setdefault(edge.target, torch.zeros(len(sources), dtype=torch.float64))
+            row[column[edge.source]] += edge.local_weight
+            assert edge.weight == pytest.approx(edge.local_weight, rel=1e-9)
+    compared = 0
+    for node, row in weights.items():
+        site, pos, layer = node.site, node.pos, node.site.layer
+        dictionary = dictionaries.get(site)
+        if dictionary is not None and dictionary.weights.normalize != "none":
+            continue
+        if site.kind.startswith("resid"):
+            x = case.clean.values[site].clone().requires_grad_()
+            value, reached = x[0], read[site]
+        else:
+            part = "attention" if site.kind in ATTENTION else "mlp"
+            x = frozen.seen["ln1" if part == "attention" else "ln2", layer].clone().requires_grad_()
+            value, reached = getattr(frozen, part)(layer, x)[site.kind in ("attn_out", "mlp_out")], stream[part, layer]
+        missed = value if dictionary is None else value - dictionary.decode(dictionary.encode(value))
+        (gradient,) = torch.autograd.grad(missed[pos] @ case.gradients[site][0, pos], x)
+        expected = torch.einsum("pd,spd->s", gradient[0], reached)
+        close(family, row, expected)
+        compared += int((expected.abs() > 1e-6).sum())
+    own = [
+        site for site in node_sites(model, dictionaries) if site not in dictionaries or dictionaries[site].reads == site
+    ]
+    exact = {site for site, d in dictionaries.items() if d.weights.activation == "identity"}  # neurons miss nothing
+    assert {node.site for node in weights} == set(own) - exact
+    assert compared >= 10
 
 
 # 10 ------------------------------------------------------------------------------------------------------------------

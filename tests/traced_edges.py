@@ -70,6 +70,7 @@ def trace(
     explained: Explained | None = None,
     method: str = "gradient",
     steps: int = 1,
+    trace_errors: bool = False,
 ) -> Traced:
     """Everything up to the edges of these dictionaries, (reads, writes, activation, settings) each or made already."""
     if not isinstance(dictionaries, dict):
@@ -94,7 +95,9 @@ def trace(
     slopes = mlp_slopes(clean, [], range(model.n_layers))
     passing = through_sites(model, dictionaries, roles)
     throughs = {site: component_through(model, site, clean.values, slopes) for site in passing}
-    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients, roles=roles, throughs=throughs)
+    tables = attribute_nodes(
+        model, dictionaries, clean.values, base, gradients, roles=roles, throughs=throughs, trace_errors=trace_errors
+    )
     last = Site("resid_post", model.n_layers - 1)
     targets = make_targets(model, explained, clean, base) if explained else []
     gradient = metric_gradients(clean, [last])[last]

@@ -1,0 +1,91 @@
+"""The presets from end to end, with the dictionaries that each is for and with those that a user happens to have."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from dictionary_kinds import SETS, dictionary_set, random_kind
+from families import save_family
+
+from circuitgraph.discover import discover_circuit
+from circuitgraph.errors import CircuitGraphError
+from circuitgraph.evaluate import evaluate_circuit
+from circuitgraph.graph import check_graph
+from circuitgraph.model import load_model
+from circuitgraph.nodes import Site
+from circuitgraph.presets import PRESETS, find_preset
+
+EVERYTHING = {"max_nodes": 10**6, "edge_threshold": 0.0, "node_influence": None, "edge_influence": None}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    root = tmp_path_factory.mktemp("families")
+    return functools.cache(lambda family: load_model(save_family(root / family, family), dtype=torch.float64))
+
+
+def some(model):
+    """A dictionary here and there."""
+    kinds = (("ln2_normalized.0", "mlp_out.0", "relu"), ("attn_out.1", "attn_out.1", "topk"))
+    return {d.writes: d for d in (random_kind(model, *kind) for kind in kinds)}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", ["transcoders", "cross_layer", "residual", "some"])
+def test_a_preset_builds_a_graph_that_explains_what_its_targets_read(loaded, tiny_pairs, family, preset, name):
+    """With every node a candidate and baseline zero nothing is left."""
+    model = loaded(family)
+    dictionaries = some(model) if name == "some" else dictionary_set(model, name)
+    settings = find_preset(preset) | EVERYTHING | {"baseline": "zero"}
+    graph = discover_circuit(model, dictionaries, tiny_pairs[:1], **settings)
+    check_graph(graph)
+    rows = {node: d for node, d in graph.nodes(data=True) if "inflow" in d}
+    assert len(rows) > 5 and max(abs(d["inflow"]) for d in rows.values()) > 0.1
+    for node, attributes in rows.items():
+        assert abs(attributes["unexplained"]) < 1e-5 * max(1, abs(attributes["inflow"])), node
+    kinds = {d["kind"] for d in rows.values()}
+    assert ("error" in kinds) == (preset == "sparse-feature-circuit")
+    assert ("logit" in kinds) == (preset == "attribution-graph")
+    throughs = {d["site"] for _, d in graph.nodes(data=True) if d["kind"] == "error"} & {"z.0", "mlp_out.1"}
+    if name == "some":
+        assert throughs == {
+            "mixed": set(), "attribution-graph": {"mlp_out.1"}, "leap": {"z.0", "mlp_out.1"},
+            "sparse-feature-circuit": {"z.0", "mlp_out.1"},
+        }[preset]  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_presets_own_graph_is_evaluated(tiny_model, tiny_pairs, preset):
+    dictionaries = dictionary_set(tiny_model, "residual" if preset == "sparse-feature-circuit" else "transcoders")
+    graph = discover_circuit(tiny_model, dictionaries, tiny_pairs, **find_preset(preset))
+    check_graph(graph)
+    assert graph.number_of_edges() > 20
+    found = evaluate_circuit(graph, tiny_model, dictionaries, n_patched=5, n_dropped=0, curves=False, baselines=())
+    assert found.faithfulness is not None and found.faithfulness == pytest.approx(found.faithfulness)
+    assert found.n_patched == 5 and any(abs(effect) > 1e-6 for effect in found.effects.values())
+
+
+def test_errors_read_only_what_stands_below_them_and_only_when_asked(tiny_model, tiny_pairs):
+    dictionaries = dictionary_set(tiny_model, "residual")
+    with_errors, without = (
+        discover_circuit(tiny_model, dictionaries, tiny_pairs, trace_errors=flag, max_nodes=10**6, edge_threshold=0.0)
+        for flag in (True, False)
+    )
+    into = [(u, v) for u, v in with_errors.edges() if with_errors.nodes[v]["kind"] == "error"]
+    assert len(into) > 50 and not any(without.nodes[v]["kind"] == "error" for _, v in without.edges())
+    assert all(
+        Site.parse(with_errors.nodes[u]["site"]).depth < Site.parse(with_errors.nodes[v]["site"]).depth for u, v in into
+    )
+    kept = [(u, v, k) for u, v, k in with_errors.edges(keys=True) if with_errors.nodes[v]["kind"] != "error"]
+    assert set(without.edges(keys=True)) <= set(kept)
+    for edge in without.edges(keys=True):
+        assert with_errors.edges[edge]["weight"] == pytest.approx(without.edges[edge]["weight"], rel=1e-9, abs=1e-12)
+
+
+def test_what_a_preset_cannot_do_is_refused():
+    with pytest.raises(CircuitGraphError, match=r"preset 'sparse' is unknown; expected one of leap"):
+        find_preset("sparse")
+    assert set(SETS) >= {"transcoders", "cross_layer", "residual"}
