@@ -78,9 +78,7 @@ class Alignment:
                 continue
             there = present[..., None].to(value)
             means = (self._moved(site, value) * there).sum(0) / there.sum(0)
-            result[site] = value.clone()
-            example, place = present.nonzero(as_tuple=True)
-            result[site][example, self.index.to(value.device)[example, place]] = means[place]
+            result[site] = self.spread(means.expand(len(value), *means.shape), value)
         return result
 
     def mask(self, tables: Sequence[NodeTable]) -> list[NodeTable]:
@@ -100,6 +98,17 @@ class Alignment:
             for row, tokens in zip(rows, found, strict=True):
                 row.append(text(tokens.pop()) if same else place)
         return rows
+
+    def spread(self, values: Tensor, onto: Tensor) -> Tensor:
+        """`onto` [batch, pos, ...] with the values [batch, place, ...] at the positions of their places."""
+        example, place = self._present.to(values.device).nonzero(as_tuple=True)
+        result = onto.clone()
+        result[example, self.index.to(values.device)[example, place]] = values[example, place]
+        return result
+
+    def repeated(self, n: int) -> Alignment:
+        """The alignment of n copies of the examples, one after the other."""
+        return Alignment(self.places, self.index.repeat(n, 1))
 
     @property
     def _present(self) -> Tensor:
@@ -123,14 +132,15 @@ class Alignment:
         return torch.where(both, moved, torch.where(itself, 0.0, -torch.inf))
 
 
-def align_pairs(tokens: TokenizedPairs, align: str) -> Alignment:
-    """The alignment of the examples by "position" (all of one length) or by "role"."""
+def align_pairs(tokens: TokenizedPairs, align: str, known: Sequence[str] = ()) -> Alignment:
+    """The alignment of the examples by "position" (all of one length) or by "role". known: places that are numbered first,
+    in this order, as in a graph that other pairs are compared with."""
     batch, n_pos = tokens.clean.shape
     if align == "position":
         return Alignment(tuple(map(str, range(n_pos))), torch.arange(n_pos).expand(batch, -1))
     lengths = tokens.lengths or (n_pos,) * batch
     labels = [place_names(roles, length) for roles, length in zip(tokens.roles, lengths, strict=True)]
-    places = _in_reading_order(labels)
+    places = [*known, *(place for place in _in_reading_order(labels) if place not in known)]
     rows = [{label: i for i, label in enumerate(row)} for row in labels]
     return Alignment(tuple(places), torch.tensor([[row.get(place, -1) for place in places] for row in rows]))
 

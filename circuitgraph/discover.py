@@ -5,7 +5,6 @@ In come a model, dictionaries, prompt pairs and settings; out comes a graph. Eac
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -35,8 +34,9 @@ from circuitgraph.influence import graph_scores, prune_by_influence
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Site
-from circuitgraph.position_sums import ALL, POSITIONS, SumTracer, addends, sum_positions
-from circuitgraph.prompts import PromptPair, record_of
+from circuitgraph.position_sums import POSITIONS, SumTracer, addends, sum_positions
+from circuitgraph.prompts import PromptPair
+from circuitgraph.provenance import graph_facts
 from circuitgraph.tables import NodeTable
 from circuitgraph.targets import Explained, TargetSpec, given_targets, likeliest_logits, make_targets
 from circuitgraph.through import Through, component_through
@@ -342,63 +342,3 @@ def strongest_nodes(
         kept,
         f"max_nodes {max_nodes}: {len(chosen)} of {len(ranked)} nodes{'' if saturated else ' with a non-zero attribution'} are candidates",
     )
-
-
-def graph_facts(
-    model: Model,
-    dictionaries: Mapping[Site, Dictionary],
-    pairs: Sequence[PromptPair],
-    tokens: TokenizedPairs,
-    clean: CleanRun,
-    base: Baseline,
-    settings: dict[str, Any],
-    places: Alignment,
-) -> dict[str, Any]:
-    """The graph attributes: what was run, on what, with which settings."""
-    runs = [tokens.clean, tokens.corrupted]
-    aligned: dict[str, Any] = {}
-    if settings["align"] == "position":
-        shown = [model.token_strings(ids[0].tolist()) for ids in runs]
-    else:
-        shown = places.shown(runs, lambda token: model.token_strings([token])[0])
-        aligned["alignment"] = {"places": list(places.places), "index": places.index.tolist()}
-    if settings["positions"] == "sum":
-        shown = [[ALL], [ALL]]
-    libraries = ("circuitgraph-engine", "torch", "transformers", "transformer-lens", "sae-lens")
-    versions = {name: importlib.metadata.version(name) for name in libraries if _installed(name)}
-    return {
-        "tokens": {"clean": shown[0], "corrupted": shown[1]},
-        "logits": {"clean": _top_tokens(model, clean.logits), "corrupted": _top_tokens(model, base.logits)},
-        "metric": {
-            "name": settings["metric"],
-            "clean": float(clean.metric.mean()),
-            "corrupted": float(base.metric.mean()),
-        },
-        "n_layers": model.n_layers,
-        "n_examples": len(pairs),
-        "provenance": {
-            "model": model.name,
-            "dictionaries": {str(site): dictionary.name for site, dictionary in dictionaries.items()},
-            "prompts": [record_of(pair) for pair in pairs],
-            "settings": settings,
-            **aligned,
-            "versions": versions,
-            "device": str(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-        },
-    }
-
-
-def _installed(name: str) -> bool:
-    """Whether the distribution has metadata; a source tree on the path has none."""
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _top_tokens(model: Model, logits: Tensor, n: int = 5) -> list[list[Any]]:
-    """[[token, probability], ...] of the most likely next tokens of the first example."""
-    top = logits[0, -1].detach().softmax(-1).topk(n)
-    return [[token, p] for token, p in zip(model.token_strings(top.indices.tolist()), top.values.tolist(), strict=True)]

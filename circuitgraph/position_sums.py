@@ -48,9 +48,16 @@ def sum_positions(table: NodeTable) -> NodeTable:
     def summed(values: Tensor) -> Tensor:
         return values.new_zeros(len(values), len(feature)).index_add_(1, column, values)
 
-    names = ("attribution", "acts", "baseline_acts", "node_gradient")
-    columns = {name: summed(getattr(table, name)) for name in names}
-    return replace(table, pos=torch.zeros_like(feature), feature=feature, post_scale=None, **columns)
+    return replace(
+        table,
+        pos=torch.zeros_like(feature),
+        feature=feature,
+        attribution=summed(table.attribution),
+        acts=summed(table.acts),
+        baseline_acts=summed(table.baseline_acts),
+        node_gradient=summed(table.node_gradient),
+        post_scale=None,
+    )
 
 
 def addends(table: NodeTable, total: NodeTable) -> NodeTable:

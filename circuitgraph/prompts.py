@@ -85,7 +85,9 @@ def _check_role(name: object, word: object) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise PromptError(f"role {name!r} is no name; expected letters, digits and underscores, such as 'IO' or 'S1'")
     if name in (START, END):
-        raise PromptError(f"role {name!r} is taken: it is the {'first' if name == START else 'last'} token of every prompt")
+        raise PromptError(
+            f"role {name!r} is taken: it is the {'first' if name == START else 'last'} token of every prompt"
+        )
     numbers = word if isinstance(word, tuple) else (word,)
     if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers) or (
         isinstance(word, tuple) and len(word) != 2

@@ -33,11 +33,11 @@ class TokenizedPairs:
     roles: tuple[Mapping[str, tuple[int, int]], ...] = ()
 
     def at_end(self, logits: Tensor) -> Tensor:
-        """logits [batch, pos, vocab] with every example's last position at -1, as metrics read them; the positions that a
-        shorter example lacks in front repeat its first."""
+        """logits [batch, pos, vocab], or of n copies of the batch, with every example's last position at -1, as metrics read
+        them; the positions that a shorter example lacks in front repeat its first."""
         if self.lengths is None:
             return logits
-        lengths = torch.tensor(self.lengths, device=logits.device)
+        lengths = torch.tensor(self.lengths, device=logits.device).repeat(len(logits) // len(self.lengths))
         n_pos = logits.shape[1]
         at = (torch.arange(n_pos, device=logits.device) - (n_pos - lengths[:, None])).clamp(min=0)
         return logits[torch.arange(len(logits), device=logits.device)[:, None], at]
@@ -65,7 +65,8 @@ def tokenize_pairs(model: Model, pairs: Sequence[PromptPair], *, by_role: bool =
                 f"the pairs have {', '.join(map(str, sorted(set(lengths))))} tokens, and padding would change what"
                 f" {model.name} computes, since its attention looks ahead; build one graph per length (--length)"
             )
-        rows = [(*(_padded(ids, max(lengths)) for ids in row[:2]), *row[2:]) for row in rows]
+        longest = max(lengths)
+        rows = [(_padded(a, longest), _padded(b, longest), right, wrong) for a, b, right, wrong in rows]
     elif len(set(lengths)) > 1:
         other = next(i for i, length in enumerate(lengths) if length != lengths[0])
         raise PromptError(
@@ -89,7 +90,9 @@ def token_spans(model: Model, text: str) -> list[tuple[int, int]]:
     """The first character of each of `model.tokens(text)` in the text and the one after its last; (0, 0) for BOS."""
     tokenizer = model.library.tokenizer
     if not tokenizer.is_fast:
-        raise PromptError(f"the tokenizer of {model.name} does not say where tokens stand in the text, so roles find none")
+        raise PromptError(
+            f"the tokenizer of {model.name} does not say where tokens stand in the text, so roles find none"
+        )
     spans = tokenizer(text, return_offsets_mapping=True).offset_mapping
     missing = len(model.tokens(text)) - len(spans)  # the BOS that `Model.tokens` adds or drops
     return [(0, 0)] * missing + [(int(a), int(b)) for a, b in spans[max(-missing, 0) :]]

@@ -109,7 +109,9 @@ def test_the_graph_of_two_forms_is_the_average_of_their_own_graphs(loaded, famil
     model = loaded(family)
     found = dictionary_set(model, dictionaries)
     discover = functools.partial(discover_circuit, model, found, **EVERYTHING, **settings)
-    parts = [placed(discover([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)]
+    parts = [
+        placed(discover([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)
+    ]
     both = discover([FIRST, SECOND], align="role")
     check_graph(both)
     assert_is_the_average(both, parts)
@@ -123,8 +125,12 @@ def test_frozen_components_pass_between_the_places_of_each_example(loaded, famil
     model = loaded(family)
     found = {site: d for site, d in dictionary_set(model, "transcoders").items() if site.kind == "mlp_out"}
     del found[Site("mlp_out", 1)]
-    discover = functools.partial(discover_circuit, model, found, targets=[" c", " d"], **EVERYTHING, **settings, **THROUGH)
-    parts = [placed(discover([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)]
+    discover = functools.partial(
+        discover_circuit, model, found, targets=[" c", " d"], **EVERYTHING, **settings, **THROUGH
+    )
+    parts = [
+        placed(discover([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)
+    ]
     assert_is_the_average(discover([FIRST, SECOND], align="role"), parts)
 
 
@@ -139,7 +145,9 @@ def test_what_targets_read_of_all_sources_is_what_they_read_of_the_stream(loaded
     monkeypatch.setattr("circuitgraph.discover.attribute_edges", trace)
     found = dictionary_set(model, "transcoders")
     discover_circuit(model, found, [FIRST, SECOND], align="role", baseline=baseline, **EVERYTHING)
-    stream, inflow = (torch.tensor([each[i] for i in traced[0].stream]) for each in (traced[0].stream, traced[0].inflow))
+    stream, inflow = (
+        torch.tensor([each[i] for i in traced[0].stream]) for each in (traced[0].stream, traced[0].inflow)
+    )
     assert len(stream) > 30 and int((stream.abs() > 1e-2).sum()) > 30
     assert float((stream - inflow).abs().max()) < (1e-12 if family == "gpt2" else 1e-5) * float(stream.abs().max())
 

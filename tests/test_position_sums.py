@@ -88,7 +88,9 @@ def test_what_sums_read_of_all_sources_is_what_they_read_of_the_stream(loaded, m
     monkeypatch.setattr("circuitgraph.discover.attribute_edges", trace)
     found = dictionary_set(model, "transcoders")
     graph = discover_circuit(model, found, [FIRST, SECOND], align="role", baseline="zero", **SUMMED)
-    stream, inflow = (torch.tensor([each[i] for i in traced[0].stream]) for each in (traced[0].stream, traced[0].inflow))
+    stream, inflow = (
+        torch.tensor([each[i] for i in traced[0].stream]) for each in (traced[0].stream, traced[0].inflow)
+    )
     assert len(stream) > 25 and int((stream.abs() > 1e-2).sum()) > 25
     assert float((stream - inflow).abs().max()) < 1e-12 * float(stream.abs().max())
     ids = {str(traced[0].table.nodes[i]): value for i, value in traced[0].stream.items()}
