@@ -64,6 +64,7 @@ for _command in (evaluate, intervene, measure, export, import_, convert):
     help="Folder of the three files.",
 )
 @_option(_DEMO, "n_pairs", "Prompt pairs to average over.")
+@_option(_DEMO, "align", "role: prompts of every form of the task in one graph; position: of one form.")
 @_option(_DEMO, "max_nodes", "Nodes that the circuit may have.")
 @_option(_DEMO, "seed", "Seed of the prompt pairs.")
 @_device

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
-import torch
 from torch import Tensor
 
 from circuitgraph.alignment import Alignment

@@ -134,7 +134,7 @@ def test_the_whole_circuit_is_faithful_and_curves_end_there(loaded):
     assert {row.baseline for row in evaluation.settings} == {"corrupted", "zero", "mean"}
     for curve in evaluation.curves:
         assert curve.points[-1].faithfulness == pytest.approx(1) and curve.points[-1].completeness == pytest.approx(0)
-        assert 0.05 < abs(curve.points[5].faithfulness - 1)
+        assert abs(curve.points[5].faithfulness - 1) > 0.05
     assert evaluation.noise[-1].noising == pytest.approx(evaluation.metric_clean)
     assert len(evaluation.drops) == 3
 
@@ -143,12 +143,23 @@ def test_other_pairs_are_measured_at_the_graphs_places(loaded):
     """A third form has a place that the graph has not, and lacks some that it has."""
     model = loaded("gpt2")
     found = dictionary_set(model, "transcoders")
-    graph = discover_circuit(model, found, [FIRST, SECOND], align="role", edge_threshold=0.02)
+    graph = discover_circuit(model, found, [FIRST, SECOND], align="role", baseline="zero", **EVERYTHING)
     third = PromptPair("a b f g e e e e g h", "a b f g e e e e h h", (" c",), (" d",), {"IO": 2, "S1": 3, "S2": 8})
-    evaluation = evaluate_circuit(graph, model, found, pairs=[third], n_edges=5, n_dropped=0, curves=False)
-    alone = discover_circuit(model, found, [third]).graph["metric"]
-    assert evaluation.metric_clean == pytest.approx(alone["clean"])
-    assert evaluation.metric_empty != pytest.approx(alone["clean"]) and len(evaluation.effects) == len(graph) - 1
+    evaluation = evaluate_circuit(
+        graph, model, found, pairs=[third], n_patched=10_000, n_edges=5, n_dropped=0, curves=False
+    )
+    alone = discover_circuit(model, found, [third], baseline="zero", **EVERYTHING)
+    assert evaluation.metric_clean == pytest.approx(alone.graph["metric"]["clean"])
+    own = evaluate_circuit(alone, model, found, n_patched=10_000, n_edges=0, n_dropped=0, curves=False).effects
+    places = ["start", "start+1", "start+2", "IO", "S1", "S1+1", "S1+2", "S1+3", "S1+4", "S2", "END"]
+    expected = {place(node, places): effect for node, effect in own.items()}
+    found_here = {place(node, places_of(graph)): effect for node, effect in evaluation.effects.items()}
+    both = set(expected) & set(found_here)
+    assert len(found_here) == len(graph) - 1 and sum(abs(found_here[key]) > 1e-4 for key in both) > 4
+    for key in both:
+        assert found_here[key] == pytest.approx(expected[key], rel=1e-6, abs=1e-6), key
+    absent = {key for key in found_here if key[1] not in places}
+    assert absent and all(found_here[key] == 0 for key in absent)
 
 
 def test_measuring_an_aligned_graph_gives_its_nodes_their_effects(loaded):
