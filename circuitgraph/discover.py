@@ -31,6 +31,7 @@ from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.graph import build_graph
 from circuitgraph.influence import graph_scores, prune_by_influence
+from circuitgraph.influence import node_influence as influence_of
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Site
@@ -152,13 +153,18 @@ def discover_circuit(
         tracer_type=SumTracer if sums else Tracer,
         progress=progress,
     )
-    edges, influence = traced.table, None
+    edges, graph_score = traced.table, None
     reports = [report, *inflow_report(traced)]
     if node_influence is not None or edge_influence is not None:
         progress("pruning by influence", 0, 1)
-        influence = graph_scores(edges, traced.weights)
+        influence = influence_of(edges, traced.weights)
+        graph_score = graph_scores(edges, traced.weights, influence)
         edges = prune_by_influence(
-            edges, traced.weights, node_share=node_influence or 1.0, edge_share=edge_influence or 1.0
+            edges,
+            traced.weights,
+            node_share=node_influence or 1.0,
+            edge_share=edge_influence or 1.0,
+            influence=influence,
         )
         reports.append(f"influence: {len(edges)} of {len(traced.table)} edges kept")
 
@@ -166,8 +172,8 @@ def discover_circuit(
     if explained is not None:
         recorded["targets"] = explained.record()
     facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, recorded, places)
-    if influence is not None:
-        facts["scores"] = {key: value for key, value in asdict(influence).items() if value is not None}
+    if graph_score is not None:
+        facts["scores"] = {key: value for key, value in asdict(graph_score).items() if value is not None}
     graph = build_graph(model, nodes, edges, facts, targets=tops, inflow=inflow_of(traced, edges, qk))
     reached = len(graph) - len(tops) - 1
     unreached = sum(map(len, nodes)) - reached

@@ -67,11 +67,13 @@ class EdgeTable:
 
     def take(self, mask: Tensor) -> EdgeTable:
         """The table of the edges where the mask [m] holds."""
-        new = mask.cumsum(0) - 1
-        kept = mask[self.head_of]
+        kept, chosen = mask[self.head_of], mask.nonzero()[:, 0]
         columns = (self.source, self.target, self.kind, self.weight, self.local_weight, self.weight_abs)
-        source, target, kind, weight, local_weight, weight_abs = (column[mask] for column in columns)
-        heads, head_of = self.heads[kept], new[self.head_of[kept]]
+        source, target, kind, weight, local_weight, weight_abs = (c.index_select(0, chosen) for c in columns)
+        head_of = self.head_of[kept]
+        if len(head_of):
+            head_of = mask.cumsum(0)[head_of] - 1
+        heads = self.heads[kept]
         return EdgeTable(self.nodes, source, target, kind, weight, local_weight, weight_abs, heads, head_of)
 
 

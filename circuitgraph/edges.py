@@ -287,13 +287,13 @@ class Tracer:
 
     def _keep(self, ids: Tensor, node_gradient: Tensor, blocks: Sequence[Block]) -> None:
         """Collect the edges of these blocks into readers ids [r] that pass; mark their sources in `kept`."""
-        local = [block.local.sum(2) for block in blocks]
+        local = [block.local.sum(2) if block.local.shape[2] > 1 else block.local[:, :, 0] for block in blocks]
         self._select(ids, blocks, local, [node_gradient[:, :, None] * values for values in local])
 
     def _select(self, ids: Tensor, blocks: Sequence[Block], local: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         """The same with the local weights and weights [batch, r, columns] of each block."""
-        means = [weight.mean(0) for weight in weights]
-        local_means = [values.mean(0) for values in local]
+        means = [_mean(weight) for weight in weights]
+        local_means = [_mean(values) for values in local]
         linear = [v for v, b in zip(local_means, blocks, strict=True) if self.qk != "recompute" or b.kind not in "qk"]
         inflow = torch.stack([values.sum(-1) for values in linear]).sum(0) if linear else torch.zeros(len(ids))
         self.inflows |= dict(zip(ids.tolist(), inflow.tolist(), strict=True))
@@ -306,14 +306,14 @@ class Tracer:
             sources = self._mark(block.table, c + block.columns.start)
             heads = None
             if block.kind in _TYPED:
-                heads = block.local.mean(0)[r, :, c]
+                heads = _mean(block.local)[r, :, c]
             self.collector.add(
                 block.kind,
                 sources,
                 ids.to(r.device)[r],
                 mean[r, c],
                 local_mean[r, c],
-                weight.abs().mean(0)[r, c],
+                weight[:, r, c].abs().mean(0),
                 heads,
             )
 
@@ -341,3 +341,8 @@ class Tracer:
             floor = everything.topk(min(select.top_k, everything.shape[-1]), dim=-1).values[:, -1:]
             passed = [keep & (mean.abs() >= floor) for mean, keep in zip(means, passed, strict=True)]
         return passed
+
+
+def _mean(x: Tensor) -> Tensor:
+    """The mean over the examples; of one example no copy."""
+    return x[0] if len(x) == 1 else x.mean(0)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -35,34 +37,33 @@ def node_influence(table: EdgeTable, weights: Tensor, *, signed: bool = False) -
 
     signed: shares keep the sign of the edge, so that suppression and support cancel.
     """
-    share = _shares(table, signed)
-    influence = torch.zeros(len(table.nodes), dtype=torch.float64)
-    carried = weights.to(torch.float64)
-    for edges in table.by_target_depth:
-        source, target = table.source[edges].long(), table.target[edges].long()
-        influence.index_add_(0, source, share[edges] * (influence[target] + carried[target]))
-    return influence
+    share, source, target = _shares(table, signed), table.source.numpy(), table.target.numpy()
+    influence = np.zeros(len(table.nodes))
+    carried = weights.to(torch.float64).numpy()
+    for edges in (part.numpy() for part in table.by_target_depth):
+        passed = share[edges] * (influence + carried)[target[edges]]
+        influence += np.bincount(source[edges], passed, minlength=len(influence))
+    return torch.from_numpy(influence)
 
 
 def edge_influence(table: EdgeTable, weights: Tensor) -> Tensor:
     """What passes along each edge, [m] float64: share times influence plus weight of its target."""
     total = node_influence(table, weights) + weights.to(torch.float64)
-    return _shares(table, signed=False) * total[table.target.long()]
+    return torch.from_numpy(_shares(table, signed=False)) * total[table.target]
 
 
-def graph_scores(table: EdgeTable, weights: Tensor) -> GraphScores:
-    """Replacement and completeness of an unpruned table."""
-    influence = node_influence(table, weights)
+def graph_scores(table: EdgeTable, weights: Tensor, influence: Tensor | None = None) -> GraphScores:
+    """Replacement and completeness of an unpruned table. influence: `node_influence` of it, if it is known."""
+    influence = node_influence(table, weights) if influence is None else influence
     kinds = [node.kind for node in table.nodes]
     error = torch.tensor([kind == "error" for kind in kinds])
     leaf = torch.tensor([kind in ("embedding", "pos_embedding", "bias") for kind in kinds])
     explained, unexplained = float(influence[leaf].sum()), float(influence[error].sum())
     total = influence + weights.to(torch.float64)
-    share = _shares(table, signed=False)
-    missed = torch.zeros_like(influence)
-    from_error = error[table.source.long()]
-    missed.index_add_(0, table.target[from_error].long(), share[from_error])
-    reading = torch.zeros_like(influence).index_add_(0, table.target.long(), share) > 0
+    size = table.local_weight.abs()
+    read, from_error = (_per_target(table, x) for x in (size, size * error[table.source]))
+    reading = read > 0
+    missed = from_error / read.clamp(min=torch.finfo(torch.float64).tiny)
     weighed = float(total[reading].sum())
     return GraphScores(
         explained / (explained + unexplained) if explained + unexplained > 0 else None,
@@ -71,51 +72,62 @@ def graph_scores(table: EdgeTable, weights: Tensor) -> GraphScores:
 
 
 def prune_by_influence(
-    table: EdgeTable, weights: Tensor, *, node_share: float = 0.8, edge_share: float = 0.98
+    table: EdgeTable,
+    weights: Tensor,
+    *,
+    node_share: float = 0.8,
+    edge_share: float = 0.98,
+    influence: Tensor | None = None,
 ) -> EdgeTable:
     """The edges between the most influential nodes that together carry node_share of all influence, of these edges the
     most influential that carry edge_share, without features that lost their inputs or outputs.
 
     Embeddings and targets stay whatever their influence, and so do edges between targets and the metric they make up.
-    CircuitGraphError for a share that is not above 0 and at most 1.
+    influence: `node_influence` of the table, if it is known. CircuitGraphError for a share that is not above 0 and at most 1.
     """
     for name, share in (("node_share", node_share), ("edge_share", edge_share)):
         if not 0 < share <= 1:
             raise CircuitGraphError(f"{name} is {share}; expected a cumulative share above 0 and at most 1")
+    influence = node_influence(table, weights) if influence is None else influence
     kinds = [node.kind for node in table.nodes]
-    above = torch.tensor([kind in ("logit", "probe") for kind in kinds])[table.source.long()]
-    whole, table = table, table.take(~above)
-    index = (~above).nonzero()[:, 0]
-
-    def narrow(mask: Tensor) -> None:
-        nonlocal table, index
-        table, index = table.take(mask), index[mask]
-
-    influence = node_influence(table, weights)
+    above = torch.tensor([kind in ("logit", "probe") for kind in kinds])[table.source]
     kept = influence >= _cut(influence, node_share)
     kept |= torch.tensor([kind == "embedding" for kind in kinds]) | (weights != 0)
-    narrow(kept[table.source.long()] & kept[table.target.long()])
-    passing = edge_influence(table, weights)
-    narrow(passing >= _cut(passing, edge_share))
+    left = (kept[table.source] & kept[table.target] & ~above).nonzero()[:, 0]
+    narrowed = table.take(_mask(left, len(table)))
+    passing = edge_influence(narrowed, weights)
+    left = left[passing >= _cut(passing, edge_share)]
+    source, target = table.source[left], table.target[left]
     feature = torch.tensor([kind == "feature" for kind in kinds])
-    while len(table):
+    while len(left):
         inputs, outputs = (torch.zeros(len(kinds), dtype=torch.bool) for _ in range(2))
-        inputs[table.target.long()] = True
-        outputs[table.source.long()] = True
+        inputs[target] = True
+        outputs[source] = True
         dead = (feature & ~inputs) | (~outputs & (weights == 0))
-        alive = ~dead[table.source.long()] & ~dead[table.target.long()]
+        alive = ~dead[source] & ~dead[target]
         if bool(alive.all()):
             break
-        narrow(alive)
-    above[index] = True
-    return whole.take(above)
+        left, source, target = left[alive], source[alive], target[alive]
+    return table.take(above | _mask(left, len(table)))
 
 
-def _shares(table: EdgeTable, signed: bool) -> Tensor:
-    size = table.local_weight.to(torch.float64)
-    target = table.target.long()
-    total = torch.zeros(len(table.nodes), dtype=torch.float64).index_add_(0, target, size.abs())
-    return (size if signed else size.abs()) / total[target].clamp(min=torch.finfo(torch.float64).tiny)
+def _mask(chosen: Tensor, size: int) -> Tensor:
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[chosen] = True
+    return mask
+
+
+def _per_target(table: EdgeTable, values: Tensor) -> Tensor:
+    """Sums [n_nodes] (float64) of one value per edge."""
+    return torch.from_numpy(np.bincount(table.target.numpy(), values.numpy(), minlength=len(table.nodes)))
+
+
+def _shares(table: EdgeTable, signed: bool) -> npt.NDArray[np.float64]:
+    """|local_weight| (or local_weight) as a share of all |local_weight| of its target, [m]."""
+    size = table.local_weight.abs()
+    total = _per_target(table, size).clamp(min=torch.finfo(torch.float64).tiny).numpy()
+    shares: npt.NDArray[np.float64] = (table.local_weight if signed else size).numpy() / total[table.target.numpy()]
+    return shares
 
 
 def _cut(values: Tensor, share: float) -> float:

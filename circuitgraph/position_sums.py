@@ -87,12 +87,11 @@ class SumTracer(Tracer):
 
     def number(self, ids: Tensor) -> Tensor:
         """The ids of the sums to which these columns belong; targets and the metric follow the sums as they follow columns."""
-        ids = ids.to("cpu", torch.int64)
-        numbers = torch.cat([self.numbers, torch.arange(self.n_sums, self.n_sums + len(self.nodes) - self.n_columns)])
-        return numbers[ids]
+        return self.numbers[ids.to("cpu", torch.int64)]
 
     def trace_targets(self, metric_gradient: Tensor, targets: Sequence[Target]) -> None:
         """The inputs of the metric, or of the targets and their edges to the metric."""
+        self.numbers = torch.cat([self.numbers, torch.arange(self.n_sums, self.n_sums + len(targets) + 1)])
         super().trace_targets(metric_gradient, targets)
         self.sums += [replace(node, pos=0) for node in self.nodes[self.n_columns :]]
 
