@@ -178,8 +178,11 @@ def discover_circuit(
     reached = len(graph) - len(tops) - 1
     unreached = sum(map(len, nodes)) - reached
     reports.append(f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric")
-    if not reached:
+    if not reached and not any(bool(table.attribution.any()) for table in tables):
         reports.append("the graph is empty: no node changes the metric between clean and baseline")
+    elif not reached:
+        cancelled = ", or pairs cancel in the mean" if len(pairs) > 1 else ""
+        reports.append(f"the graph is empty: no edges above the thresholds reach the metric{cancelled}")
     graph.graph["reports"] = reports
     return graph
 

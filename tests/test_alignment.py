@@ -186,6 +186,9 @@ def test_examples_that_cancel_in_the_mean_show_in_the_mean_of_absolutes(loaded):
     assert graph.number_of_edges() > 20
     for _, _, data in graph.edges(data=True):
         assert data["weight_abs"] == pytest.approx(3 * abs(data["weight"]), rel=1e-6)
+    nothing = discover_circuit(model, dictionary_set(model, "transcoders"), [FIRST, against], align="role")
+    said = "the graph is empty: no edges above the thresholds reach the metric, or pairs cancel in the mean"
+    assert nothing.graph["reports"][-1] == said
 
 
 # places --------------------------------------------------------------------------------------------------------------
