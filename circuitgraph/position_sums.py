@@ -97,6 +97,8 @@ class SumTracer(Tracer):
 
     def trace(self, index: int, columns: Tensor) -> None:
         """The inputs of the sums to which these columns belong, at all positions where the metric depends on them."""
+        if not len(columns):
+            return
         table, members = self.tables[index], self.members[index]
         batch, gradient = len(table.attribution), table.node_gradient
         if isinstance(table, VectorTable) and table.reads is not None:

@@ -36,7 +36,7 @@ CASES = [
     ("gpt2", "transcoders", {"qk": "recompute"}),
     ("gpt2", "transcoders", {"method": "integrated", "steps": 3}),
     ("gpt2", "output_saes", {"baseline": "zero"}),
-    ("gpt2", "residual", {}),
+    ("gpt2", "residual", {"trace_errors": True}),
     ("gpt2", "skip_transcoders", {}),
     ("llama", "transcoders", {}),
     ("llama", "transcoders", {"qk": "recompute", "baseline": "zero"}),

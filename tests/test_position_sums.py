@@ -146,3 +146,25 @@ def test_a_prompt_of_one_token_at_each_position_sums_to_itself(tiny_model, tiny_
     into = [(name(u), w) for u, v, w in each.edges(data="weight") if v.startswith("metric")]
     assert sorted(into) == sorted((name(u), w) for u, v, w in total.edges(data="weight") if v.startswith("metric"))
     assert len(into) > 20
+
+
+def test_prompts_that_are_the_same_make_a_stated_empty_graph(tiny_model, tiny_dictionaries):
+    pair = PromptPair("a b c", "a b c", (" g",), (" h",))
+    graph = discover_circuit(tiny_model, tiny_dictionaries, [pair], **SUMMED)
+    assert list(graph) == ["metric@0"] and graph.graph["reports"][-1].startswith("the graph is empty: no node changes")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"trace_errors": True}, {"trace_errors": True, "baseline": "zero"}, {"targets": ["mlp_out.0/f1@7"]}]
+)
+def test_errors_and_features_that_are_targets_are_added_up_like_any_other(loaded, settings):
+    model = loaded("gpt2")
+    discover = functools.partial(discover_circuit, model, dictionary_set(model, "residual"), [FIRST], **settings)
+    expected, _ = added_up(discover(**EVERYTHING))
+    graph = discover(**SUMMED)
+    check_graph(graph)
+    found = {(name(u), name(v), kind): w for u, v, kind, w in graph.edges(keys=True, data="weight")}
+    into = {v for _, v, _ in found if v.endswith("error") or "/p" in v}
+    assert set(found) == set(expected) and len(found) > 10 and into
+    for key, weight in found.items():
+        assert weight == pytest.approx(expected[key], rel=1e-8, abs=1e-12), key
