@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from circuitgraph import __version__
-from circuitgraph.cli_files import convert, export, import_
+from circuitgraph.cli_files import convert, examples, export, import_
 from circuitgraph.cli_measure import evaluate, intervene, measure
 from circuitgraph.cli_options import common_options as _common
 from circuitgraph.cli_options import defaults_of as _defaults
@@ -50,7 +50,7 @@ def main() -> None:
     """Circuit graphs of language models that carry their evidence."""
 
 
-for _command in (evaluate, intervene, measure, export, import_, convert):
+for _command in (evaluate, intervene, measure, export, import_, convert, examples):
     main.add_command(_command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that turn graph files of one tool into those of another: export, import, convert.
+"""The commands that turn graph files of one tool into those of another: export, import, convert, examples.
 
 Like the rest of the command line they parse, call one function, write, and say where.
 """
@@ -11,8 +11,18 @@ from typing import Any
 
 import click
 
-from circuitgraph.cli_options import common_options, report
+from circuitgraph.cli_options import (
+    common_options,
+    defaults_of,
+    device_option,
+    load_all,
+    loading_options,
+    option,
+    progress_bar,
+    report,
+)
 
+_EXAMPLES = defaults_of("corpus_files.py", "write_corpus_examples")
 _GRAPH_FILE = click.Path(path_type=Path)
 
 
@@ -23,13 +33,13 @@ def _graph_output(help: str) -> Callable[[Any], Any]:
 def _format_settings(command: Any) -> Any:
     """What only some formats take: names on Neuronpedia, the nine circuits of MIB."""
     source = "What a dictionary is called on Neuronpedia, for instance z.5=5-att-kk; may be repeated."
-    for option in (
+    for decorate in (
         click.option("--slug", help="Name of the graph on Neuronpedia.  [default: the name of the file]"),
         click.option("--neuronpedia-source", "sources", multiple=True, metavar="SITE=SOURCE", help=source),
         click.option("--neuronpedia-model", "scan", help="What the model is called there, for instance gpt2-small."),
         click.option("--circuits", is_flag=True, help="mib: nine circuits instead of scores."),
     ):
-        command = option(command)
+        command = decorate(command)
     return command
 
 
@@ -77,6 +87,53 @@ def convert(
 
     export_graph(_named_there(import_graph(file, from_), settings), output, to, **settings)
     click.echo(output)
+
+
+@click.command()
+@click.argument("graph", type=_GRAPH_FILE)
+@click.argument("corpus", type=_GRAPH_FILE)
+@_graph_output("Folder of the exported graph; the files go to features/MODEL in it.")
+@click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")
+@click.option(
+    "--dictionaries",
+    default=["demo"],
+    show_default=True,
+    multiple=True,
+    help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
+)
+@click.option("--neuronpedia-model", "scan", help="What the model is called in the exported graph.")
+@option(_EXAMPLES, "n_top", "Windows to keep of each feature, the most active.")
+@option(_EXAMPLES, "n_tokens", "Tokens of a window, BOS included.")
+@option(_EXAMPLES, "batch_size", "Windows to run at once.")
+@option(_EXAMPLES, "seed", "Seed of the draw among the windows where a feature is active.")
+@loading_options
+@device_option
+@common_options
+def examples(
+    graph: Path,
+    corpus: Path,
+    output: Path,
+    model: str,
+    dictionaries: tuple[str, ...],
+    device: str | None,
+    dtype: str,
+    lazy: bool,
+    quiet: bool,
+    debug: bool,
+    **settings: Any,
+) -> None:
+    """Write what each feature of GRAPH does over CORPUS (a text on each line) as feature files of the graph's page."""
+    from circuitgraph.corpus import read_texts
+    from circuitgraph.corpus_files import write_corpus_examples
+    from circuitgraph.formats import read_graph
+
+    circuit, texts = read_graph(graph), read_texts(corpus)
+    with progress_bar(quiet) as progress:
+        loaded, found, _ = load_all(None, model, dictionaries, None, None, 0, device, progress, dtype=dtype, lazy=lazy)
+        files, left_out = write_corpus_examples(circuit, loaded, found, texts, output, progress=progress, **settings)
+    for line in () if quiet else left_out:
+        click.echo(line, err=True)
+    click.echo(f"{len(files)} files in {files[0].parent}")
 
 
 def _named_there(graph: Any, settings: dict[str, Any]) -> Any:

@@ -24,7 +24,8 @@ class Dictionary:
 
     x_hat = acts @ W_dec + bias (+ x @ W_skip), with W_skip [d_in, d_out] for a transcoder with a linear skip connection. A
     cross-layer transcoder writes at `writes` and at each site of `later`: W_dec [d_sae, n_sites * d] and b_dec hold the
-    columns of one site after the other. `name` is what it was loaded by. Do not change a dictionary once it is made.
+    columns of one site after the other. `name` is what it was loaded by, `neuronpedia` its MODEL/SOURCE there (gpt2-small/5-att-kk) if it
+    has pages of its features. Do not change a dictionary once it is made.
 
     weights and W_skip may be given as Deferred: then each is read from its file when it is asked for, and freed when nobody
     holds it, so keep it in a variable for as long as it is needed. The sizes are known without reading.
@@ -38,9 +39,11 @@ class Dictionary:
         name: str,
         W_skip: Tensor | Deferred[Tensor] | None = None,
         later: tuple[Site, ...] = (),
+        neuronpedia: str | None = None,
     ) -> None:
         self._weights, self._W_skip = weights, W_skip
         self.reads, self.writes, self.name, self.later = reads, writes, name, later
+        self.neuronpedia = neuronpedia
         self.d_in, self.d_sae, self.d_out = weights.d_in, weights.d_sae, weights.d_out
 
     def __repr__(self) -> str:

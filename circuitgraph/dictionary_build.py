@@ -48,11 +48,13 @@ def build(
     *,
     trained_on: frozenset[str] = frozenset(),
     later: tuple[Site, ...] = (),
+    neuronpedia: str | None = None,
 ) -> Dictionary:
     """The dictionary of these tensors at that place of the model.
 
     interpret: the file's tensors -> Parts; it must work on an outline too. trained_on: what its publisher had done to the
     model's weights, unless the request says otherwise. later: the further sites of a cross-layer transcoder.
+    neuronpedia: MODEL/SOURCE there.
     """
     model = request.model
     wanted = trained_on if request.processing is None else request.processing
@@ -78,7 +80,7 @@ def build(
         parts = interpret(tensors.read())
         stored = _weights(name, parts, translate, request)
         W_skip = _skip(name, parts, translate, request) if "W_skip" in parts.tensors else None
-    dictionary = Dictionary(stored, place.reads, place.writes, name, W_skip, later)
+    dictionary = Dictionary(stored, place.reads, place.writes, name, W_skip, later, neuronpedia)
     check_fit(dictionary, model)
     return dictionary
 

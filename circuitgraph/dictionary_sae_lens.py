@@ -172,7 +172,19 @@ def _from_sae_lens(
         )
     kind = _Kind(name, architecture, settings, bool(cfg.get("finetuning_scaling_factor", False)))
     trained_on |= _processing(name, metadata, place)
-    return build(name, tensors, kind.interpret, place, request, trained_on=trained_on)
+    return build(
+        name, tensors, kind.interpret, place, request, trained_on=trained_on, neuronpedia=_neuronpedia(name, metadata)
+    )
+
+
+def _neuronpedia(name: str, metadata: Mapping[str, Any]) -> str | None:
+    """MODEL/SOURCE of the dictionary on Neuronpedia, if sae-lens knows it."""
+    found = metadata.get("neuronpedia_id")
+    if found and (not isinstance(found, str) or not all(found.partition("/"))):
+        raise DictionaryError(
+            f"dictionary {name}: neuronpedia_id is {found!r}; expected MODEL/SOURCE, for instance gpt2-small/5-att-kk"
+        )
+    return found or None
 
 
 def _check_architecture(name: str, architecture: object) -> None:

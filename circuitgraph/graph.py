@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import networkx as nx
@@ -130,25 +131,37 @@ def check_graph(graph: nx.MultiDiGraph) -> None:
             if name not in attributes or attributes[name] != expected:
                 raise GraphError(f"node {key!r} has {name} {attributes.get(name)!r}; its name says {expected!r}")
         _check_numbers(f"node {key!r}", attributes, ("attribution",))
-    for source, target, kind, attributes in graph.edges(keys=True, data=True):
-        if kind in EDGE_KINDS and depth[source] < depth[target] and _is_plain_edge(kind, attributes):
-            continue
-        where = f"edge {source!r} -> {target!r} ({kind})"
-        if kind not in EDGE_KINDS or attributes.get("kind") != kind:
-            raise GraphError(f"{where}: kind must be one of {', '.join(EDGE_KINDS)} and equal the edge's key")
-        if depth[source] >= depth[target]:
-            raise GraphError(f"{where} does not run forward through the model")
-        _check_numbers(where, attributes, ("weight", "local_weight"))
+    if not _has_plain_edges(graph, depth):
+        for source, target, kind, attributes in graph.edges(keys=True, data=True):
+            _check_edge(source, target, kind, attributes, depth)
     metric_node(graph)
 
 
-def _is_plain_edge(kind: str, attributes: dict[str, Any]) -> bool:
-    """Whether an edge has floats where most have them; the others are looked at one by one."""
-    if attributes.get("kind") != kind or type(attributes.get("heads", [])) is not list or "top_tokens" in attributes:
-        return False
-    numbers = [attributes.get(name) for name in ("weight", "local_weight")]
-    numbers += [attributes[name] for name in _OPTIONAL if name in attributes]
-    return all(type(number) is float and math.isfinite(number) for number in numbers)
+def _has_plain_edges(graph: nx.MultiDiGraph, depth: Mapping[str, int]) -> bool:
+    """Whether all edges run forward and hold floats where most do, looked at as columns; if not, each is looked at."""
+    rows = [data for _, inner in graph.adjacency() for keyed in inner.values() for data in keyed.values()]
+    keys = [kind for _, inner in graph.adjacency() for keyed in inner.values() for kind in keyed]
+    held = set(chain.from_iterable(rows))
+    numbers = [data.get(name) for name in ("weight", "local_weight") for data in rows]
+    numbers += [data[name] for name in _OPTIONAL if name in held for data in rows if name in data]
+    lists = [data[name] for name in ("heads", "top_tokens") if name in held for data in rows if name in data]
+    return (
+        all(depth[source] < depth[target] for source, inner in graph.adjacency() for target in inner)
+        and keys == [data.get("kind") for data in rows]
+        and set(keys) <= set(EDGE_KINDS)
+        and {float}.issuperset(map(type, numbers))
+        and all(map(math.isfinite, numbers))
+        and {list}.issuperset(map(type, lists))
+    )
+
+
+def _check_edge(source: str, target: str, kind: str, attributes: dict[str, Any], depth: Mapping[str, int]) -> None:
+    where = f"edge {source!r} -> {target!r} ({kind})"
+    if kind not in EDGE_KINDS or attributes.get("kind") != kind:
+        raise GraphError(f"{where}: kind must be one of {', '.join(EDGE_KINDS)} and equal the edge's key")
+    if depth[source] >= depth[target]:
+        raise GraphError(f"{where} does not run forward through the model")
+    _check_numbers(where, attributes, ("weight", "local_weight"))
 
 
 def _check_facts(facts: dict[str, Any]) -> None:

@@ -56,6 +56,7 @@ def graph_facts(
         "provenance": {
             "model": model.name,
             "dictionaries": {str(site): dictionary.name for site, dictionary in dictionaries.items()},
+            **_names_on_neuronpedia(dictionaries),
             "prompts": [record_of(pair) for pair in pairs],
             "settings": settings,
             **aligned,
@@ -64,6 +65,14 @@ def graph_facts(
             "dtype": str(model.dtype).removeprefix("torch."),
         },
     }
+
+
+def _names_on_neuronpedia(dictionaries: Mapping[Site, Dictionary]) -> dict[str, Any]:
+    """{"neuronpedia": {model, sources by site}} of the dictionaries that have pages there under the first one's model."""
+    named = {site: found.neuronpedia.partition("/") for site, found in dictionaries.items() if found.neuronpedia}
+    models = [model for model, _, _ in named.values()][:1]
+    sources = {str(site): source for site, (model, _, source) in named.items() if model in models}
+    return {"neuronpedia": {"model": models[0], "sources": sources}} if sources else {}
 
 
 def _installed(name: str) -> bool:

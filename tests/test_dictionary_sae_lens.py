@@ -223,6 +223,27 @@ def test_the_weight_processing_of_an_old_folder_is_known(tiny_model, tmp_path):
     assert float(plain.weights.W_enc.mean(0).abs().max()) > 0.1
 
 
+# names on Neuronpedia --------------------------------------------------------------------------------------------
+
+
+def test_a_dictionary_knows_its_pages_where_sae_lens_does(narrow_model, tmp_path):
+    sae = own("standard")
+    assert load_dictionaries(sae, narrow_model)[Site("z", 1)].neuronpedia is None
+    sae.cfg.metadata.neuronpedia_id = "gpt2-small/1-att-kk"
+    assert load_dictionaries(sae, narrow_model)[Site("z", 1)].neuronpedia == "gpt2-small/1-att-kk"
+    sae.save_model(tmp_path / "new")
+    old = flat(tmp_path / "old", neuronpedia_id="gpt2-small/1-att-kk")
+    for folder in (tmp_path / "new", old):
+        assert load_dictionaries(folder, narrow_model)[Site("z", 1)].neuronpedia == "gpt2-small/1-att-kk"
+
+
+@pytest.mark.parametrize("value", [3, "1-att-kk", "gpt2-small/", {"a": 1}])
+def test_a_name_that_is_no_page_is_refused(narrow_model, tmp_path, value):
+    folder = flat(tmp_path / "old", neuronpedia_id=value)
+    with pytest.raises(DictionaryError, match="neuronpedia_id is .*; expected MODEL/SOURCE"):
+        load_dictionaries(folder, narrow_model)
+
+
 # hooks -----------------------------------------------------------------------------------------------------------
 
 

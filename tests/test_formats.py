@@ -126,7 +126,7 @@ def test_what_is_not_json_is_refused_with_the_files_name(tmp_path):
 def test_nothing_is_written_when_the_graph_cannot_be(graph, tmp_path):
     broken = graph.copy()
     broken.nodes["metric@5"]["attribution"] = float("inf")
-    with pytest.raises(GraphError, match="metric@5. attribution is inf; expected a finite number"):
+    with pytest.raises(GraphError, match="node .metric@5. has attribution inf; expected a finite number"):
         write_graph(broken, tmp_path / "graph.json")
     with pytest.raises(GraphError, match="nested too deeply"):
         text_to_graph("[" * 100_000)

@@ -72,16 +72,21 @@ def test_files_of_other_programs_are_imported_by_what_is_in_them(tmp_path):
         (("export", "graph.json", "-o", "out.xyz"), "cannot tell the format of"),
         (("export", "graph.json", "-o", "out.graphml", "--slug", "x"), "format graphml has no setting 'slug'"),
         (("export", "graph.json", "-o", "out.json", "--format", "nothing"), "format 'nothing' is unknown"),
+        (("import", "cut.json", "-o", "out.json"), "GraphError: graph file {}/cut.json: not JSON: "),
+        (("show", "text.json", "--top", "3"), "text.json: this is no circuitgraph file: expected a JSON object"),
         (("import", "none.gexf", "-o", "out.json"), "none.gexf does not exist"),
         (("import", "graph.dot", "-o", "out.json"), "format dot is written, not read"),
         (("convert", "graph.json", "-o", "out.pt"), "format circuit-tracer is read, not written"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_writes_nothing(graph, arguments, message, tmp_path):
+    (tmp_path / "cut.json").write_text((tmp_path / "graph.json").read_text()[:3000])
+    (tmp_path / "text.json").write_text("<graphml>")
     command, file, option, out, *rest = arguments
-    result = run(command, tmp_path / file, option, tmp_path / out, *rest)
-    assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1 and not result.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["graph.json"]
+    result = run(command, tmp_path / file, option, out if command == "show" else tmp_path / out, *rest)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1 and not result.stdout
+    assert message.format(tmp_path) in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.json", "graph.json", "text.json"]
 
 
 def test_parquet_without_pyarrow_says_what_to_install(graph, monkeypatch, tmp_path):

@@ -93,6 +93,11 @@ def test_a_submission_holds_scores_or_nine_circuits(file, tmp_path):
         export_graph(graph, tmp_path / "ioi", "mib")
 
 
+def test_a_folder_that_is_no_submission_is_said_to_be_none(tmp_path):
+    with pytest.raises(GraphError, match="holds no importances.json; folders are read as MIB submissions"):
+        import_graph(tmp_path)
+
+
 def test_the_edges_of_a_shape_are_counted():
     assert sum(1 for _ in component_edges(12, 12, False)) == 32_491
     serial, parallel = (set(component_edges(2, 2, flag)) for flag in (False, True))

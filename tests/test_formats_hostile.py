@@ -187,6 +187,19 @@ def test_numbers_that_are_none_are_refused(number, tmp_path):
         import_graph(tmp_path / "g.json")
 
 
+@pytest.mark.parametrize("number", ["1e999", "-1E+309", "1" + "0" * 250 + "e90", "9" * 400 + ".5", "1" * 30])
+@pytest.mark.parametrize("place", ["edges", "nodes"])
+def test_numbers_that_are_none_are_refused_in_every_line(number, place, tmp_path):
+    text = graph_to_text(example_graph())
+    row = json.loads(text)[place][-1]
+    name, value = next((name, value) for name, value in row.items() if type(value) is float)
+    old, new = f'"{name}": {value!r}', f'"{name}": {number}'
+    assert old in text
+    (tmp_path / "g.json").write_text(text.replace(old, new))
+    with pytest.raises(GraphError, match="g.json: the file holds"):
+        import_graph(tmp_path / "g.json")
+
+
 def test_a_spreadsheet_runs_no_label(tmp_path):
     graph = example_graph()
     node = next(key for key in graph if graph.nodes[key]["kind"] == "feature")

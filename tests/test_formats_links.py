@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from graphs import example_graph
 
+from circuitgraph.cli import main
+from circuitgraph.dictionary import Dictionary
+from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import GraphError
 from circuitgraph.formats import (
     export_graph,
@@ -17,7 +21,9 @@ from circuitgraph.formats import (
     parse_sources,
     quick_list_url,
     with_sources,
+    write_graph,
 )
+from circuitgraph.render.payload import payload
 
 PRINTED = Path(__file__).parents[2] / "shared" / "data" / "seed_gender_printed_features.json"
 SUFFIX = {"attn": "att-sm", "mlp": "mlp-sm", "resid": "res-sm"}
@@ -71,6 +77,43 @@ def test_a_graph_that_knows_its_sources_links_its_features(tmp_path):
     linked = [key for key in graph if key.startswith(("z.0/f", "mlp_out.1/f"))]
     assert len(lines) == len(linked) + 1 > 5 and lines[-1].startswith("quick list\thttps://neuronpedia.org/quick-list/")
     assert lines[0].split("\t")[0] == max(linked, key=lambda key: abs(graph.nodes[key]["attribution"]))
+
+
+@pytest.fixture(scope="module")
+def traced(tiny_model, tiny_dictionaries, tiny_pairs):
+    """A graph whose dictionaries know their pages, but for the one at mlp_out.0 and one that names another model."""
+    pages = {"z.0": "gpt2-small/0-att-kk", "z.1": "gpt2-small/1-att-kk", "mlp_out.1": "other/1-tres-dc"}
+    named = {
+        site: Dictionary(d.weights, d.reads, d.writes, d.name, neuronpedia=pages.get(str(site)))
+        for site, d in tiny_dictionaries.items()
+    }
+    return discover_circuit(tiny_model, named, tiny_pairs, edge_threshold=0.01)
+
+
+def test_a_graph_has_the_names_of_its_dictionaries_and_nobody_types_them(traced, tmp_path):
+    assert traced.graph["provenance"]["neuronpedia"] == {
+        "model": "gpt2-small",
+        "sources": {"z.0": "0-att-kk", "z.1": "1-att-kk"},
+    }
+    write_graph(traced, tmp_path / "graph.json")
+    for name in ("graph.links.txt", "graph.neuronpedia.json"):
+        done = CliRunner().invoke(main, ["export", str(tmp_path / "graph.json"), "-o", str(tmp_path / name)])
+        assert done.exit_code == 0, done.output
+    features = sorted(key for key in traced if key.startswith(("z.0/f", "z.1/f")))
+    lines = [line.split("\t") for line in (tmp_path / "graph.links.txt").read_text().splitlines()]
+    assert sorted(key for key, _ in lines[:-1]) == features and len(features) > 5
+    for key, url in lines[:-1]:
+        layer, index = traced.nodes[key]["layer"], traced.nodes[key]["feature"]
+        assert url == f"https://www.neuronpedia.org/gpt2-small/{layer}-att-kk/{index}"
+    metadata = json.loads((tmp_path / "graph.neuronpedia.json").read_text())["metadata"]
+    assert metadata["scan"] == "gpt2-small"
+    assert metadata["feature_details"] == {"neuronpedia_lorsa_source_set": "att-kk"}
+    assert payload(traced)["links"] == {"z.0": "gpt2-small/0-att-kk", "z.1": "gpt2-small/1-att-kk"}
+
+
+def test_a_graph_of_dictionaries_without_pages_names_none(tiny_model, tiny_dictionaries, tiny_pairs):
+    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.1)
+    assert "neuronpedia" not in graph.graph["provenance"] and payload(graph)["links"] == {}
 
 
 def test_what_has_no_page_is_said(tmp_path):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 
+import hypothesis.strategies as st
 import jsonschema
 import numpy as np
 import pytest
-from format_graphs import large_graph
+from format_graphs import NUMBER, TEXT, VALUE, large_graph
 from graphs import example_graph
+from hypothesis import given
 
 from circuitgraph.errors import GraphError
 from circuitgraph.formats import graph_to_text, native, read_graph, text_to_graph, write_graph
+from circuitgraph.formats.lines import dump_lines
 from circuitgraph.formats.native import SCHEMA
+from circuitgraph.graph import check_graph
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
 
 
@@ -42,6 +46,43 @@ def test_a_file_is_read_in_pieces_and_one_of_another_layout_in_one(monkeypatch, 
     assert graph_to_text(read_graph(tmp_path / "lines.json")) == text
     with pytest.raises(TypeError, match="NoneType"):
         read_graph(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("kind", "ov", r"\(metric\): kind must be one of"),
+        ("weight", float("inf"), "has weight inf; expected a finite number"),
+        ("local_weight", None, "has local_weight None"),
+        ("weight_abs", "1", "has weight_abs '1'"),
+        ("heads", 0.5, "has heads 0.5; expected a list"),
+        ("top_tokens", "a", "has top_tokens 'a'; expected a list"),
+    ],
+)
+def test_an_edge_that_breaks_the_schema_is_named(name, value, message):
+    graph = example_graph()
+    source, target, kind = next(edge for edge in graph.edges(keys=True) if edge[2] == "metric")
+    graph.edges[source, target, kind][name] = value
+    with pytest.raises(GraphError, match=f"edge '{source}' -> '{target}' .*{message}"):
+        check_graph(graph)
+
+
+ROW = st.fixed_dictionaries(
+    {"heads": st.lists(NUMBER, max_size=3), "weight": NUMBER, "50%s": TEXT}, optional={"x": VALUE}
+)
+
+
+@given(rows=st.lists(ROW, max_size=12) | st.lists(st.dictionaries(TEXT, VALUE, max_size=3), max_size=12))
+def test_lines_are_what_the_encoder_writes(rows):
+    assert dump_lines(rows, str) == [json.dumps(row, sort_keys=True) for row in rows]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), [0.5, float("inf")], {1, 2}])
+def test_a_value_of_no_json_is_named_with_its_row(value):
+    rows = [{"weight": 1.0} for _ in range(20)]
+    rows[13]["weight"] = value
+    with pytest.raises(GraphError, match="row 13"):
+        dump_lines(rows, "row {}".format)
 
 
 def test_a_large_graph_is_written_in_pieces(monkeypatch, tmp_path):

@@ -242,6 +242,26 @@ def test_a_graph_of_circuit_tracer_is_read_with_weights_that_can_be_checked_on_p
     assert graph.graph["tokens"]["clean"] == ["a", "b"] and graph.graph["n_layers"] == 2
 
 
+def test_what_a_query_and_a_key_add_together_is_counted_as_left_out():
+    value = circuit_tracer_file()
+    reports = len(value_from_neuronpedia(value).graph["reports"])
+    names = [node["node_id"] for node in value["nodes"]]
+    early = names[:2]
+    value["nodes"][3]["qk_tracing_results"] = {
+        "pair_wise_contributors": [[*early, 0.5], [*reversed(early), 0.25]],
+        "top_q_marginal_contributors": [[early[0], 0.5]],
+        "top_k_marginal_contributors": [[early[1], 0.75]],
+    }
+    value["nodes"][2]["qk_tracing_results"] = None
+    graph = value_from_neuronpedia(value)
+    assert {(kind, d["local_weight"]) for *_, kind, d in graph.edges(keys=True, data=True) if kind in "qk"} == {
+        ("q", 0.5), ("k", 0.75)
+    }  # fmt: skip
+    assert graph.graph["reports"][reports:] == [
+        "2 contributions of a query and a key together were left out: an edge has one source"
+    ]
+
+
 BROKEN = {
     "dangling link": (lambda d: d["links"][0].update(source="E_9_9"), "link 1 names 'E_9_9'"),
     "backward link": (

@@ -109,7 +109,7 @@ def test_a_comparison_carries_both_graphs_and_where_each_part_is() -> None:
 
 def test_links_come_from_the_provenance_and_the_caller() -> None:
     graph = example_graph(n_nodes=5)
-    graph.graph["provenance"]["neuronpedia"] = {"z.0": "m/0-att", "z.1": "m/1-att"}
+    graph.graph["provenance"]["neuronpedia"] = {"model": "m", "sources": {"z.0": "0-att", "z.1": "1-att"}}
     assert payload(graph, links={"z.1": "own/1"})["links"] == {"z.0": "m/0-att", "z.1": "own/1"}
 
 

@@ -17,6 +17,7 @@ from circuitgraph.errors import GraphError, MetricError
 from circuitgraph.evaluate import evaluate_circuit
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.graph import check_graph
+from circuitgraph.intervene import patch_effects
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.reading import READABLE
@@ -210,6 +211,32 @@ def test_a_probe_behind_neurons_and_one_through_frozen_components_are_explained(
     tops = [d for _, d in graph.nodes(data=True) if d["kind"] == "probe"]
     assert len(tops) == 3 and all(d["unexplained"] == pytest.approx(0, abs=1e-9) for d in tops)
     assert all(abs(d["inflow"]) > 1e-3 for d in tops)
+
+
+def test_pruning_by_influence_keeps_every_target_and_what_it_brings_to_the_metric(
+    tiny_model, tiny_dictionaries, tiny_pairs
+):
+    settings = {"edge_threshold": 0.0, "max_nodes": 10**6, "baseline": "zero"}
+    targets = dict(zip(probes(tiny_model, ["z.1", "resid_post.0"]), (5.0, 1e-3), strict=True))
+    whole, pruned = (
+        discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets=targets, **settings | shares)
+        for shares in ({}, {"node_influence": 0.8, "edge_influence": 0.8})
+    )
+    assert 5 < pruned.number_of_edges() < whole.number_of_edges() / 2
+    into = {(u, v): d["weight"] for u, v, d in pruned.in_edges("metric@5", data=True)}
+    assert set(into) == {("z.1/p0@4", "metric@5"), ("resid_post.0/p1@4", "metric@5")} and all(into.values())
+
+
+def test_patching_starts_below_what_the_metric_reads(tiny_model, tiny_dictionaries, tiny_pairs):
+    """Nodes of the last layer alone in their batch: the first layer's activations are read all the same."""
+    explained = given_targets(tiny_model, tiny_dictionaries, probes(tiny_model, ["resid_post.0", "resid_post.1"]), 6)
+    case = trace(tiny_model, tiny_dictionaries, tiny_pairs, explained=explained)
+    upper = [node for node in case.nodes if node.site.kind == "z" and node.site.layer == 1 and node.pos == POS]
+    run = (tiny_model, case.tokens, case.clean.values, explained.metric(), case.tables)
+    alone = torch.cat([patch_effects(*run, [node]) for node in upper])
+    together = patch_effects(*run, case.nodes)[[case.nodes.index(node) for node in upper]]
+    assert len(upper) > 3 and float(alone.abs().max()) > 1e-3
+    assert_close(alone, together)
 
 
 @pytest.mark.parametrize(

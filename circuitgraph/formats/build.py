@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import networkx as nx
+import numpy as np
 
 from circuitgraph.errors import GraphError
 from circuitgraph.formats.groups import check_groups
@@ -17,6 +18,7 @@ from circuitgraph.graph import check_graph
 from circuitgraph.nodes import EDGE_KINDS, Node
 
 EdgeRow = tuple[str, str, dict[str, Any]]
+_ARGUMENTS = frozenset({"self", "u_for_edge", "v_for_edge", "key"})  # of networkx' add_edge, which is quicker
 
 
 class Builder:
@@ -41,7 +43,10 @@ class Builder:
                 raise GraphError(f"edge {self.n_edges} names {end!r}, which is not among the nodes")
         if self.graph.has_edge(source, target, kind):
             raise GraphError(f"edge {self.n_edges} repeats {source!r} -> {target!r} ({kind})")
-        self.graph.add_edges_from([(source, target, kind, attributes)])
+        if _ARGUMENTS.isdisjoint(attributes):
+            self.graph.add_edge(source, target, kind, **attributes)
+        else:
+            self.graph.add_edges_from([(source, target, kind, attributes)])
 
     def finished(self) -> nx.MultiDiGraph:
         """The graph; GraphError unless it keeps the schema."""
@@ -64,11 +69,11 @@ def in_order(graph: nx.MultiDiGraph) -> tuple[list[str], list[EdgeRow]]:
     nodes = sorted(graph, key=lambda key: Node.parse(key).order)
     rank = {key: i for i, key in enumerate(nodes)}
     kinds = {kind: i for i, kind in enumerate(EDGE_KINDS)}
-    edges = [
-        (rank[target], rank[source], kinds[kind], data)
-        for source, inner in graph.adjacency()
-        for target, keyed in inner.items()
-        for kind, data in keyed.items()
-    ]
-    edges.sort(key=lambda edge: edge[:3])
-    return nodes, [(nodes[source], nodes[target], data) for target, source, _, data in edges]
+    edges: list[EdgeRow] = []
+    places: list[int] = []  # one number per edge, which sorts quicker than three
+    for source, inner in graph.adjacency():
+        for target, keyed in inner.items():
+            first = (rank[target] * len(nodes) + rank[source]) * len(kinds)
+            places += [first + kinds[kind] for kind in keyed]
+            edges += [(source, target, data) for data in keyed.values()]
+    return nodes, [edges[i] for i in np.argsort(np.array(places, dtype=np.int64)).tolist()]

@@ -113,7 +113,7 @@ def _parts(data: dict[str, Any]) -> Parts:
     provenance = {"source": "circuit-tracer graph", "model": str(data.get("scan", "")), "token_ids": tokens.tolist()}
     prompt = data.get("input_string")
     provenance["prompts"] = [{"clean": prompt}] if isinstance(prompt, str) else []
-    return Parts(texts, n_layers, nodes, attributes, logits, links, {"provenance": provenance})
+    return Parts(texts, n_layers, nodes, attributes, logits, links, facts={"provenance": provenance})
 
 
 def _tensor(data: dict[str, Any], name: str, dimensions: int) -> Tensor:

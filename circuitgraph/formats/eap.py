@@ -14,6 +14,7 @@ are kept. Attribution of a node is the sum of the scores of its outgoing edges, 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -142,6 +143,7 @@ def component_edges(n_layers: int, n_heads: int, parallel: bool) -> Iterator[tup
     yield from ((source, "logits", "") for source in stream)
 
 
+@functools.lru_cache(maxsize=1 << 14)  # a file names each component once per edge
 def _key(name: str, n_layers: int, n_heads: int) -> str:
     match = _COMPONENT.fullmatch(name)
     if match is None:

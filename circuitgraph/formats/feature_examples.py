@@ -22,6 +22,7 @@ from circuitgraph.formats.neuronpedia_names import cantor
 from circuitgraph.formats.values import dumps
 
 N_SLICES, N_BINS = 4, 40
+Example = tuple[Sequence[str], Sequence[float]]  # the tokens of a text, and the activation at each
 
 
 def feature_examples(
@@ -47,28 +48,58 @@ def feature_examples(
         raise GraphError(f"the texts differ in length; expected {values.shape[1]} tokens each")
     peaks = values.max(axis=1)
     ranked = np.argsort(-peaks, kind="stable")
-    active = ranked[peaks[ranked] > 0]
-    quantiles = [("Top Activations", active[:n_top])]
-    for i, part in enumerate(np.array_split(active, N_SLICES)):
-        picks = (
-            part[np.unique(np.linspace(0, len(part) - 1, min(n_slice, len(part))).astype(int))] if len(part) else part
-        )
-        quantiles.append((f"Subsample Interval {i}", picks))
-    counts, _ = np.histogram(values[values > 0], bins=N_BINS)
+    active = [(tokens[i], values[i].tolist()) for i in ranked[peaks[ranked] > 0]]
+    counts, _ = np.histogram(values[values > 0], bins=N_BINS, range=(0.0, max(float(peaks.max()), 1e-30)))
+    return examples_value(
+        active[:n_top],
+        active,
+        index=index,
+        transcoder_id=transcoder_id,
+        top_logits=top_logits,
+        bottom_logits=bottom_logits,
+        n_slice=n_slice,
+        extremes=(float(values.min()), float(values.max())),
+        quantiles=np.quantile(values, np.linspace(0, 1, 11)).tolist(),
+        histogram=counts.tolist(),
+        frequency=float((values > 0).mean()),
+    )
+
+
+def examples_value(
+    top: Sequence[Example],
+    active: Sequence[Example],
+    *,
+    index: int,
+    transcoder_id: str,
+    top_logits: Sequence[str],
+    bottom_logits: Sequence[str],
+    n_slice: int,
+    extremes: tuple[float, float],
+    quantiles: Sequence[float],
+    histogram: Sequence[int],
+    frequency: float,
+) -> dict[str, Any]:
+    """The value of one feature's file, from the texts where it is most active, those where it is active at all, the
+    smallest and largest activation, their deciles, how many > 0 there are in each of `N_BINS` bins from 0 to the largest,
+    and the share of tokens where it is active."""
+    parts = [("Top Activations", list(top))]
+    for i, numbers in enumerate(np.array_split(np.arange(len(active)), N_SLICES)):
+        few = np.unique(np.linspace(0, len(numbers) - 1, min(n_slice, len(numbers))).astype(int))
+        parts.append((f"Subsample Interval {i}", [active[j] for j in numbers[few]]))
     return {
         "index": index,
         "transcoder_id": transcoder_id,
         "examples_quantiles": [
-            {"quantile_name": name, "examples": [_example(values[i], tokens[i]) for i in picks]}
-            for name, picks in quantiles
+            {"quantile_name": name, "examples": [_example(*example) for example in examples]}
+            for name, examples in parts
         ],
         "top_logits": list(top_logits),
         "bottom_logits": list(bottom_logits),
-        "act_min": float(values.min()),
-        "act_max": float(values.max()),
-        "quantile_values": [float(v) for v in np.quantile(values, np.linspace(0, 1, 11))],
-        "histogram": [int(count) for count in counts],
-        "activation_frequency": float((values > 0).mean()),
+        "act_min": extremes[0],
+        "act_max": extremes[1],
+        "quantile_values": list(quantiles),
+        "histogram": list(histogram),
+        "activation_frequency": frequency,
     }
 
 
@@ -91,10 +122,10 @@ def write_feature_examples(
     return written
 
 
-def _example(values: Any, tokens: Sequence[str]) -> dict[str, Any]:
+def _example(tokens: Sequence[str], acts: Sequence[float]) -> dict[str, Any]:
     return {
         "tokens": list(tokens),
-        "tokens_acts_list": [float(value) for value in values],
-        "train_token_ind": int(values.argmax()),
+        "tokens_acts_list": list(acts),
+        "train_token_ind": int(np.argmax(acts)),
         "is_repeated_datapoint": False,
     }

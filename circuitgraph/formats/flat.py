@@ -9,8 +9,9 @@ as numbers (1 as 1.0). This module knows no file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import networkx as nx
@@ -86,9 +87,11 @@ def _columns(rows: list[dict[str, Any]], reserved: frozenset[str]) -> tuple[dict
                 inexact.add(name)
     types = {name: _type(found, name in inexact) for name, found in sorted(kinds.items())}
     outside = {name: _outside_name(name, kind is None, reserved) for name, kind in types.items()}
-    converted = [
-        {outside[name]: _cell(value, types[name], f"attribute {name}") for name, value in row.items()} for row in rows
-    ]
+    cells = {name: (outside[name], _cell(name, kind)) for name, kind in types.items()}
+    converted = []
+    for row in rows:
+        named = [(cells[name], value) for name, value in row.items()]
+        converted.append({column: value if cell is None else cell(value) for (column, cell), value in named})
     return {outside[name]: kind or STRING for name, kind in types.items()}, converted
 
 
@@ -103,10 +106,11 @@ def _outside_name(name: str, as_json: bool, reserved: frozenset[str]) -> str:
     return (_JSON if as_json else "") + (_OWN if own else "") + name
 
 
-def _cell(value: Any, kind: str | None, where: str) -> Any:
+def _cell(name: str, kind: str | None) -> Callable[[Any], Any] | None:
+    """What makes a cell of a value; None where the value is one."""
     if kind is None:
-        return dumps(value, where)
-    return float(value) if kind == NUMBER else value
+        return partial(dumps, where=f"attribute {name}")
+    return float if kind == NUMBER else None
 
 
 def _attributes(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ break, lone surrogates have no UTF-8, U+FFFE and U+FFFF are forbidden in XML. Th
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -41,7 +42,16 @@ def xml(value: Value) -> str:
     """A value as the text of an XML attribute or element."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return _entities(escape(value), {'"': "&quot;"}) if isinstance(value, str) else repr(value)
+    if isinstance(value, str):
+        return _often(value) if len(value) < 64 else _text(value)
+    return repr(value)
+
+
+def _text(value: str) -> str:
+    return _entities(escape(value), {'"': "&quot;"})
+
+
+_often = functools.lru_cache(maxsize=1 << 14)(_text)  # names of nodes and kinds stand in many edges
 
 
 def value_of(text: str, kind: str) -> Value:

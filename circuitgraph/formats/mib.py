@@ -42,6 +42,10 @@ def read_mib(folder: str | Path) -> nx.MultiDiGraph:
     """The graph of the scores in a submission's folder."""
     if not Path(folder).is_dir():
         raise GraphError(f"{folder} is no folder; a MIB submission is a folder with {SCORES}")
+    if not (Path(folder) / SCORES).is_file():
+        raise GraphError(
+            f"folder {folder} holds no {SCORES}; folders are read as MIB submissions, other graphs are files"
+        )
     return read_eap(Path(folder) / SCORES)
 
 

@@ -29,14 +29,19 @@ import networkx as nx
 from circuitgraph.errors import GraphError
 from circuitgraph.files import write_atomically
 from circuitgraph.formats.build import Builder, check, in_order
+from circuitgraph.formats.lines import dump_lines
 from circuitgraph.formats.untrusted import one_line, open_bytes, parse_json, read_text, reading
-from circuitgraph.formats.values import dump_lines, dumps, plain_graph, take_object
+from circuitgraph.formats.values import dumps, plain_graph, take_object
 
 FORMAT = "circuitgraph"
 VERSION = 2
 SCHEMA = Path(__file__).with_name("native.schema.json")
 MAX_LINE = 16 << 20
 CHUNK = 500  # lines that are encoded or decoded at once
+_NOT_OURS = (
+    'this is no circuitgraph file: expected a JSON object with "format": "circuitgraph"; `circuitgraph import` makes one'
+    " of other programs' files"
+)
 _HEAD = ("format", "version", "counts", "graph")
 
 
@@ -61,13 +66,18 @@ def read_graph(path: str | Path) -> nx.MultiDiGraph:
     with reading(path):
         with open_bytes(path) as file:
             graph = _read_lines(file)
-        return graph if graph is not None else text_to_graph(read_text(path))
+        if graph is not None:
+            return graph
+        text = read_text(path)
+        if not text.lstrip().startswith(("{", "[")):
+            raise GraphError(_NOT_OURS)
+        return text_to_graph(text)
 
 
 def value_to_graph(data: Any) -> nx.MultiDiGraph:
     """The graph of a native file's JSON value; GraphError if it is not one."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise GraphError('this is no circuitgraph file: expected a JSON object with "format": "circuitgraph"')
+        raise GraphError(_NOT_OURS)
     data = _migrate(data)
     builder = Builder(take_object(data["graph"], "graph"))
     for row in data["nodes"]:
@@ -104,28 +114,28 @@ def _pieces(graph: nx.MultiDiGraph) -> Iterator[str]:
     head = zip(_HEAD, (FORMAT, VERSION, {"nodes": len(nodes), "edges": len(edges)}, graph.graph), strict=True)
     yield "{\n" + "".join(f'"{name}": {dumps(value, name)},\n' for name, value in head)
     quoted = {key: dumps(key, "node") for key in nodes}
-    starts = (f'{{"id": {quoted[key]}, ' for key in nodes)
+    starts = [f'{{"id": {quoted[key]}, ' for key in nodes]
     yield from _list("nodes", ("id",), starts, [graph.nodes[key] for key in nodes])
     yield ",\n"
-    starts = (f'{{"source": {quoted[source]}, "target": {quoted[target]}, ' for source, target, _ in edges)
+    starts = [f'{{"source": {quoted[source]}, "target": {quoted[target]}, ' for source, target, _ in edges]
     yield from _list("edges", ("source", "target"), starts, [data for *_, data in edges])
     yield "\n}\n"
 
 
-def _list(name: str, reserved: tuple[str, ...], starts: Iterator[str], rows: list[dict[str, Any]]) -> Iterator[str]:
+def _list(name: str, reserved: tuple[str, ...], starts: list[str], rows: list[dict[str, Any]]) -> Iterator[str]:
     """A list of the file, one row on a line: where it starts (its id, or its ends), then its attributes."""
+
+    def place(first: int, i: int) -> str:
+        return f"{name[:-1]} {starts[first + i].strip('{, ')}"
+
     before = f'"{name}": ['
     for first in range(0, len(rows), CHUNK):
-        chunk = rows[first : first + CHUNK]
-        begun = list(itertools.islice(starts, len(chunk)))
-        places = [f"{name[:-1]} {start.strip('{, ')}" for start in begun]
-        for start, attributes in zip(begun, chunk, strict=True):
-            if not attributes.keys().isdisjoint(reserved):
-                raise GraphError(
-                    f"{name[:-1]} {start.strip('{, ')} has an attribute called {' or '.join(reserved)}; rename it"
-                )
-        lines = dump_lines(chunk, places)
-        yield before + "\n" + ",\n".join(start + line[1:] for start, line in zip(begun, lines, strict=True))
+        chunk, begun = rows[first : first + CHUNK], starts[first : first + CHUNK]
+        if not set(reserved).isdisjoint(itertools.chain.from_iterable(chunk)):
+            taken = next(i for i, row in enumerate(chunk) if not row.keys().isdisjoint(reserved))
+            raise GraphError(f"{place(first, taken)} has an attribute called {' or '.join(reserved)}; rename it")
+        lines = zip(begun, dump_lines(chunk, partial(place, first)), strict=True)
+        yield before + "\n" + ",\n".join([start + line[1:] for start, line in lines])
         before = ","
     yield before + "]" if not rows else "\n]"
 

@@ -4,8 +4,9 @@ In comes a graph, out comes the file. Their model of a graph is smaller than our
 
 - one link per pair of nodes, its weight in units of the target's pre-activation: the sum of our `local_weight` over the
   kinds of edges that carry something (all but q and k);
-- q and k edges become `qk_tracing_results` of the node they reach; nodes that have no link and are named only there stand
-  in `qk_only_nodes`;
+- q and k edges become `qk_tracing_results` of the node they reach, as its marginal contributors; `pair_wise_contributors`
+  stays empty, since what a query and a key source add to a score together is known for the pair only, and our edges hold
+  what each does with all of the other side; nodes that have no link and are named only there stand in `qk_only_nodes`;
 - attention features are `lorsa`, all other features `cross layer transcoder`;
 - groups and pins of the graph are `supernodes` and `pinnedIds`; labels are `clerp`, in which < and > become ‹ and ›, since
   circuit-tracer's page takes a clerp as HTML;

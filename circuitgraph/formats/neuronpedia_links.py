@@ -65,7 +65,7 @@ def write_links(graph: nx.MultiDiGraph, path: str | Path) -> None:
     sources = sources_of(graph)
     features = [key for key in graph if Node.parse(key).kind == "feature" and str(Node.parse(key).site) in sources]
     if not features:
-        raise GraphError("no feature of the graph is of a dictionary with a Neuronpedia source; name the sources")
+        raise GraphError("no feature of the graph is of a dictionary with a Neuronpedia source; name them: SITE=SOURCE")
     features.sort(key=lambda key: (-abs(graph.nodes[key]["attribution"]), Node.parse(key).order))
     lines = [f"{key}\t{node_url(graph, key)}" for key in features]
     lines.append(f"quick list\t{graph_quick_list_url(graph, features)}")

@@ -8,7 +8,8 @@ with the groups and pins that were changed since. From any other file the graph 
   attribution / activation; weight = local_weight * that, and a node's attribution is the sum of the weights that leave it.
 - The metric is the sum of the logits, each times its probability (of `(p=...)` or token_prob). The logits themselves are
   kept in graph["neuronpedia"]["logits"], and each edge into the metric has its links to them as `logit_weights`.
-- `qk_tracing_results` become q and k edges. The edge of an attention feature is ov, of all others mlp.
+- `qk_tracing_results` become q and k edges, by their marginal contributors: the part of a score that a query and a key
+  source make together has two sources, which no edge has; how many were left out is reported. The edge of an attention feature is ov, of all others mlp.
 
 This module writes nothing and knows no file but JSON.
 """
@@ -46,6 +47,7 @@ class Parts:
     attributes: dict[str, dict[str, Any]]
     logits: dict[str, tuple[str, float]]
     links: list[tuple[str, str, str, float]]  # source id, target id, kind or "" to tell from the target, weight
+    n_pairs: int = 0  # of a query and a key source, which no edge holds
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -158,6 +160,10 @@ def _facts(parts: Parts, total: float, silent: int) -> dict[str, Any]:
         reports.append(
             f"{silent} nodes with inputs have no activation: what reaches the metric through them is not counted"
         )
+    if parts.n_pairs:
+        reports.append(
+            f"{parts.n_pairs} contributions of a query and a key together were left out: an edge has one source"
+        )
     logits = {name: {"label": label, "probability": p} for name, (label, p) in parts.logits.items()}
     facts = {
         "tokens": {"clean": parts.tokens, "corrupted": list(parts.tokens)},
@@ -185,7 +191,7 @@ def _parts(data: dict[str, Any]) -> Parts:
     logits: dict[str, tuple[str, float]] = {}
     links = []
     taken: set[Node] = set()
-    top = 0
+    top = n_pairs = 0
     for i, row in enumerate(rows):
         where = f"node {i + 1}"
         name = take_string(row.get("node_id"), f"{where}: node_id")
@@ -205,6 +211,7 @@ def _parts(data: dict[str, Any]) -> Parts:
             raise GraphError(f"{where} stands at position {node.pos}; the prompt has {len(tokens)} tokens")
         attributes[name] = _attributes(row, label, where)
         links += _traced(row, name, where)
+        n_pairs += len(take_list(_qk(row, where).get("pair_wise_contributors", []), f"{where}: pair_wise_contributors"))
     for i, link in enumerate(data["links"]):
         where = f"link {i + 1}"
         row = take_object(link, where)
@@ -213,7 +220,7 @@ def _parts(data: dict[str, Any]) -> Parts:
     layers = [node.site.layer + 1 for node in nodes.values() if node.site.layer is not None]
     kept = {name: metadata[name] for name in ("slug", "scan", "transcoder_list", "info") if name in metadata}
     provenance = {"source": "attribution graph", "model": str(metadata.get("scan", "")), "prompts": _prompts(metadata)}
-    parts = Parts(tokens, max(layers, default=max(1, top)), nodes, attributes, logits, links)
+    parts = Parts(tokens, max(layers, default=max(1, top)), nodes, attributes, logits, links, n_pairs)
     parts.facts = {"provenance": provenance, "neuronpedia": {"metadata": kept}} | _marks(
         data["qParams"], {name: str(node) for name, node in nodes.items()}
     )
@@ -237,10 +244,14 @@ def _attributes(row: dict[str, Any], label: str, where: str) -> dict[str, Any]:
     return found
 
 
+def _qk(row: dict[str, Any], where: str) -> dict[str, Any]:
+    found = row.get("qk_tracing_results")
+    return {} if found is None else take_object(found, f"{where}: qk_tracing_results")
+
+
 def _traced(row: dict[str, Any], name: str, where: str) -> list[tuple[str, str, str, float]]:
     """The q and k edges that reach a node."""
-    results = take_object(row.get("qk_tracing_results", {}), f"{where}: qk_tracing_results")
-    found = []
+    results, found = _qk(row, where), []
     for kind in ("q", "k"):
         key = f"top_{kind}_marginal_contributors"
         for pair in take_list(results.get(key, []), f"{where}: {key}"):

@@ -31,7 +31,8 @@ def reading(path: str | Path) -> Iterator[None]:
     except FileNotFoundError:
         raise GraphError(f"graph file {path} does not exist") from None
     except GraphError as error:
-        raise GraphError(f"graph file {path}: {one_line(error)}") from None
+        named = str(error).startswith(f"graph file {path}")  # by a reader inside this one
+        raise GraphError(one_line(error) if named else f"graph file {path}: {one_line(error)}") from None
     except (OSError, EOFError, zlib.error, UnicodeError) as error:
         raise GraphError(f"graph file {path} cannot be read: {one_line(error)}") from None
     except RecursionError:
@@ -95,11 +96,19 @@ def parse_json(text: str, *, unique: bool = False) -> Any:
     unique: also for an object with two values of one name, of which JSON readers keep the last.
     """
     try:
-        return (_UNIQUE if unique else _DECODER).decode(text)
+        if unique:
+            return _UNIQUE.decode(text)
+        return (_CAREFUL if _may_overflow(text) else _QUICK).decode(text)
     except json.JSONDecodeError as error:
         raise GraphError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise GraphError("the JSON is nested too deeply to be a graph") from None
+
+
+def _may_overflow(text: str) -> bool:
+    """Whether a number may be beyond all floats: an exponent of three digits, or so many digits that one of two suffices."""
+    digits = text.translate(_DIGITS) if text.isascii() else ""
+    return not digits or "e000" in digits or "e+000" in digits or "0" * 200 in digits
 
 
 def _refuse(constant: str) -> None:
@@ -130,5 +139,7 @@ def _one_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_DIGITS = str.maketrans("123456789E", "0" * 9 + "e")
 _UNIQUE = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole, parse_float=_finite, object_pairs_hook=_one_each)
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole, parse_float=_finite)
+_CAREFUL = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole, parse_float=_finite)
+_QUICK = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole)  # a call per number costs more than the parsing

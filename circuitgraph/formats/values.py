@@ -7,11 +7,10 @@ knows no format.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import networkx as nx
@@ -38,18 +37,19 @@ def plain_graph(graph: nx.MultiDiGraph) -> nx.MultiDiGraph:
 
 def is_plain_graph(graph: nx.MultiDiGraph) -> bool:
     """Whether every value of the graph is plain and nested no more than `MAX_DEPTH` deep."""
-    edges = (data for _, inner in graph.adjacency() for keyed in inner.values() for data in keyed.values())
-    tables = itertools.chain((data for _, data in graph.nodes(data=True)), edges)
-    return _is_plain(graph.graph) and all(map(_is_plain_table, tables))
+    nodes = [data for _, data in graph.nodes(data=True)]
+    edges = [data for _, inner in graph.adjacency() for keyed in inner.values() for data in keyed.values()]
+    return _is_plain(graph.graph) and _are_plain(nodes) and _are_plain(edges)
 
 
-def _is_plain_table(attributes: dict[str, Any]) -> bool:
+def _are_plain(tables: Iterable[dict[str, Any]]) -> bool:
     """Whether every key is a string and every value plain. Quick for what graphs hold; NaN in it is found when written."""
-    if not _FLAT.issuperset(map(type, attributes.values())):
-        for value in attributes.values():
-            if not (type(value) is list and _FLAT.issuperset(map(type, value))) and not _is_plain(value):
-                return False
-    return _STRING.issuperset(map(type, attributes))
+    if not _STRING.issuperset(map(type, chain.from_iterable(tables))):
+        return False
+    values = [value for table in tables for value in table.values() if type(value) not in _FLAT]
+    rest = [value for value in values if type(value) is not list]
+    inner = chain.from_iterable(value for value in values if type(value) is list)
+    return all(map(_is_plain, rest if _FLAT.issuperset(map(type, inner)) else values))
 
 
 def _is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:
@@ -97,15 +97,6 @@ def dumps(value: Any, where: str) -> str:
         return _ENCODER.encode(value)
     except (TypeError, ValueError):
         return _ENCODER.encode(plain(value, where))
-
-
-def dump_lines(values: Sequence[dict[str, Any]], where: Sequence[str]) -> list[str]:
-    """`dumps` of each value, in one call of the encoder where that is possible: half the time."""
-    with contextlib.suppress(TypeError, ValueError):
-        lines = _ENCODER.encode(values)[1:-1].replace('}, {"', '}\n{"').split("\n")
-        if len(lines) == len(values):  # a nested list of objects is split as well
-            return lines
-    return [dumps(value, place) for value, place in zip(values, where, strict=True)]
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, allow_nan=False)

@@ -52,7 +52,7 @@ def payload(
         "metric": labels.metric_name(graph),
         "model": labels.model_name(graph),
         "facts": labels.facts(graph),
-        "links": dict((graph.graph.get("provenance") or {}).get("neuronpedia") or {}) | dict(links or {}),
+        "links": _links(graph) | dict(links or {}),
         "left_out": left_out,
         "rows": [[layer, text] for _, layer, text in rows],
         "kinds": [
@@ -90,6 +90,14 @@ def _strongest(graph: nx.MultiDiGraph, max_nodes: int, max_edges: int) -> tuple[
         smaller.add_edges_from(kept.edges(keys=True, data=True))
         graph = smaller
     return graph, left_out
+
+
+def _links(graph: nx.MultiDiGraph) -> dict[str, str]:
+    """Site -> MODEL/SOURCE on Neuronpedia, of the dictionaries that the provenance names there."""
+    named = (graph.graph.get("provenance") or {}).get("neuronpedia")
+    if not isinstance(named, dict) or "model" not in named or not isinstance(named.get("sources"), dict):
+        return {}
+    return {site: f"{named['model']}/{source}" for site, source in named["sources"].items()}
 
 
 def _forms(graph: nx.MultiDiGraph) -> dict[str, Any]:
