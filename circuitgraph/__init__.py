@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from circuitgraph.attention_comparison import compare_attention
     from circuitgraph.check import DictionaryCheck, check_dictionaries
+    from circuitgraph.component_evaluation import ComponentEvaluation, evaluate_components
     from circuitgraph.dictionary_formats import load_dictionaries
     from circuitgraph.discover import discover_circuit
     from circuitgraph.errors import CircuitGraphError
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CircuitGraphError": "errors",
+    "ComponentEvaluation": "component_evaluation",
     "DictionaryCheck": "check",
     "Evaluation": "evaluation",
     "Node": "nodes",
@@ -50,6 +52,7 @@ _HOME = {
     "compare_attention": "attention_comparison",
     "discover_circuit": "discover",
     "evaluate_circuit": "evaluate",
+    "evaluate_components": "component_evaluation",
     "generate": "generation",
     "load_dictionaries": "dictionary_formats",
     "load_model": "model",

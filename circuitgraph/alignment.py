@@ -56,7 +56,7 @@ class Alignment:
             return run
         values, angles = run.values, {}
         for site in values:
-            if site.kind == "pattern" and (found := model.angles(site.layer or 0)) is not None:
+            if site.kind == "pattern" and (found := model.layout.rotary_cos_sin(site.layer or 0)) is not None:
                 n_pos = values[site].shape[-1]
                 for kind, table in zip(("rotary_cos", "rotary_sin"), found, strict=True):
                     angles[Site(kind, site.layer)] = table[None, :n_pos]
@@ -99,11 +99,16 @@ class Alignment:
                 row.append(text(tokens.pop()) if same else place)
         return rows
 
-    def spread(self, values: Tensor, onto: Tensor) -> Tensor:
-        """`onto` [batch, pos, ...] with the values [batch, place, ...] at the positions of their places."""
-        example, place = self._present.to(values.device).nonzero(as_tuple=True)
-        result = onto.clone()
-        result[example, self.index.to(values.device)[example, place]] = values[example, place]
+    def spread(self, values: Tensor, onto: Tensor, site: Site | None = None) -> Tensor:
+        """`onto` [batch, pos, ...] with the values [batch, place, ...] at the positions of their places; for the site of a
+        pattern or of scores [batch, heads, query, key] on both axes."""
+        there, index, result = self._present.to(values.device), self.index.to(values.device), onto.clone()
+        if site is not None and site.kind in _QUERY_AND_KEY:
+            example, query, key = (there[:, :, None] & there[:, None, :]).nonzero(as_tuple=True)
+            result[example, :, index[example, query], index[example, key]] = values[example, :, query, key]
+            return result
+        example, place = there.nonzero(as_tuple=True)
+        result[example, index[example, place]] = values[example, place]
         return result
 
     def repeated(self, n: int) -> Alignment:

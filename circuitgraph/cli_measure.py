@@ -13,8 +13,16 @@ import click
 from circuitgraph.cli_options import common_options, defaults_of, device_option, load_all, option, progress_bar
 
 _EVALUATE = defaults_of("evaluate.py", "evaluate_circuit")
+_COMPONENTS = defaults_of("component_evaluation.py", "evaluate_components")
 _MEASURE = defaults_of("evaluate.py", "measure_graph")
 _INTERVENE = defaults_of("intervention_report.py", "report_interventions")
+
+
+_FREEZE = click.option(
+    "--freeze",
+    multiple=True,
+    help="What keeps its clean value when edges are measured: norms, attention; may be repeated.",
+)
 
 
 def _graph_and_model(command: Any) -> Any:
@@ -48,6 +56,7 @@ def _graph_and_model(command: Any) -> Any:
 )
 @option(_EVALUATE, "n_patched", "Strongest nodes to patch one by one.")
 @option(_EVALUATE, "n_edges", "Strongest connected pairs of nodes to measure.")
+@_FREEZE
 @option(_EVALUATE, "n_dropped", "Weakest nodes to drop one by one.")
 @click.option(
     "--curves/--no-curves", default=_EVALUATE["curves"], show_default=True, help="Circuits of growing size; noising."
@@ -58,6 +67,8 @@ def _graph_and_model(command: Any) -> Any:
     help="Further baselines: corrupted, zero, mean, resample.  [default: all that the pairs allow]",
 )
 @option(_EVALUATE, "top_k", "How many of the strongest to compare, estimated against measured.")
+@click.option("--metric", help="Another metric than the graph's; logit_difference for a graph of heads and MLPs.")
+@option(_COMPONENTS, "selection", "How a graph of heads and MLPs chooses its edges: top-n or greedy.")
 @device_option
 @common_options
 def evaluate(
@@ -71,37 +82,49 @@ def evaluate(
     output: Path,
     plots: Path | None,
     baselines: tuple[str, ...],
+    metric: str | None,
+    selection: str,
+    curves: bool,
     device: str | None,
     quiet: bool,
     debug: bool,
     **settings: Any,
 ) -> None:
-    """Measure the circuit GRAPH by running the model, on the prompts it was built from or on the pairs in PROMPTS."""
+    """Measure the circuit GRAPH by running the model, on the prompts it was built from or on the pairs in PROMPTS.
+
+    A graph of heads and MLPs (EAP-IG, MIB) is measured by its edges and needs PROMPTS; --dictionaries, --n-... and --top-k
+    are for graphs of features.
+    """
     import json
 
+    from circuitgraph.component_evaluation import component_evaluation_text, evaluate_components
+    from circuitgraph.errors import PromptError
     from circuitgraph.evaluate import evaluate_circuit
     from circuitgraph.evaluation import evaluation_text
     from circuitgraph.files import check_writable, write_atomically
-    from circuitgraph.formats import read_graph
-    from circuitgraph.render.plots import evaluation_plots, write_plots
+    from circuitgraph.formats import import_graph
+    from circuitgraph.render.plots import component_plots, evaluation_plots, write_plots
 
     check_writable(output)
-    circuit = read_graph(graph)
+    circuit = import_graph(graph)
+    components = "components" in circuit.graph
+    if components and prompts is None:
+        raise PromptError(f"{graph} is a graph of heads and MLPs, which names no prompts; give PROMPTS behind it")
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress)
-        result = evaluate_circuit(
-            circuit,
-            loaded,
-            found,
-            pairs=pairs,
-            baselines=baselines or None,
-            seed=seed,
-            progress=progress,
-            **settings,
-        )
+        sources = () if components else dictionaries
+        loaded, found, pairs = load_all(prompts, model, sources, length, examples, seed, device, progress)
+        common: dict[str, Any] = {"baselines": baselines or None, "curves": curves, "seed": seed, "progress": progress}
+        result: Any
+        if components:
+            named = metric or _COMPONENTS["metric"]
+            result = evaluate_components(circuit, loaded, pairs, metric=named, selection=selection, **common)
+            text, pictures = component_evaluation_text(result), lambda: component_plots(result)
+        else:
+            result = evaluate_circuit(circuit, loaded, found, pairs=pairs, metric=metric, **common, **settings)
+            text, pictures = evaluation_text(result), lambda: evaluation_plots(circuit, result)
         write_atomically(output, json.dumps(result.record(), indent=2, allow_nan=False) + "\n")
-        drawn = [] if plots is None else write_plots(evaluation_plots(circuit, result), plots)
-    click.echo(evaluation_text(result), nl=False)
+        drawn = [] if plots is None else write_plots(pictures(), plots)
+    click.echo(text, nl=False)
     for path in (output, *drawn):
         click.echo(path)
 
@@ -111,6 +134,7 @@ def evaluate(
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
 @option(_MEASURE, "n_patched", "Strongest nodes to patch one by one.")
 @option(_MEASURE, "n_edges", "Strongest connected pairs of nodes to measure.")
+@_FREEZE
 @device_option
 @common_options
 def measure(
@@ -130,10 +154,10 @@ def measure(
     """Write GRAPH again with the measured effect of its nodes and edges, and its faithfulness, as evidence."""
     from circuitgraph.evaluate import measure_graph
     from circuitgraph.files import check_writable
-    from circuitgraph.formats import read_graph, write_graph
+    from circuitgraph.formats import import_graph, write_graph
 
     check_writable(output)
-    circuit = read_graph(graph)
+    circuit = import_graph(graph)
     with progress_bar(quiet) as progress:
         loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress)
         write_graph(
@@ -160,7 +184,9 @@ def measure(
     help="What to change, for instance 'mlp_out.3/f17@5=0'; may be repeated, all together.",
 )
 @click.option(
-    "--freeze", multiple=True, help="What keeps its value: attention, norms, mlp, or a site; may be repeated."
+    "--freeze",
+    multiple=True,
+    help="What keeps its value: attention, norms, final_norm, mlp, or a site; may be repeated.",
 )
 @option(_INTERVENE, "metric", "logit_difference, probability_difference, logit or log_probability.")
 @option(_INTERVENE, "top_k", "Likeliest next tokens to list.")

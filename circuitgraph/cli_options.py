@@ -93,7 +93,7 @@ def load_all(
     sources = [
         path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])
     ]
-    found = load_dictionaries(sources, loaded, lazy=lazy)
+    found = load_dictionaries(sources, loaded, lazy=lazy) if sources else {}
     if pairs is not None and length is not None:
         pairs = pairs_of_length(loaded, pairs, length)
     if pairs is not None and examples is not None and examples < len(pairs):

@@ -96,7 +96,8 @@ def size_curves(
 
 def area(fractions: Sequence[float], values: Sequence[float]) -> float:
     """The area under the points by the trapezoid rule on the linear axis of fractions."""
-    return float(torch.trapezoid(torch.tensor(values).double(), torch.tensor(fractions).double()))
+    heights, places = (torch.tensor(numbers, dtype=torch.float64) for numbers in (values, fractions))
+    return float(torch.trapezoid(heights, places))
 
 
 def cpr(curve: Curve) -> float:

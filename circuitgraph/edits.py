@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.dictionary import Dictionary, reconstruct
-from circuitgraph.interventions import Delete, Intervention, Patch, Scale, Set, Steer, Target
+from circuitgraph.interventions import Delete, Intervention, Patch, Scale, Set, SitePart, Steer
 from circuitgraph.model import Model
 from circuitgraph.nodes import Site
 
@@ -95,7 +95,7 @@ def edit_rows(
     return x
 
 
-def _value(model: Model, target: Target, run: RunValues) -> Tensor:
+def _value(model: Model, target: SitePart, run: RunValues) -> Tensor:
     """The target's value in a run, [batch, pos] for a feature, else [batch, pos, size]."""
     if target.part == "feature":
         return run.acts(target.site)[..., target.index]
@@ -140,7 +140,7 @@ def _written(
     return written if post is None else written / run.values[post[1]]
 
 
-def _columns(model: Model, target: Target) -> slice:
+def _columns(model: Model, target: SitePart) -> slice:
     if target.index is None:
         return slice(None)
     size = model.d_head if target.part == "head" else 1
@@ -151,5 +151,5 @@ def _writers(dictionaries: Mapping[Site, Dictionary], site: Site) -> list[Dictio
     return [dictionary for dictionary in dictionaries.values() if site in dictionary.sites]
 
 
-def _touched(dictionaries: Mapping[Site, Dictionary], target: Target) -> list[Dictionary]:
+def _touched(dictionaries: Mapping[Site, Dictionary], target: SitePart) -> list[Dictionary]:
     return [dictionaries[target.site]] if target.part == "feature" else _writers(dictionaries, target.site)

@@ -25,11 +25,12 @@ from circuitgraph.dictionary import Dictionary
 from circuitgraph.discover import Progress, frozen_components, node_gradients
 from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
 from circuitgraph.evaluation import NOT_NEEDED, Evaluation, Setting
-from circuitgraph.intervene import ERRORS, Kept, circuit_metrics, kept_nodes, node_values, patch_effects
-from circuitgraph.measure_edges import measure_edges
+from circuitgraph.intervene import ERRORS, Kept, circuit_metrics, kept_nodes, node_values
+from circuitgraph.measure_edges import check_freeze, measure_edges
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node, Site
+from circuitgraph.patching import patch_effects
 from circuitgraph.placed_model import place_model
 from circuitgraph.position_sums import ALL
 from circuitgraph.prompts import PromptPair, pair_of, pairs_to_text
@@ -54,6 +55,7 @@ def evaluate_circuit(
     n_dropped: int = 200,
     curves: bool = True,
     top_k: int = 10,
+    freeze: Sequence[str] = (),
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
 ) -> Evaluation:
@@ -62,17 +64,17 @@ def evaluate_circuit(
     pairs: other prompts of the same length, or with the same roles for a graph that is aligned by them. metric: needed only if the graph was built with a function of the user's.
     baselines: further ones (corrupted, zero, mean, resample) under which faithfulness and completeness are measured; None:
     all that the number of pairs allows.
-    n_edges: the strongest pairs of connected nodes to measure; n_dropped: the weakest nodes to drop one by one;
+    n_edges: the strongest pairs of connected nodes to measure, with "norms" and "attention" frozen if said; n_dropped: the weakest nodes to drop one by one;
     curves: circuits of growing size over all nodes, noising and denoising. seed: resampling, bootstrap and random order.
     Raises GraphError for a graph without provenance or with nodes that the model and dictionaries do not have.
     """
     own, settings = _provenance(graph)
     _check_counts(n_patched=n_patched, n_edges=n_edges, n_dropped=n_dropped, top_k=top_k)
+    check_freeze(freeze)
     pairs = own if pairs is None else list(pairs)
-    if baselines is None and settings.get("align") == "role":
-        baselines = BASELINES if len(pairs) > 1 else ("corrupted", "zero")
-    elif baselines is None:
-        baselines = EVALUATION_BASELINES if len(pairs) > 1 else ("corrupted", "zero")
+    if baselines is None:
+        several = BASELINES if settings.get("align") == "role" else EVALUATION_BASELINES
+        baselines = several if len(pairs) > 1 else ("corrupted", "zero")
     names = list(dict.fromkeys([settings["baseline"], *baselines]))
     for name in names:
         if name not in EVALUATION_BASELINES:
@@ -93,7 +95,7 @@ def evaluate_circuit(
 
     progress("dropping nodes", 0, 1)
     drops = _drop_nodes(case, graph, nodes, n_dropped, float(full.mean()) - by_errors["keep"].metric_empty, progress)
-    edges, edge_effects = _edges(case, graph, n_edges, top_k, progress)
+    edges, edge_effects = _edges(case, graph, n_edges, freeze, top_k, progress)
     found, noise = _curves(case, nodes, by_errors["keep"].metric_empty, seed, progress) if curves else ((), ())
     by_order = {curve.order: curve for curve in found}
 
@@ -136,6 +138,7 @@ def measure_graph(
     metric: str | MetricFunction | None = None,
     n_patched: int = 1000,
     n_edges: int = 1000,
+    freeze: Sequence[str] = (),
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
 ) -> nx.MultiDiGraph:
@@ -149,6 +152,7 @@ def measure_graph(
         baselines=(),
         n_patched=n_patched,
         n_edges=n_edges,
+        freeze=freeze,
         n_dropped=0,
         curves=False,
         seed=seed,
@@ -277,8 +281,10 @@ def _patch(case: _Case, nodes: Sequence[Node], *, missing_is_nothing: bool, prog
     """The mean measured effect of each node; on other prompts a feature that is active in neither run has none."""
     there = {node for table in case.tables for node in table.nodes()}
     chosen = [node for node in nodes if not missing_is_nothing or node in there]
-    clean = case.clean.values
-    found = patch_effects(case.model, case.tokens.clean, clean, case.metric, case.tables, chosen, progress=progress)
+    model, dictionaries, tokens = case.model, case.dictionaries, case.tokens.clean
+    held = node_values(model, dictionaries, case.bases[case.baseline].values, case.roles)
+    clean, score = case.clean.values, case.metric
+    found = patch_effects(model, dictionaries, tokens, clean, held, score, case.tables, chosen, progress=progress)
     by_node = dict(zip(chosen, found.mean(1).tolist(), strict=True))
     return torch.tensor([by_node.get(node, 0.0) for node in nodes], dtype=found.dtype)
 
@@ -299,29 +305,26 @@ def _drop_nodes(
 
 
 def _edges(
-    case: _Case, graph: nx.MultiDiGraph, n: int, top_k: int, progress: Progress
+    case: _Case, graph: nx.MultiDiGraph, n: int, freeze: Sequence[str], top_k: int, progress: Progress
 ) -> tuple[Agreement | None, dict[tuple[str, str], float]]:
-    """local_weight, summed over kinds, against the measured effect, of the n pairs of nodes with the largest |weight|.
-
-    Only pairs that the direct path explains: the target a feature or the metric, no skip connection or component to pass.
-    """
+    """local_weight, summed over kinds, against the measured effect, of the n pairs of nodes with the largest |weight| whose
+    target is a feature or the metric. With frozen attention there are no q and k edges."""
+    kinds = set(EDGE_KINDS) - ({"q", "k"} if "attention" in freeze else set())
     there = {str(node) for table in case.tables for node in table.nodes()}
     weights: dict[tuple[str, str], list[float]] = {}
     for source, target, data in graph.edges(data=True):
-        direct = graph.nodes[target]["kind"] in ("feature", "metric") and data["kind"] in EDGE_KINDS
+        direct = graph.nodes[target]["kind"] in ("feature", "metric") and data["kind"] in kinds
         if direct and source in there:
             pair = weights.setdefault((source, target), [0.0, 0.0])
             pair[0] += data["weight"]
             pair[1] += data["local_weight"]
-    passed = any(dictionary.skips for dictionary in case.dictionaries.values()) or case.roles != Roles()
-    if not n or not weights or passed:
+    if not n or not weights:
         return None, {}
     strongest = sorted(weights, key=lambda pair: (-abs(weights[pair][0]), Node.parse(pair[0]).order, pair[1]))[:n]
     pairs = [(Node.parse(source), Node.parse(target)) for source, target in strongest]
     tokens, clean = case.tokens.clean, case.metric
-    measured = measure_edges(case.model, case.dictionaries, tokens, clean, case.tables, pairs, progress=progress).mean(
-        1
-    )
+    settings: dict[str, Any] = {"roles": case.roles, "freeze": freeze, "progress": progress}
+    measured = measure_edges(case.model, case.dictionaries, tokens, clean, case.tables, pairs, **settings).mean(1)
     predicted = torch.tensor([weights[pair][1] for pair in strongest])
     agreement = compare([" -> ".join(pair) for pair in strongest], predicted, measured, top_k=top_k)
     return agreement, dict(zip(strongest, measured.tolist(), strict=True))
@@ -360,6 +363,10 @@ def _curves(
 def _provenance(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any]]:
     """The prompt pairs and settings that the graph was built with."""
     provenance = graph.graph.get("provenance", {})
+    if "components" in graph.graph:
+        raise GraphError(
+            "a graph of heads and MLPs is measured by its edges: use evaluate_components, or `circuitgraph evaluate`"
+        )
     if not provenance.get("prompts") or not {"metric", "baseline"} <= set(provenance.get("settings", {})):
         raise GraphError(
             "the graph has no provenance (prompts and settings); evaluate a graph that discover_circuit built"

@@ -85,7 +85,7 @@ class Evaluation:
 
     def record(self) -> dict[str, Any]:
         """Everything as JSON values; edge_effects is a list of [source, target, effect]."""
-        record = _plain(asdict(self) | {"edge_effects": ()})
+        record = plain_values(asdict(self) | {"edge_effects": ()})
         record["edge_effects"] = [[*pair, effect] for pair, effect in self.edge_effects.items()]
         return record  # type: ignore[no-any-return]
 
@@ -103,10 +103,10 @@ def evaluation_text(evaluation: Evaluation) -> str:
                 [
                     row.baseline,
                     row.errors,
-                    f"{row.metric_circuit:.4f}",
-                    _interval(row.faithfulness),
-                    f"{row.metric_complement:.4f}",
-                    _interval(row.completeness),
+                    number_text(row.metric_circuit),
+                    interval_text(row.faithfulness),
+                    number_text(row.metric_complement),
+                    interval_text(row.completeness),
                 ]
                 for row in e.settings
             ],
@@ -124,14 +124,16 @@ def evaluation_text(evaluation: Evaluation) -> str:
         lines += ["", f"CPR {e.cpr:.4f} (signed order)  CMD {e.cmd:.4f} (absolute order)", ""]
         header = ["nodes", *(f"{curve.order} {part}" for curve in e.curves for part in ("f", "c"))]
         points = zip(*(curve.points for curve in e.curves), strict=True)
-        rows = [[str(p[0].n_nodes), *(f"{v:.4f}" for q in p for v in (q.faithfulness, q.completeness))] for p in points]
+        rows = [
+            [str(p[0].n_nodes), *(number_text(v) for q in p for v in (q.faithfulness, q.completeness))] for p in points
+        ]
         lines += table_text(header, rows)
     if e.noise:
         lines += [
             "",
             *table_text(
                 ["share clean", "noising", "denoising"],
-                [[f"{p.share:.1f}", f"{p.noising:.4f}", f"{p.denoising:.4f}"] for p in e.noise],
+                [[f"{p.share:.1f}", number_text(p.noising), number_text(p.denoising)] for p in e.noise],
             ),
         ]
     return "\n".join(lines) + "\n"
@@ -149,21 +151,29 @@ def _agreement(what: str, estimate: str, agreement: Agreement) -> list[str]:
     ]
 
 
-def _interval(interval: Interval | None) -> str:
+def number_text(value: float, places: int = 4) -> str:
+    """The number rounded, 0 without a sign."""
+    return f"{round(value, places) + 0.0:.{places}f}"
+
+
+def interval_text(interval: Interval | None) -> str:
+    """A number with its bounds, to three places."""
     if interval is None:
         return "undefined"
-    bounds = "" if interval.low is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
-    return f"{interval.value:.3f}{bounds}"
+    bounds = ""
+    if interval.low is not None and interval.high is not None:
+        bounds = f" [{number_text(interval.low, 3)}, {number_text(interval.high, 3)}]"
+    return f"{number_text(interval.value, 3)}{bounds}"
 
 
 def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Tuples as lists, through and through."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_values(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [plain_values(item) for item in value]
     return value

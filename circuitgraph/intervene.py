@@ -1,6 +1,6 @@
 """Running the model with nodes set to their baseline value.
 
-In come the model, dictionaries, tokens and which nodes keep their value; out come logits or measured effects. A
+In come the model, dictionaries, tokens and which nodes keep their value; out come logits or metrics. A
 dictionary is spliced in as x + (decode(edited) - decode(acts)) + (edited error - error), so that keeping every node
 leaves the logits unchanged bit for bit. This module knows no graph.
 """
@@ -17,16 +17,15 @@ from torch import Tensor
 from circuitgraph.activations import Baseline
 from circuitgraph.attribution import Roles, affine_part, node_sites
 from circuitgraph.dictionary import Dictionary
-from circuitgraph.errors import GraphError
 from circuitgraph.metrics import Metric
 from circuitgraph.model import Model, Replace
 from circuitgraph.nodes import Node, Site
-from circuitgraph.tables import NodeTable
 
 Errors = Literal["keep", "circuit", "residual", "remove"]
 ERRORS: tuple[Errors, ...] = ("keep", "circuit", "residual", "remove")
 
 _ELEMENTS = 1 << 25  # numbers in one table of activations [rows, pos, d_sae]
+BATCH_ROWS = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,20 +163,30 @@ def run_circuits(
     tokens: Tensor,
     held: NodeValues,
     kept: Kept,
+    *,
     observe: Sequence[Site] = (),
+    start: tuple[int, Tensor] | None = None,
 ) -> tuple[Tensor, dict[Site, Tensor]]:
     """`run_with_nodes` of n circuits in one forward pass: logits [n, batch, pos, vocab] and what stands at the observed
-    sites, [n, batch, pos, d] each. Nodes outside the circuits have the values `held`."""
+    sites, [n, batch, pos, d] each. Nodes outside the circuits have the values `held`.
+
+    start: (layer, clean stream entering it) where every circuit keeps all nodes below that layer, and no dictionary that writes
+    from there on reads below it.
+    """
     shape = (len(kept.embeddings), len(tokens))
-    replace: dict[Site, Replace] = {
-        Site("embed"): _edit(Site("embed"), [], held.embeddings, held, kept.embeddings, kept, shape)
-    }
+    first = 0 if start is None else start[0]
+    replace: dict[Site, Replace] = {}
+    if start is None:
+        replace[Site("embed")] = _edit(Site("embed"), [], held.embeddings, held, kept.embeddings, kept, shape)
+    reads: set[Site] = set()
     for site in held.errors:
-        writers = _writers(dictionaries, site)
-        replace[site] = _edit(site, writers, held.errors[site], held, kept.errors[site], kept, shape)
-    reads = {dictionary.reads for dictionary in dictionaries.values()}
+        if (site.layer or 0) >= first:
+            writers = _writers(dictionaries, site)
+            replace[site] = _edit(site, writers, held.errors[site], held, kept.errors[site], kept, shape)
+            reads |= {dictionary.reads for _, dictionary in writers}
+    begin = None if start is None else (first, start[1].repeat(shape[0], 1, 1))
     record = sorted(reads | set(observe), key=lambda s: s.depth)
-    logits, recorded = model.run(tokens.repeat(shape[0], 1), record=record, replace=replace)
+    logits, recorded = model.run(tokens.repeat(shape[0], 1), record=record, replace=replace, start=begin)
     return logits.unflatten(0, shape), {site: recorded[site].unflatten(0, shape) for site in observe}
 
 
@@ -189,20 +198,25 @@ def circuit_metrics(
     metric: Metric,
     circuits: Sequence[Callable[[], Kept]],
     *,
-    batch_rows: int = 512,
+    batch_rows: int = BATCH_ROWS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """The metric of each circuit, [circuits, batch], as many in one forward pass as fit; masks are made when needed."""
-    batch, n_pos = tokens.shape
-    widest = max((dictionary.d_sae for dictionary in dictionaries.values()), default=1)
-    step = max(1, min(batch_rows, _ELEMENTS // (n_pos * widest)) // batch)
+    step = circuits_at_once(dictionaries, tokens, batch_rows)
     found = []
     for first in range(0, len(circuits), step):
         progress(first, len(circuits))
         kept = stack_kept([make() for make in circuits[first : first + step]])
-        runs, observed = run_circuits(model, dictionaries, tokens, held, kept, metric.sites)
+        runs, observed = run_circuits(model, dictionaries, tokens, held, kept, observe=metric.sites)
         found += [metric(logits, {s: x[i] for s, x in observed.items()}) for i, logits in enumerate(runs)]
     return torch.stack(found)
+
+
+def circuits_at_once(dictionaries: Mapping[Site, Dictionary], tokens: Tensor, batch_rows: int = BATCH_ROWS) -> int:
+    """How many circuits on tokens [batch, pos] one forward pass takes."""
+    batch, n_pos = tokens.shape
+    widest = max((dictionary.d_sae for dictionary in dictionaries.values()), default=1)
+    return max(1, min(batch_rows, _ELEMENTS // (n_pos * widest)) // batch)
 
 
 def _edit(
@@ -214,102 +228,35 @@ def _edit(
     kept: Kept,
     shape: tuple[int, int],
 ) -> Replace:
-    """x [circuits * batch, pos, d] with the features, errors and biases outside the masks at their held value."""
+    """x [circuits * batch, pos, d] with the features, errors and biases outside the masks at their held value.
+
+    As x = acts @ W_dec + affine + error, what a feature adds to x where the error is kept, or to the held error where it is
+    not, is its held activation if it is not kept, and its own one times (feature kept) - (error kept).
+    """
 
     def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
         x = x.unflatten(0, shape)
-        change = torch.zeros_like(x)
-        error = x
+        affine: Tensor | float = 0.0
+        change: Tensor | float = 0.0
         for key, dictionary in writers:
             columns, read = dictionary.columns(site), recorded[dictionary.reads].unflatten(0, shape)
             W_dec = dictionary.weights.W_dec[:, columns].to(x.dtype)
-            acts = dictionary.encode(read)
-            error = error - acts @ W_dec - affine_part(dictionary, read)[..., columns]
+            affine = affine + affine_part(dictionary, read)[..., columns]
+            own = kept.features[key][:, None]
+            amounts = dictionary.encode(read) * (own.to(x.dtype) - errors[:, None, :, None].to(x.dtype))
+            amounts = amounts.addcmul_(held.acts[key].to(x.dtype), (~own).to(x.dtype))
+            change = change + amounts @ W_dec
             if site in held.biases and dictionary.weights.normalize != "none":
                 change = change - torch.where(
                     kept.biases[site][:, None, :, None], 0, dictionary.bias(read)[..., columns]
                 )
-            change = change + torch.where(kept.features[key][:, None], 0, held.acts[key] - acts) @ W_dec
         if site in held.biases:
             change = change + torch.where(kept.biases[site][:, None, :, None], 0, held.biases[site])
-        return (x + change + torch.where(errors[:, None, :, None], 0, held_error - error)).flatten(0, 1)
+        edited: Tensor = torch.where(errors[:, None, :, None], x, held_error + affine) + change
+        return edited.flatten(0, 1)
 
     return edit
 
 
 def _writers(dictionaries: Mapping[Site, Dictionary], site: Site) -> list[tuple[Site, Dictionary]]:
     return [(key, dictionary) for key, dictionary in dictionaries.items() if site in dictionary.sites]
-
-
-def patch_effects(
-    model: Model,
-    tokens: Tensor,
-    clean: Mapping[Site, Tensor],
-    metric: Metric,
-    tables: Sequence[NodeTable],
-    nodes: Sequence[Node],
-    *,
-    batch_rows: int = 512,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> Tensor:
-    """Measured effect of each node, [nodes, batch]: metric clean - metric with that node alone at its baseline value.
-
-    Exact activation patching, batched over nodes; the sign is that of attribution. Each batch starts at the lowest
-    layer that it touches.
-    """
-    batch = len(tokens)
-    places = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
-    if unknown := [str(node) for node in nodes if node not in places]:
-        raise GraphError(
-            f"node {unknown[0]!r} is the same in the clean run and the baseline; there is nothing to patch"
-        )
-    step = max(1, batch_rows // batch)
-    clean_metric = metric(*model.run(tokens, record=metric.sites))
-    order = sorted(range(len(nodes)), key=lambda i: nodes[i].order)
-    effects = torch.zeros(len(nodes), batch, dtype=clean_metric.dtype, device=clean_metric.device)
-    for first in range(0, len(order), step):
-        progress("patching nodes", first, len(order))
-        chunk = order[first : first + step]
-        patched, observed = _run_patched(model, tokens, clean, [places[nodes[i]] for i in chunk], metric.sites)
-        rows = [slice(n * batch, (n + 1) * batch) for n in range(len(chunk))]
-        after = [metric(patched[part], {site: x[part] for site, x in observed.items()}) for part in rows]
-        effects[chunk] = clean_metric - torch.stack(after)
-    return effects
-
-
-def _run_patched(
-    model: Model,
-    tokens: Tensor,
-    clean: Mapping[Site, Tensor],
-    places: Sequence[tuple[NodeTable, int]],
-    observe: Sequence[Site],
-) -> tuple[Tensor, dict[Site, Tensor]]:
-    """Logits [len(places) * batch, pos, vocab] and what stands at the observed sites; each group of `batch` rows has one
-    node at its baseline value."""
-    batch = len(tokens)
-    changes: dict[Site, list[tuple[int, int, Tensor]]] = {}
-    for group, (table, column) in enumerate(places):
-        for site, difference in table.differences(column).items():
-            change = (group * batch, int(table.pos[column]), difference)
-            changes.setdefault(_added_at(site), []).append(change)
-
-    def subtract(here: list[tuple[int, int, Tensor]]) -> Replace:
-        def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
-            x = x.clone()
-            for row, pos, vector in here:
-                x[row : row + batch, pos] -= vector
-            return x
-
-        return edit
-
-    lowest = min(site.layer or 0 for site in (*changes, *observe))
-    start = None
-    if lowest > 0 and Site("embed") not in changes:
-        start = (lowest, clean[Site("resid_post", lowest - 1)].repeat(len(places), 1, 1))
-    replace = {site: subtract(here) for site, here in changes.items()}
-    return model.run(tokens.repeat(len(places), 1), record=observe, replace=replace, start=start)
-
-
-def _added_at(site: Site) -> Site:
-    """Where a change at the site is made: positions are changed where tokens are added."""
-    return Site("embed") if site.kind == "pos_embed" else site

@@ -17,9 +17,9 @@ from circuitgraph.interventions import (
     Intervention,
     Patch,
     Set,
+    SitePart,
     Span,
     Steer,
-    Target,
     parse_intervention,
 )
 from circuitgraph.model import Model
@@ -58,7 +58,7 @@ def check_interventions(
     return checked
 
 
-def _check_target(model: Model, dictionaries: Mapping[Site, Dictionary], target: Target) -> None:
+def _check_target(model: Model, dictionaries: Mapping[Site, Dictionary], target: SitePart) -> None:
     site, part, index = target.site, target.part, target.index
     if not model.has(site):
         raise CircuitGraphError(

@@ -50,7 +50,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Target:
+class SitePart:
     """A part of what a site holds: a feature, the error, a head, a neuron (index set but for the error), or the whole vector."""
 
     site: Site
@@ -69,7 +69,7 @@ class Target:
         return f"{self.site}/{self.part}" if self.part == "error" else f"{self.site}/{_LETTER[self.part]}{self.index}"
 
     @classmethod
-    def of(cls, node: Node) -> Target:
+    def of(cls, node: Node) -> SitePart:
         """The target that is this node of a graph; CircuitGraphError for the metric, biases and positions."""
         span = Span(node.pos, node.pos + 1)
         if node.kind == "embedding":
@@ -79,7 +79,7 @@ class Target:
         return cls(node.site, "feature" if node.kind == "feature" else "error", node.feature, span)
 
     @classmethod
-    def parse(cls, text: str) -> Target:
+    def parse(cls, text: str) -> SitePart:
         """The target that `str(target)` wrote; CircuitGraphError otherwise."""
         match = _TARGET.fullmatch(text)
         if match is None:
@@ -110,7 +110,7 @@ class Target:
 class Set:
     """The target's value becomes `value`; for an error, a head or a vector this can only be 0."""
 
-    target: Target
+    target: SitePart
     value: float
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ class Set:
 class Scale:
     """The target's value times `factor`."""
 
-    target: Target
+    target: SitePart
     factor: float
 
     def __str__(self) -> str:
@@ -135,7 +135,7 @@ class Patch:
     reference: "zero", "mean" and "resample" (of the corrupted prompts), "corrupted", or a run that the caller named.
     """
 
-    target: Target
+    target: SitePart
     reference: str
     keep: float = 0.0
 
@@ -147,8 +147,8 @@ class Patch:
 class Steer:
     """`amount` times what one unit of a feature or neuron writes is added to the residual stream at the target."""
 
-    target: Target
-    write: Target
+    target: SitePart
+    write: SitePart
     amount: float = 1.0
 
     def __str__(self) -> str:
@@ -159,8 +159,8 @@ class Steer:
 class Delete:
     """`amount` times what the node writes in this run, per example and position, is taken from the stream at the target."""
 
-    target: Target
-    write: Target
+    target: SitePart
+    write: SitePart
     amount: float = 1.0
 
     def __str__(self) -> str:
@@ -178,10 +178,10 @@ def parse_intervention(text: str) -> Intervention:
             f"intervention {text!r} does not parse: expected TARGET=VALUE, TARGET*=FACTOR, TARGET=RUN, TARGET=RUN:SHARE,"
             " SITE+=AMOUNT*NODE or SITE-=NODE, for instance 'mlp_out.3/f17@5=0'"
         )
-    target, sign, right = Target.parse(match["target"].strip()), match["sign"], match["right"].strip()
+    target, sign, right = SitePart.parse(match["target"].strip()), match["sign"], match["right"].strip()
     if sign in ("+", "-"):
         amount, star, name = right.rpartition("*")
-        write = Target.parse(name.strip())
+        write = SitePart.parse(name.strip())
         if write.span != Span():
             raise CircuitGraphError(
                 f"intervention {text!r}: {write.name} is written at the positions of {target.name}; give them on the left only"

@@ -144,17 +144,13 @@ class Model:
 
     def attention_state(self, layer: int, values: Mapping[Site, Tensor]) -> AttentionState:
         """Queries, keys and values of a layer in the run that recorded `attention_sites`. Raises as `attention` does."""
-        angles, below = self.angles(layer), self.hidden_below
+        angles, below = self.layout.rotary_cos_sin(layer), self.hidden_below
         return attention_state(self.attention(layer), layer, values, angles, causal=self.causal, hidden_below=below)
 
     @property
     def hidden_below(self) -> float:
         """What hidden scores are below: masks add the smallest number of a type, float32's in some float64 models."""
         return max(-1e30, torch.finfo(self.dtype).min / 2)
-
-    def angles(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """cos and sin [n_ctx, rotary_dim] of rotary positions that no site holds; None where there are none."""
-        return self.layout.rotary_cos_sin(layer)
 
     def mlp(self, layer: int) -> MlpWeights:
         """The weights of one MLP. ModelError where its formula is not that of `MlpWeights`."""
@@ -248,7 +244,7 @@ class Model:
 
         replace: site -> function of (its value, everything recorded so far in this pass) that returns the value
         to go on with; what is recorded is the value before replacement, with that site's z heads concatenated.
-        start: (layer, residual stream entering it) skips the blocks below that layer.
+        start: (layer, residual stream entering it) skips the blocks below that layer; n_layers skips them all.
         differentiable: keep the autograd graph from the embeddings on; recorded tensors are part of it.
         """
         replace = replace or {}
@@ -290,12 +286,12 @@ class Model:
                 " pass; replace it in a run without gradients"
             )
         if start is not None:
-            sites.add(entry)
+            sites |= {entry} if first < self.n_layers else set()
         elif differentiable:
             sites.add(Site("embed"))
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(differentiable))
-            stack.enter_context(self._skipping(first))
+            stack.enter_context(self._skipping(first, None if start is None else start[1]))
             for site in sites:
                 stack.callback(self._point(site).register_forward_hook(hook(site)).remove)
             logits = self.library(tokens.to(self.device)).to(computed)
@@ -310,12 +306,14 @@ class Model:
         return self.layout.points[self.layout.hook_name(site)]
 
     @contextlib.contextmanager
-    def _skipping(self, first: int) -> Iterator[None]:
-        """The blocks below `first` hand their input on: TransformerBridge 3.9 has no start_at_layer of its own."""
+    def _skipping(self, first: int, stream: Tensor | None) -> Iterator[None]:
+        """The blocks below `first` hand their input on, or the stream if no block is left to enter: TransformerBridge 3.9
+        has no start_at_layer of its own."""
         blocks = [self.library.blocks[layer] for layer in range(first)]
+        end = stream.to(self.dtype) if stream is not None and first == self.n_layers else None
         try:
             for block in blocks:
-                object.__setattr__(block, "forward", lambda hidden, *args, **kwargs: hidden)
+                object.__setattr__(block, "forward", lambda hidden, *args, **kwargs: hidden if end is None else end)
             yield
         finally:
             for block in blocks:

@@ -85,6 +85,11 @@ class AttentionState:
         """x with n_kv entries in that dimension as n_heads, each repeated for the query heads that read it."""
         return x if self.group == 1 else x.repeat_interleave(self.group, dim)
 
+    def positioned(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """Queries or keys x [..., pos, d_head] of one head each as they enter the product: normed with the gain, rotated."""
+        x = _head_norm(x, gain, self.weights.eps)[0]
+        return x if self.rotation is None else self.rotation.apply(x[..., None, :])[..., 0, :]
+
     def scores(self, pos: int | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """(scores, d scores / d (scale * q . k)) of the queries at pos, [batch, n_heads, queries, key] each."""
         q = self.q[:, pos] if isinstance(pos, slice) else self.q[:, pos : pos + 1]

@@ -176,6 +176,15 @@ class BridgeLayout:
             return None
         return Norm(self._gain(module), self._read(module, "bias"), centred=not self.rms)
 
+    def apply(self, layer: int, part: str, x: Tensor) -> Tensor:
+        """What the layer's own module (ln1, ln1_post, ln2, ln2_post or mlp) makes of x [batch, pos, d_model]; x without one."""
+        module = getattr(self.library.blocks[layer], part, None)
+        if module is None:
+            return x
+        with torch.no_grad():
+            y: Tensor = module(x.to(self.library.W_U.dtype))
+        return y.to(x.dtype)
+
     def attention(self, layer: int) -> AttentionWeights:
         """The weights of that layer's attention."""
         attn = self.library.blocks[layer].attn

@@ -62,7 +62,7 @@ def place_model(model: Model, tokens: TokenizedPairs, alignment: Alignment) -> t
 def _by_place(site: Site, function: Replace, places: Alignment) -> Replace:
     def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
         here = places.gather({site: x})[site]
-        return places.spread(function(here, _Gathered(places, recorded)), x)
+        return places.spread(function(here, _Gathered(places, recorded)), x, site)
 
     return edit
 

@@ -29,6 +29,7 @@ Interventions = Sequence[Intervention | str]
 FREEZE = {
     "attention": ("pattern",),
     "norms": ("ln1_scale", "ln1_post_scale", "ln2_scale", "ln2_post_scale"),
+    "final_norm": ("final_scale",),
     "mlp": ("mlp_out",),
 }
 
@@ -58,8 +59,8 @@ def run_with_interventions(
     behind a change computes anew, dictionaries included.
     references: runs to patch from, name -> prompts, one for each of ours or one for all. Pairs bring "corrupted", "mean"
     (over the corrupted prompts, per position) and "resample" (the corrupted run of another example, drawn with the seed).
-    freeze: what keeps the value of the run without interventions: "attention" (patterns), "norms" (scales; the final one is
-    no site and runs), "mlp" (outputs, to which changes at mlp_out are added), or sites such as "mlp_out.3".
+    freeze: what keeps the value of the run without interventions: "attention" (patterns), "norms" (scales in the blocks),
+    "final_norm" (the last scale), "mlp" (outputs, to which changes at mlp_out are added), or sites such as "mlp_out.3".
     Raises CircuitGraphError, before anything runs, for an intervention that does not fit.
     """
     (run,) = run_intervention_sets(
@@ -101,7 +102,8 @@ def run_intervention_sets(
 
     lowest = min((site.layer or 0 for site in read | written | set(cache)), default=0)
     first = lowest if Site("embed") not in read | written | set(cache) else 0
-    kept = sorted({site for site in frozen if (site.layer or 0) >= first}, key=lambda site: site.depth) if every else []
+    kept = sorted({site for site in frozen if site.layer is None or site.layer >= first}, key=lambda s: s.depth)
+    kept = kept if every else []
     entry = [Site("resid_post", first - 1)] if first else []
     base: Mapping[Site, Tensor] = {}
     if entry or kept:
@@ -207,12 +209,12 @@ def frozen_sites(model: Model, freeze: Sequence[str | Site]) -> set[Site]:
     sites: set[Site] = set()
     for name in [freeze] if isinstance(freeze, str) else freeze:
         if name in FREEZE:
-            layers = range(model.n_layers)
+            layers = [None] if name == "final_norm" else range(model.n_layers)
             sites |= {s for kind in FREEZE[str(name)] for layer in layers if model.has(s := Site(kind, layer))}
             continue
         kinds = [kind for kinds in FREEZE.values() for kind in kinds]
         site = name if isinstance(name, Site) else Site.parse(name) if "." in name else None
-        if site is None or site.kind not in (*kinds, "attn_out") or not model.has(site):
+        if site is None or site.layer is None or site.kind not in (*kinds, "attn_out") or not model.has(site):
             raise CircuitGraphError(
                 f"{str(name)!r} cannot be frozen; expected {', '.join(FREEZE)}, or a site of {model.name} such as"
                 f" mlp_out.0, attn_out.0 or pattern.0.{did_you_mean(str(name), [*FREEZE, *kinds])}"

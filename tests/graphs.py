@@ -92,6 +92,25 @@ def example_graph(
     return graph
 
 
+def with_targets(graph: nx.MultiDiGraph) -> nx.MultiDiGraph:
+    """The graph with two logits and a probe between the metric and its inputs, each of which goes to one of them."""
+    metric = next(node for node, kind in graph.nodes(data="kind") if kind == "metric")
+    pos = graph.nodes[metric]["pos"]
+    result = nx.MultiDiGraph(graph)
+    targets = [Node("logit", Site("logit"), pos, 7), Node("logit", Site("logit"), pos, 9)]
+    targets.append(Node("probe", Site("resid_post", graph.graph["n_layers"] - 1), pos, 2))
+    for number, (node, text) in enumerate(zip(targets, (" Mary", " John", "a direction"), strict=True)):
+        _add_node(result, node, (2.5, -1.25, 0.75)[number])
+        words = {"token": text} if node.kind == "logit" else {"label": text}
+        result.nodes[str(node)].update(words, target=text, target_weight=(0.75, -0.25, 1.0)[number])
+        weight = (2.5, -1.25, 0.75)[number]
+        result.add_edge(str(node), metric, key="metric", kind="metric", weight=weight, local_weight=weight)
+    for number, (source, _, data) in enumerate(sorted(graph.in_edges(metric, data=True), key=lambda edge: edge[0])):
+        result.remove_edge(source, metric, "metric")
+        result.add_edge(source, str(targets[number % 3]), key="metric", **data)
+    return result
+
+
 def _tokens(n_pos: int, hostile: bool) -> tuple[list[str], list[str]]:
     source = HOSTILE if hostile else CLEAN
     clean = [source[i % len(source)] for i in range(n_pos)]

@@ -8,6 +8,7 @@ import json
 import networkx as nx
 import pytest
 import torch
+from naive_circuits import Naive
 from test_laws import assert_close, build_case
 
 from circuitgraph.agreement import auroc, compare, ranks, ratio
@@ -19,10 +20,10 @@ from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluate import attach_evidence, evaluate_circuit
 from circuitgraph.evaluation import evaluation_text
 from circuitgraph.graph import check_graph
-from circuitgraph.interventions import Patch, Target
+from circuitgraph.interventions import Patch, SitePart
 from circuitgraph.measure_edges import measure_edges
 from circuitgraph.model import load_model
-from circuitgraph.nodes import Node, Site
+from circuitgraph.nodes import Node
 from circuitgraph.prune import prune_graph
 from circuitgraph.splice import run_with_interventions
 from circuitgraph.tasks import make_pairs
@@ -86,74 +87,12 @@ def test_cpr_and_cmd_are_mibs_areas():
 # the demo circuit, naively -------------------------------------------------------------------------------------------
 
 
-class Naive:
-    """The same quantities by PyTorch hooks on the library's modules: one forward per circuit, position by position."""
-
-    def __init__(self, model, dictionaries, case):
-        self.model, self.dictionaries, self.case = model, dictionaries, case
-        self.base = self._values(case.tokens.corrupted)
-
-    def _values(self, tokens):
-        sites = {Site("embed"), *self.dictionaries, *(d.reads for d in self.dictionaries.values())}
-        return self.model.run(tokens, record=sorted(sites, key=lambda s: s.depth))[1]
-
-    def metric(self, keeps):
-        """The metric, mean over the examples, where keeps(node) says which nodes run freely."""
-        seen, handles = {}, []
-        modules = self.model.library.hook_dict
-
-        def at(site, function):
-            module = modules[self.model.layout.hook_name(site)]
-            handles.append(module.register_forward_hook(lambda m, a, value: function(value)))
-
-        def read(site):
-            return lambda value: seen.__setitem__(site, value.flatten(2) if value.ndim == 4 else value)
-
-        def embed(value):
-            value = value.clone()
-            for pos in range(value.shape[1]):
-                if not keeps(Node("embedding", Site("embed"), pos)):
-                    value[:, pos] = self.base[Site("embed")][:, pos]
-            return value
-
-        def write(site, dictionary):
-            def edit(value):
-                x = value.flatten(2) if value.ndim == 4 else value
-                here = x if dictionary.reads == site else seen[dictionary.reads]
-                acts, base_acts = dictionary.encode(here), dictionary.encode(self.base[dictionary.reads])
-                error = x - dictionary.decode(acts, here)
-                base_error = self.base[site] - dictionary.decode(base_acts, self.base[dictionary.reads])
-                out = torch.empty_like(x)
-                for pos in range(x.shape[1]):
-                    mixed = base_acts[:, pos].clone()
-                    for feature in range(dictionary.d_sae):
-                        if keeps(Node("feature", site, pos, feature)):
-                            mixed[:, feature] = acts[:, pos, feature]
-                    kept = error if keeps(Node("error", site, pos)) else base_error
-                    out[:, pos] = dictionary.decode(mixed, here[:, pos]) + kept[:, pos]
-                return out.reshape(value.shape)
-
-            return edit
-
-        at(Site("embed"), embed)
-        for site, dictionary in self.dictionaries.items():
-            if dictionary.reads != site:
-                at(dictionary.reads, read(dictionary.reads))
-            at(site, write(site, dictionary))
-        try:
-            logits = self.model.library(self.case.tokens.clean)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return float(self.case.metric(logits).mean())
-
-
-@pytest.fixture(scope="module")
-def trained():
+@pytest.fixture(scope="module", params=["gendered-pronoun", "ioi"])
+def trained(request):
     """A circuit of the embedded model in float64, its evaluation, and the naive one."""
     model = load_model(MODEL, dtype=torch.float64)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
-    pairs = make_pairs("gendered-pronoun", 2, template=0)
+    pairs = make_pairs(request.param, 2, template=0)
     graph = prune_graph(discover_circuit(model, dictionaries, pairs), max_nodes=40)
     evaluation = evaluate_circuit(graph, model, dictionaries, n_patched=12, n_dropped=6, curves=False)
     case = build_case(model, dictionaries, pairs)
@@ -191,7 +130,7 @@ def test_effects_of_single_nodes_are_those_of_one_naive_run_each(trained):
     graph, evaluation, naive = trained
     full = float(naive.case.clean.metric.mean())
     assert len(evaluation.effects) == 12
-    for key, effect in evaluation.effects.items():
+    for key, effect in list(evaluation.effects.items())[::3]:
         node = Node.parse(key)
         assert effect == pytest.approx(full - naive.metric(lambda n, node=node: n != node), abs=1e-9)
     assert min(map(abs, evaluation.effects.values())) > 1e-6
@@ -296,7 +235,7 @@ def test_noising_and_denoising_go_from_corrupted_to_clean(
         (noise[0].noising, "clean", "corrupted"),
         (noise[10].denoising, "corrupted", "clean"),
     ):
-        patches = [Patch(Target.of(node), "other") for node in circuit]
+        patches = [Patch(SitePart.of(node), "other") for node in circuit]
         runs = {"other": prompts[other]}
         run = run_with_interventions(tiny_model, tiny_dictionaries, prompts[on], patches, references=runs)
         assert value == pytest.approx(float(score(run.logits).mean()), abs=1e-9)
@@ -325,7 +264,7 @@ def test_the_measured_edges_of_a_small_change_are_the_predicted_ones_where_norms
             case.metric,
             tables,
             pairs,
-            freeze_norms=True,
+            freeze=["norms"],
             batch_rows=64,
         )
         predicted = torch.tensor([edges[pair] for pair in pairs], dtype=torch.float64)

@@ -24,7 +24,7 @@ from circuitgraph.render import html as page_module
 from circuitgraph.render import labels, render_html, render_svg, view_graph
 from circuitgraph.render.columns import floats, integers
 from circuitgraph.render.payload import payload
-from tests.graphs import HOSTILE, example_graph
+from tests.graphs import HOSTILE, example_graph, with_targets
 
 VIEWER = Path(page_module.__file__).with_name("viewer")
 CODE_LIMIT = 90_000  # bytes of script and style in a page
@@ -88,6 +88,15 @@ def test_a_large_graph_leaves_out_its_weakest_parts_and_says_so() -> None:
     assert re.fullmatch(r"70 of 120 nodes are not in this page: .*", data["left_out"][0])
     assert re.fullmatch(r"\d+ of \d+ edges are not in this page: it holds the 40 with .*", data["left_out"][1])
     assert payload(graph)["left_out"] == []
+
+
+def test_a_large_graph_keeps_its_targets() -> None:
+    graph = with_targets(example_graph())
+    for node in graph:
+        if graph.nodes[node]["kind"] in ("logit", "probe"):
+            graph.nodes[node]["attribution"] = 1e-9
+    names = payload(graph, max_nodes=20)["nodes"]["id"]
+    assert len(names) == 20 and {"logit/t7@14", "logit/t9@14", "resid_post.3/p2@14", "metric@14"} <= set(names)
 
 
 def test_a_comparison_carries_both_graphs_and_where_each_part_is() -> None:

@@ -12,13 +12,13 @@ from test_laws import assert_close
 
 from circuitgraph.dictionary import Dictionary, reconstruct
 from circuitgraph.errors import CircuitGraphError, PromptError
-from circuitgraph.interventions import Delete, Patch, Scale, Set, Span, Steer, Target, parse_intervention
+from circuitgraph.interventions import Delete, Patch, Scale, Set, SitePart, Span, Steer, parse_intervention
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.splice import run_intervention_sets, run_with_interventions
 
 Z0, MLP0, MLP1 = Site("z", 0), Site("mlp_out", 0), Site("mlp_out", 1)
-FEATURE = Target(MLP0, "feature", 7, Span(3, 4))
+FEATURE = SitePart(MLP0, "feature", 7, Span(3, 4))
 
 
 # text ----------------------------------------------------------------------------------------------------------------
@@ -30,15 +30,15 @@ spans = st.one_of(
     st.integers(0, 9).map(lambda a: Span(a, a + 3)),
 )
 targets = st.one_of(
-    st.builds(Target, st.just(MLP0), st.just("feature"), st.integers(0, 99), spans),
-    st.builds(Target, st.just(Z0), st.just("head"), st.integers(0, 3), spans),
-    st.builds(Target, st.just(Site("mlp_post", 2)), st.just("neuron"), st.integers(0, 99), spans),
-    st.builds(Target, st.just(MLP0), st.just("error"), st.none(), spans),
-    st.builds(Target, st.just(Site("embed")), st.just("vector"), st.none(), spans),
+    st.builds(SitePart, st.just(MLP0), st.just("feature"), st.integers(0, 99), spans),
+    st.builds(SitePart, st.just(Z0), st.just("head"), st.integers(0, 3), spans),
+    st.builds(SitePart, st.just(Site("mlp_post", 2)), st.just("neuron"), st.integers(0, 99), spans),
+    st.builds(SitePart, st.just(MLP0), st.just("error"), st.none(), spans),
+    st.builds(SitePart, st.just(Site("embed")), st.just("vector"), st.none(), spans),
 )
 numbers = st.integers(-40, 40).map(lambda n: n / 8)
 names = st.sampled_from(["zero", "mean", "resample", "corrupted", "other_1", "e5"])
-whole = st.builds(Target, st.just(Z0), st.just("feature"), st.integers(0, 9))
+whole = st.builds(SitePart, st.just(Z0), st.just("feature"), st.integers(0, 9))
 interventions = st.one_of(
     st.builds(Set, targets, numbers),
     st.builds(Scale, targets, numbers),
@@ -54,13 +54,13 @@ def test_the_text_of_an_intervention_parses_to_the_same_intervention(one):
 
 
 def test_the_documented_text_forms():
-    assert parse_intervention("mlp_out.3/f17@5=0") == Set(Target(Site("mlp_out", 3), "feature", 17, Span(5, 6)), 0.0)
-    assert parse_intervention("z.2/h1@4:=mean") == Patch(Target(Site("z", 2), "head", 1, Span(4)), "mean")
+    assert parse_intervention("mlp_out.3/f17@5=0") == Set(SitePart(Site("mlp_out", 3), "feature", 17, Span(5, 6)), 0.0)
+    assert parse_intervention("z.2/h1@4:=mean") == Patch(SitePart(Site("z", 2), "head", 1, Span(4)), "mean")
     assert parse_intervention("resid_post.1@5=corrupted:0.3").keep == 0.3
     assert parse_intervention("resid_pre.4@5+=3*z.2/f17").amount == 3
-    assert parse_intervention("resid_pre.4 -= z.2/f17").write == Target(Site("z", 2), "feature", 17)
-    assert Target.of(Node.parse("mlp_out.3/f17@5")) == Target(Site("mlp_out", 3), "feature", 17, Span(5, 6))
-    assert Target.of(Node.parse("embed@2")) == Target(Site("embed"), "vector", None, Span(2, 3))
+    assert parse_intervention("resid_pre.4 -= z.2/f17").write == SitePart(Site("z", 2), "feature", 17)
+    assert SitePart.of(Node.parse("mlp_out.3/f17@5")) == SitePart(Site("mlp_out", 3), "feature", 17, Span(5, 6))
+    assert SitePart.of(Node.parse("embed@2")) == SitePart(Site("embed"), "vector", None, Span(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_text_that_means_nothing_is_refused(text, message):
 @pytest.mark.parametrize("kind", ["metric@5", "mlp_out.0/bias@2", "pos_embed@1"])
 def test_nodes_on_which_nothing_can_intervene_are_refused(kind):
     with pytest.raises(CircuitGraphError, match="on which nothing can intervene"):
-        Target.of(Node.parse(kind))
+        SitePart.of(Node.parse(kind))
 
 
 # what is refused -----------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_setting_a_feature_to_zero_changes_its_sites_by_minus_its_activation_tim
     _, values = model.run(TOKENS, record=SITES)
     index, acts = active(model, dictionaries, key, values)
     run = run_with_interventions(
-        model, dictionaries, TOKENS, [Set(Target(key, "feature", index, Span(3, 4)), 0)], cache=[key]
+        model, dictionaries, TOKENS, [Set(SitePart(key, "feature", index, Span(3, 4)), 0)], cache=[key]
     )
     change = run.activations[key] - values[key]
     assert_close(change[:, 3], -acts[:, None] * dictionary.weights.W_dec[index, dictionary.columns(key)])
@@ -389,6 +389,24 @@ def test_frozen_attention_norms_and_mlps_leave_the_direct_effect(family):
     assert torch.equal(
         run.activations[Site("pattern", 1)], model.run(TOKENS, record=[Site("pattern", 1)])[1][Site("pattern", 1)]
     )
+
+
+def test_with_the_final_norm_frozen_logits_are_linear_in_the_end_of_the_stream(family):
+    """But for Gemma 2, which caps them; the clean logits stay bit for bit."""
+    model, dictionaries = family
+    frozen = {"freeze": ["final_norm"]}
+    plain = run_with_interventions(model, dictionaries, TOKENS, [], **frozen).logits
+    assert torch.equal(plain, model.run(TOKENS)[0])
+
+    def change(amount, **settings):
+        text = [f"resid_post.1@2+={amount}*resid_post.0/f3"]
+        return run_with_interventions(model, dictionaries, TOKENS, text, **settings).logits - plain
+
+    if model.library.cfg.output_logits_soft_cap > 0:
+        assert float((change(1, **frozen) - change(1)).abs().max()) > 1e-4
+        return
+    assert_close(change(2, **frozen), 2 * change(1, **frozen), quadrature=1e-5)
+    assert float((change(2) - 2 * change(1)).abs().max()) > 1e-4
 
 
 def test_at_a_frozen_site_a_feature_loses_what_it_had_before_all_changes(family):

@@ -17,9 +17,10 @@ from circuitgraph.discover import discover_circuit, node_gradients
 from circuitgraph.edges import Selection, attribute_edges
 from circuitgraph.evaluate import evaluate_circuit
 from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
-from circuitgraph.intervene import kept_nodes, patch_effects, run_with_nodes
+from circuitgraph.intervene import kept_nodes, node_values, run_with_nodes
 from circuitgraph.metrics import build_metric
 from circuitgraph.nodes import Node, Site
+from circuitgraph.patching import patch_effects
 from circuitgraph.prune import prune_graph
 from circuitgraph.tokens import tokenize_pairs
 
@@ -431,7 +432,7 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
     edited = {}
     original = type(case.model).run
 
-    def run(self, tokens, *, record, replace):
+    def run(self, tokens, *, record, replace, start=None):
         seen = {site: lambda x, r: edited.setdefault("x", replace[site](x, r))}
         return original(self, tokens, record=record, replace={**replace, **seen})
 
@@ -483,6 +484,7 @@ def test_the_mean_baseline_is_the_mean_over_the_examples_at_each_position(case, 
 
 def test_patching_a_node_of_every_kind_gives_the_effect_of_its_difference(case):
     """Against runs in which the node's own difference is subtracted where it is written, one at a time."""
+    held = node_values(case.model, case.dictionaries, case.base.values)
     for table in case.tables:
         i = int(table.attribution.abs().sum(0).argmax())
         node = table.node(i)
@@ -494,7 +496,9 @@ def test_patching_a_node_of_every_kind_gives_the_effect_of_its_difference(case):
             return x
 
         patched, _ = case.model.run(case.tokens.clean, replace={out: subtract})
-        effect = patch_effects(case.model, case.tokens.clean, case.clean.values, case.metric, case.tables, [node])
+        effect = patch_effects(
+            case.model, case.dictionaries, case.tokens.clean, case.clean.values, held, case.metric, case.tables, [node]
+        )
         expected = case.clean.metric - case.metric(patched)
         assert_close(effect[0], expected)
 
@@ -585,6 +589,9 @@ def test_where_the_metric_is_linear_attribution_equals_the_measured_effect(case)
         table = next(t for t in tables if t.site == Site("mlp_out", 1) and t.kind == "feature")
         columns = [i for i in range(len(table)) if int(table.pos[i]) == 5]
         nodes = [table.node(i) for i in columns]
-        effects = patch_effects(model, case.tokens.clean, clean.values, metric, tables, nodes, batch_rows=2)
+        held = node_values(model, case.dictionaries, base.values)
+        effects = patch_effects(
+            model, case.dictionaries, case.tokens.clean, clean.values, held, metric, tables, nodes, batch_rows=2
+        )
     assert len(nodes) >= 5
     assert_close(effects, table.attribution[:, columns].T)

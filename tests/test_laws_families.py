@@ -26,12 +26,12 @@ from circuitgraph.intervene import (
     _edit,
     kept_nodes,
     node_values,
-    patch_effects,
     run_with_nodes,
     stack_kept,
 )
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Site
+from circuitgraph.patching import patch_effects
 from circuitgraph_kernels import compute_dtype
 
 # transformers' norms are hooked beside their forward pass; that replacing a scale leaves it is what is wanted here.
@@ -517,7 +517,11 @@ def test_patching_a_node_is_the_run_without_what_it_is(single, family, name):
     case = single(family, name, "corrupted")
     nodes = [table.node(int(table.attribution.abs().sum(0).argmax())) for table in case.tables]
     clean = case.clean.values
-    effects = patch_effects(case.model, case.tokens.clean, clean, case.metric, case.tables, nodes)[:, 0]
+    held = node_values(case.model, case.dictionaries, case.base.values)
+    found = patch_effects(
+        case.model, case.dictionaries, case.tokens.clean, clean, held, case.metric, case.tables, nodes
+    )
+    effects = found[:, 0]
     expected = []
     for node in nodes:
         replace = {}

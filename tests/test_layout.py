@@ -7,7 +7,7 @@ import pytest
 
 from circuitgraph.render import labels, render_dot, render_html, render_svg
 from circuitgraph.render.layout import curve, lay_out, place_captions
-from tests.graphs import example_graph
+from tests.graphs import example_graph, with_targets
 
 
 @pytest.mark.parametrize(
@@ -143,3 +143,28 @@ def test_a_layer_without_nodes_keeps_its_row() -> None:
     graph = example_graph(n_nodes=16)
     graph.remove_nodes_from([node for node, data in graph.nodes(data=True) if data["layer"] == 1])
     assert 1 in {row.layer for row in lay_out(graph).rows}
+
+
+def test_targets_stand_between_the_metric_and_the_layers_in_shapes_of_their_own() -> None:
+    graph = with_targets(example_graph())
+    layout = lay_out(graph)
+    rows = [(row.layer, row.text) for row in layout.rows]
+    assert rows[:3] == [(None, "metric"), (None, "logit"), (3, "resid")]
+    logits = [node for node, kind in graph.nodes(data="kind") if kind == "logit"]
+    heights = {layout.centres[node][1] for node in logits}
+    assert len(logits) == 2 and len(heights) == 1
+    below = [layout.centres[node][1] for node, layer in graph.nodes(data="layer") if layer is not None]
+    assert layout.centres["metric@14"][1] < heights.pop() < min(below)
+    shapes = {labels.shape(data) for _, data in graph.nodes(data=True) if labels.is_top(data)}
+    others = {labels.shape(data) for _, data in graph.nodes(data=True) if not labels.is_top(data)}
+    assert len(shapes) == 3 and not shapes & others
+    assert {layout.radii[node] for node in graph if labels.is_top(graph.nodes[node])} == {10.0}
+    assert max(layout.radii[node] for node in graph if not labels.is_top(graph.nodes[node])) == 10.0
+    assert labels.caption(graph, logits[0]) == "·Mary" and labels.caption(graph, "resid_post.3/p2@14") == "a direction"
+
+
+def test_the_completeness_is_told_as_what_the_rest_does_alone() -> None:
+    graph = example_graph()
+    graph.graph["evidence"]["completeness"] = 0.04
+    name, value, basis, explanation = next(fact for fact in labels.facts(graph) if fact[1] == "4%")
+    assert (name, basis) == ("rest alone", "measured") and "near 0%" in explanation and value

@@ -121,6 +121,18 @@ def test_a_run_by_place_starts_at_a_layer_with_the_stream_by_place(loaded):
     assert float((other[:, -1] - logits[:, -1]).abs().max()) > 1e-3
 
 
+def test_a_pattern_that_is_put_back_by_place_changes_nothing_and_another_does(loaded):
+    model = loaded("llama")
+    tokens = tokenize_pairs(model, [FIRST, SECOND], by_role=True)
+    there, ids = place_model(model, tokens, align_pairs(tokens, "role"))
+    site = Site("pattern", 0)
+    logits, _ = there.run(ids.clean)
+    same, _ = there.run(ids.clean, replace={site: lambda x, recorded: x.clone()})
+    torch.testing.assert_close(same[:, -1], logits[:, -1])
+    other, _ = there.run(ids.clean, replace={site: lambda x, recorded: x.roll(1, -1)})
+    assert float((other[:, -1] - logits[:, -1]).abs().max()) > 1e-3
+
+
 def test_places_that_are_positions_leave_the_model_as_it_is(tiny_model):
     tokens = tokenize_pairs(tiny_model, [FIRST, FIRST], by_role=True)
     assert place_model(tiny_model, tokens, align_pairs(tokens, "role")) == (tiny_model, tokens)

@@ -6,11 +6,14 @@ import importlib
 
 import pytest
 import torch
+from test_component_circuits import component_graph
 
 from circuitgraph.attention_comparison import AttentionComparison
+from circuitgraph.component_evaluation import evaluate_components
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import RenderError
 from circuitgraph.evaluate import evaluate_circuit
+from circuitgraph.formats.eap import value_from_eap
 from circuitgraph.prune import prune_graph
 from circuitgraph.render import plots
 
@@ -92,3 +95,20 @@ def test_what_is_not_installed_is_named(evaluated, tmp_path, monkeypatch, missin
     monkeypatch.setattr(plots.importlib, "import_module", absent)
     with pytest.raises(RenderError, match=message):
         plots.write_plot(figure, tmp_path / "one.png") if missing == "kaleido" else plots.curve_plot(evaluated[1])
+
+
+def test_with_kaleido_a_plot_is_a_still_picture(tmp_path):
+    pytest.importorskip("kaleido", reason="Kaleido is not installed")
+    figure = plots.reduction_plot({"z.0/f3": {0: 5.0, 1: 40.0}})
+    png, svg = (plots.write_plot(figure, tmp_path / f"plot.{kind}").read_bytes() for kind in ("png", "svg"))
+    assert png.startswith(b"\x89PNG") and len(png) > 5000
+    assert svg.startswith(b"<svg") and b"Reduction of the metric by layer" in svg
+
+
+def test_the_edge_curves_are_those_of_the_evaluation(tiny_model, tiny_pairs):
+    graph = value_from_eap(component_graph(tiny_model))
+    evaluation = evaluate_components(graph, tiny_model, tiny_pairs, baselines=["corrupted"])
+    figure = plots.component_plots(evaluation)["edge_curves"]
+    assert [trace.name for trace in figure.data] == [f"faithfulness, {curve.order}" for curve in evaluation.curves]
+    assert list(figure.data[1].y) == [point.faithfulness for point in evaluation.curves[1].points]
+    assert plots.component_plots(evaluate_components(graph, tiny_model, tiny_pairs, curves=False)) == {}

@@ -17,9 +17,10 @@ from circuitgraph.errors import GraphError, MetricError
 from circuitgraph.evaluate import evaluate_circuit
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.graph import check_graph
-from circuitgraph.intervene import patch_effects
+from circuitgraph.intervene import node_values
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Node, Site
+from circuitgraph.patching import patch_effects
 from circuitgraph.reading import READABLE
 from circuitgraph.targets import Probe, given_targets, recorded_goals
 
@@ -232,7 +233,8 @@ def test_patching_starts_below_what_the_metric_reads(tiny_model, tiny_dictionari
     explained = given_targets(tiny_model, tiny_dictionaries, probes(tiny_model, ["resid_post.0", "resid_post.1"]), 6)
     case = trace(tiny_model, tiny_dictionaries, tiny_pairs, explained=explained)
     upper = [node for node in case.nodes if node.site.kind == "z" and node.site.layer == 1 and node.pos == POS]
-    run = (tiny_model, case.tokens, case.clean.values, explained.metric(), case.tables)
+    held = node_values(tiny_model, tiny_dictionaries, case.base.values)
+    run = (tiny_model, tiny_dictionaries, case.tokens, case.clean.values, held, explained.metric(), case.tables)
     alone = torch.cat([patch_effects(*run, [node]) for node in upper])
     together = patch_effects(*run, case.nodes)[[case.nodes.index(node) for node in upper]]
     assert len(upper) > 3 and float(alone.abs().max()) > 1e-3

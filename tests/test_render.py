@@ -242,3 +242,12 @@ def test_a_file_that_cannot_be_written_is_one_line(name: str, tmp_path: Path) ->
         write_rendering(example_graph(n_nodes=5), tmp_path / name)
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.svg"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("logit_difference", "logit difference"), ("mlp_out.2/f699@14", "mlp_out.2/f699@14")]
+)
+def test_a_metric_is_named_in_words_and_an_explained_node_by_its_name(name, shown) -> None:
+    graph = example_graph()
+    graph.graph["metric"] = graph.graph["metric"] | {"name": name}
+    assert any(shown in text for text in svg_texts(render_svg(graph)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from test_laws import assert_close
@@ -11,6 +13,8 @@ from circuitgraph.activations import CleanRun
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError, MetricError
 from circuitgraph.formats.native import graph_to_text, text_to_graph
+from circuitgraph.formats.neuronpedia import neuronpedia_value
+from circuitgraph.formats.neuronpedia_read import value_from_neuronpedia
 from circuitgraph.graph import check_graph
 from circuitgraph.nodes import Node, Site
 from circuitgraph.presets import PRESETS
@@ -141,6 +145,8 @@ def test_the_graph_has_one_node_per_logit_and_survives_a_file(
         assert list(graph.successors(node)) == ["metric@5"] and graph.in_degree(node) > 5
         assert attributes["unexplained"] == pytest.approx(0, abs=1e-9) and abs(attributes["inflow"]) > 1e-3
         assert attributes["attribution"] == graph.edges[node, "metric@5", "metric"]["weight"] != 0
+    value = json.loads(json.dumps(neuronpedia_value(graph, slug="logits")))
+    assert graph_to_text(value_from_neuronpedia(value)) == graph_to_text(graph)
     again = text_to_graph(graph_to_text(graph))
     assert graph_to_text(again) == graph_to_text(graph) and dict(again.nodes(data=True)) == dict(graph.nodes(data=True))
 

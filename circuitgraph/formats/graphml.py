@@ -30,6 +30,8 @@ _SHAPES = {
     "hexagon": "hexagon",
     "square": "rectangle",
     "pill": "roundrectangle",
+    "star": "star5",
+    "wedge": "trapezoid",
 }
 _HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 <graphml xmlns="http://graphml.graphdrawing.org/xmlns" xmlns:y="http://www.yworks.com/xml/graphml">

@@ -72,7 +72,9 @@ def value_from_neuronpedia(value: Any) -> nx.MultiDiGraph:
     there = {row.get("node_id") for row in data["nodes"] if isinstance(row, dict)}
     there |= take_object(data.get("qk_only_nodes", {}), "qk_only_nodes").keys()
     _take_marks(graph, data["qParams"], {theirs: ours for ours, theirs in ids.items()})
-    if not set(ids.values()) <= there:
+    kinds = dict(graph.nodes(data="kind"))
+    whole = "metric" if {"logit", "probe"} & set(kinds.values()) else None  # shown by the targets that make it up
+    if not {ids[key] for key, kind in kinds.items() if kind != whole} <= there:
         graph.graph["reports"] = [
             *graph.graph["reports"],
             "the Neuronpedia file lists other nodes than its block circuitgraph, which was read",

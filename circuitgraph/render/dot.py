@@ -22,6 +22,7 @@ from circuitgraph.render.labels import LIGHT
 from circuitgraph.render.layout import Layout, Point, curve, lay_out, place_captions
 
 TIMEOUT = 120.0  # seconds; 20,000 pinned edges take 0.7 s of one core
+MANY, DENSE = 1_000, 96  # edges above which pixels are larger: 5,000 edges at 144 dpi took 8 s and 28 MB
 FORMATS = (".pdf", ".png", ".svg")
 CHILD = """
 import sys, pygraphviz
@@ -29,12 +30,12 @@ sys.stdout.buffer.write(pygraphviz.AGraph(string=sys.stdin.read()).draw(format=s
 """
 SHAPES = {
     "triangle": "triangle", "circle": "circle", "rounded": "box", "diamond": "diamond", "square": "box",
-    "house": "house", "hexagon": "hexagon", "pill": "box",
+    "house": "house", "hexagon": "hexagon", "star": "star", "wedge": "invtriangle", "pill": "box",
 }  # fmt: skip
 
 
 GLYPHS = {
-    "triangle": "▲", "circle": "●", "rounded": "■", "diamond": "◆", "square": "■", "house": "⌂", "hexagon": "⬢", "pill": "▬",
+    "triangle": "▲", "circle": "●", "rounded": "■", "diamond": "◆", "square": "■", "house": "⌂", "hexagon": "⬢", "star": "★", "wedge": "▼", "pill": "▬",
 }  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def _defaults(graph: nx.MultiDiGraph) -> list[str]:
     text = f'fontname="Helvetica", fontsize=10, fontcolor={quote(LIGHT["ink"])}'
     return [
         f"  graph [bgcolor={quote(LIGHT['page'])}, outputorder=edgesfirst, splines=true, rankdir=BT, pad=0.3];",
-        f"  graph [{title}];",
+        f"  graph [{title}, dpi={DENSE if graph.number_of_edges() > MANY else 144}];",
         f'  node [label="", fixedsize=true, style=filled, {text}];',
         "  edge [dir=none];",
     ]
@@ -205,7 +206,7 @@ def _command(form: str) -> list[str]:
     """The command that turns DOT on its input into a picture on its output."""
     neato = shutil.which("neato")
     if neato:
-        return [neato, "-n2", "-Gdpi=144", f"-T{form}"]
+        return [neato, "-n2", f"-T{form}"]
     if importlib.util.find_spec("pygraphviz"):
         # In a child: a stuck layout holds the interpreter lock, and only a process can be ended.
         return [sys.executable, "-X", "utf8", "-c", CHILD, form]

@@ -40,7 +40,7 @@ EDGE_MEANINGS = {
     "metric": "what the metric reads",
 }
 SPARE = ("spare1", "spare2", "spare3")  # for kinds that have no colour of their own
-NODE_ORDER = ("embedding", "pos_embedding", "bias", "feature", "error", "metric")
+NODE_ORDER = ("embedding", "pos_embedding", "bias", "feature", "error", "probe", "logit", "metric")
 SITE_WORDS = {"z": "attention", "attn_out": "attention", "mlp_out": "MLP", "mlp_post": "MLP"}
 
 
@@ -101,8 +101,9 @@ def tokens_at(graph: nx.MultiDiGraph, pos: int) -> tuple[str, str]:
 
 
 def metric_name(graph: nx.MultiDiGraph) -> str:
-    """Name of the metric in words: `logit difference`."""
-    return visible(str((graph.graph.get("metric") or {}).get("name", "metric")).replace("_", " "), " ")
+    """Name of the metric in words: `logit difference`; a node that is explained keeps its name."""
+    name = str((graph.graph.get("metric") or {}).get("name", "metric"))
+    return visible(name if "/" in name else name.replace("_", " "), " ")
 
 
 def model_name(graph: nx.MultiDiGraph) -> str:
@@ -151,7 +152,11 @@ def facts(graph: nx.MultiDiGraph) -> list[tuple[str, str, str, str]]:
 
 _EVIDENCE = (
     ("faithfulness", "faithfulness", "the circuit alone, between the empty circuit (0%) and the whole model (100%)"),
-    ("completeness", "completeness", "what the model loses without the circuit, as a share of the whole"),
+    (
+        "completeness",
+        "rest alone",
+        "completeness: the model without the circuit; near 0% where nothing that matters was left out",
+    ),
     ("faithfulness_errors_removed", "errors removed", "faithfulness when the error nodes are taken out as well"),
     ("faithfulness_empty_errors_kept", "errors alone", "faithfulness of the error nodes without any feature"),
 )
@@ -160,6 +165,11 @@ _EVIDENCE = (
 def is_error(attributes: Mapping[str, Any]) -> bool:
     """Whether the node is an error node."""
     return bool(attributes.get("kind") == "error")
+
+
+def is_top(attributes: Mapping[str, Any]) -> bool:
+    """Whether the node is what the graph explains: the metric, or a logit or probe that it weighs."""
+    return attributes.get("kind") in ("metric", "logit", "probe")
 
 
 def kind_name(attributes: Mapping[str, Any]) -> str:
@@ -178,14 +188,15 @@ def short_name(attributes: Mapping[str, Any]) -> str:
 
 
 def caption(graph: nx.MultiDiGraph, node: str) -> str:
-    """Text beside a drawn node: the user's label, else a token it promotes (`→·Mary`), else `f1024`, or nothing."""
+    """Text beside a drawn node: the user's label, else a token it promotes (`→·Mary`) or a logit's token, else `f1024`,
+    or nothing."""
     attributes = graph.nodes[node]
     if attributes.get("label"):
         return shorten(visible(str(attributes["label"]), " "), 20)
     if attributes.get("kind") == "metric":
         return shorten(metric_name(graph), 24)
     if attributes.get("kind") == "logit":
-        return shorten(visible(str(attributes.get("token", ""))), 20)
+        return shorten(visible(str(attributes.get("token", "logit"))), 14)
     if attributes.get("kind") != "feature":
         return ""
     promoted = attributes.get("top_tokens")
@@ -217,8 +228,8 @@ def shape(attributes: Mapping[str, Any]) -> str:
         "embedding": "square",
         "pos_embedding": "house",
         "bias": "hexagon",
-        "probe": "pill",
-        "logit": "pill",
+        "probe": "wedge",
+        "logit": "star",
         "metric": "pill",
     }.get(str(kind), "circle")
 
@@ -245,17 +256,17 @@ _POLYGONS = {
     "diamond": ((0, -1.2), (1.05, 0), (0, 1.2), (-1.05, 0)),
     "square": ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
     "house": ((0, -1.1), (0.9, -0.25), (0.9, 0.85), (-0.9, 0.85), (-0.9, -0.25)),
+    "star": tuple(
+        (r * math.sin(math.pi * i / 5), 0.1 - r * math.cos(math.pi * i / 5)) for i, r in enumerate((1.35, 0.62) * 5)
+    ),
+    "wedge": ((0, 1.1), (1.05, -0.8), (-1.05, -0.8)),
     "hexagon": ((-0.5, -0.9), (0.5, -0.9), (1, 0), (0.5, 0.9), (-0.5, 0.9), (-1, 0)),
 }
 
 
 def radii(graph: nx.MultiDiGraph) -> dict[str, float]:
-    """Radius in px of each node: 4 + 6 sqrt(|attribution| / largest), the metric always 10."""
-    sizes = {
-        node: abs(data.get("attribution") or 0.0)
-        for node, data in graph.nodes(data=True)
-        if data.get("kind") != "metric"
-    }
+    """Radius in px of each node: 4 + 6 sqrt(|attribution| / largest), the metric and its targets always 10."""
+    sizes = {node: abs(data.get("attribution") or 0.0) for node, data in graph.nodes(data=True) if not is_top(data)}
     largest = max(sizes.values(), default=0.0) or 1.0
     return {node: 4 + 6 * math.sqrt(sizes[node] / largest) if node in sizes else 10.0 for node in graph}
 

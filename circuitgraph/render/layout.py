@@ -26,6 +26,7 @@ LEAST_WRAP = 5  # nodes in a line of a cell that are tried before the picture gr
 TOKEN_LIMITS = (110.0, 84.0, 64.0, 48.0)  # widths at which tokens are cut, tried in this order
 UPRIGHT = 22.0  # width of a column whose tokens stand upright
 BIAS = -1  # column of nodes that stand at no position
+TOP, ABOVE = 1 << 30, ("logit", "metric")  # the layer of what stands above all layers, and what that is, bottom to top
 
 Point = tuple[float, float]
 
@@ -119,9 +120,9 @@ Cell = tuple[RowKey, int]  # row and position
 
 
 def _row_of(site: Site) -> RowKey:
-    """The row of a site; both embeddings share the lowest one."""
+    """The row of a site; both embeddings share the lowest one, logits stand below the metric."""
     if site.layer is None:
-        return (1 << 30, 0) if site.kind == "metric" else (-1, 0)
+        return (TOP, ABOVE.index(site.kind)) if site.kind in ABOVE else (-1, 0)
     return site.layer, LAYER_SITES.index(site.kind)
 
 
@@ -152,10 +153,9 @@ def find_cells(graph: nx.MultiDiGraph) -> dict[Cell, list[str]]:
 def row_keys(graph: nx.MultiDiGraph, cells: Mapping[Cell, list[str]]) -> list[tuple[RowKey, int | None, str]]:
     """(key, layer, text) of each row from the top; a layer without nodes keeps one thin row."""
     present = {row for row, _ in cells}
-    layers = max([int(graph.graph.get("n_layers") or 0), *(row[0] + 1 for row in present if row[0] < 1 << 30)])
+    layers = max([int(graph.graph.get("n_layers") or 0), *(row[0] + 1 for row in present if row[0] < TOP)])
     rows: list[tuple[RowKey, int | None, str]] = []
-    if (1 << 30, 0) in present:
-        rows.append(((1 << 30, 0), None, "metric"))
+    rows += [(row, None, ABOVE[row[1]]) for row in sorted(present, reverse=True) if row[0] == TOP]
     for layer in reversed(range(layers)):
         own = sorted((row for row in present if row[0] == layer), reverse=True)
         rows += [(row, layer, _site_text(LAYER_SITES[row[1]])) for row in own] or [((layer, 0), layer, "")]

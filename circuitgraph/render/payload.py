@@ -71,7 +71,7 @@ def _strongest(graph: nx.MultiDiGraph, max_nodes: int, max_edges: int) -> tuple[
     if len(graph) > max_nodes:
         ranked = sorted(
             graph,
-            key=lambda n: (graph.nodes[n].get("kind") != "metric", -abs(graph.nodes[n].get("attribution") or 0.0), n),
+            key=lambda n: (not labels.is_top(graph.nodes[n]), -abs(graph.nodes[n].get("attribution") or 0.0), n),
         )
         left_out.append(
             f"{len(graph) - max_nodes:,} of {len(graph):,} nodes are not in this page: it holds the {max_nodes:,} with the"

@@ -15,6 +15,7 @@ from typing import Any
 import networkx as nx
 
 from circuitgraph.attention_comparison import AttentionComparison
+from circuitgraph.component_evaluation import ComponentEvaluation
 from circuitgraph.errors import CircuitGraphError, RenderError
 from circuitgraph.evaluation import Evaluation
 from circuitgraph.files import write_atomically
@@ -38,6 +39,21 @@ def curve_plot(evaluation: Evaluation) -> Any:
                 }
             )
     return _figure(traces, "Circuits of growing size", "nodes", "share of m(model) - m(empty)", xaxis={"type": "log"})
+
+
+def edge_curve_plot(evaluation: ComponentEvaluation) -> Any:
+    """Faithfulness over the number of edges between components, one colour per order."""
+    traces = [
+        {
+            "type": "scatter",
+            "x": [point.n_chosen for point in curve.points],
+            "y": [point.faithfulness for point in curve.points],
+            "name": f"faithfulness, {curve.order}",
+            "line": {"color": color},
+        }
+        for curve, color in zip(evaluation.curves, (BLUE, RED, GREY), strict=False)
+    ]
+    return _figure(traces, "Circuits of growing size", "edges", "share of m(model) - m(empty)", xaxis={"type": "log"})
 
 
 def noise_plot(evaluation: Evaluation) -> Any:
@@ -163,6 +179,11 @@ def evaluation_plots(graph: nx.MultiDiGraph, evaluation: Evaluation) -> dict[str
     if evaluation.noise:
         plots["noise"] = noise_plot(evaluation)
     return plots
+
+
+def component_plots(evaluation: ComponentEvaluation) -> dict[str, Any]:
+    """Every plot that an evaluated graph of components allows, by file name."""
+    return {"edge_curves": edge_curve_plot(evaluation)} if evaluation.curves else {}
 
 
 def write_plot(figure: Any, path: str | Path) -> Path:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from playwright import sync_api
 
 from circuitgraph.formats import read_graph, write_graph
 from circuitgraph.render import html, labels, view_graph, write_rendering
-from tests.graphs import HOSTILE, example_graph
+from tests.graphs import HOSTILE, example_graph, with_targets
 
 CHROMIUM = next(
     (
@@ -26,6 +27,7 @@ CHROMIUM = next(
     None,
 )
 METRIC = "metric@14"
+SVG = "{http://www.w3.org/2000/svg}"
 AXE = Path(html.__file__).with_name("viewer") / "node_modules" / "axe-core" / "axe.min.js"
 
 
@@ -520,6 +522,107 @@ def test_tracing_shows_the_path_of_the_largest_product_of_shares(viewer: Viewer)
     assert set(viewer.call("state")["pins"]) == set(viewer.shown["focus"])
 
 
+def test_one_of_several_targets_can_be_seen_alone(open_viewer) -> None:
+    graph = with_targets(example_graph())
+    viewer = open_viewer(graph)
+    chips = viewer.page.locator("[data-target]")
+    words = dict(text.split("weight") for text in chips.all_text_contents())
+    assert words == {
+        "·Mary71%, ": " 0.750, adds +2.50",
+        "·John8.0%, ": " −0.250, adds −1.25",
+        "a direction": " 1.00, adds +0.750",
+    }
+    everything = {tuple(edge) for edge in viewer.shown["edges"]}
+    viewer.press("b")
+    for target, text in (("logit/t9@14", "John"), ("resid_post.3/p2@14", "a direction")):
+        chips.filter(has_text=text).click()
+        below = {*nx.ancestors(graph, target), target}
+        ways = {(u, v, k) for u, v, k in graph.edges(keys=True) if v in below or u == target}
+        assert {tuple(edge) for edge in viewer.shown["edges"]} == ways and 10 < len(ways) < graph.number_of_edges()
+        assert f"{graph.number_of_edges() - len(ways)} on no way to the chosen target" in viewer.text("#status")
+        assert viewer.call("state")["target"] == target
+        assert viewer.page.locator('[data-target][aria-pressed="true"]').count() == 1
+    viewer.press("b")
+    drawn = nx.DiGraph([edge[:2] for edge in viewer.shown["edges"]])
+    assert set(drawn.pred[METRIC]) == {target} and all(nx.has_path(drawn, node, target) for node in {*drawn} - {METRIC})
+    viewer.press("ArrowDown", "[")
+    assert viewer.selected == target
+    viewer.press("[")
+    assert viewer.selected in graph.pred[target]
+    sync_api.expect(viewer.page).to_have_url(re.compile("target.*p2%4014.*selected"))
+    viewer.open(viewer.page.url)
+    assert viewer.call("state")["target"] == target
+    chips.filter(has_text="a direction").click()
+    assert viewer.call("state")["target"] is None
+    viewer.press("Escape")
+    assert {tuple(edge) for edge in viewer.shown["edges"]} == everything
+
+
+def test_a_node_says_what_it_reads_in_all_and_how_much_edges_explain(open_viewer) -> None:
+    graph = example_graph()
+    graph.nodes["embed@3"].update(inflow=-2.0, unexplained=-0.5)
+    graph.nodes["embed@4"].update(inflow=0.001, unexplained=0.75)
+    viewer = open_viewer(graph)
+
+    def lines() -> list[str]:
+        return [text for text in viewer.texts("#panel .facts div") if re.match("reads in all|by ", text)]
+
+    viewer.pick("embed@3")
+    assert lines() == ["reads in all−2.00measured", "by its edges−1.50 (75%)estimated", "by no edge−0.500 (25%)"]
+    viewer.pick("embed@4")
+    assert lines() == ["reads in all+0.00100measured", "by its edges−0.749estimated", "by no edge+0.750"]
+    assert "inflow" not in viewer.text("#panel") and "unexplained" not in viewer.text("#panel")
+
+
+def test_a_moved_limit_shows_what_a_fresh_page_shows(viewer: Viewer) -> None:
+    viewer.page.select_option("#sign", "-")
+    viewer.page.locator("#kinds .chip", has_text="MLP").click()
+    for count in (5, 90, 30):
+        viewer.page.fill("#count", str(count))
+        viewer.press("Enter")
+    state, shown, status = viewer.call("state"), viewer.shown, viewer.text("#status")
+    viewer.page.reload()
+    viewer.page.wait_for_selector("html[data-ready]")
+    viewer.call("load", state)
+    assert viewer.shown == shown and viewer.text("#status") == status
+    assert 5 < len(shown["edges"]) <= 30 and "of the other sign" in status and "of hidden kinds" in status
+
+
+def test_what_matters_keeps_its_caption_and_the_tooltip_tells_the_others(open_viewer) -> None:
+    graph = example_graph(12, 60, 600, n_edges=4000)
+    metric = "metric@59"
+    for number, (node, data) in enumerate(graph.nodes(data=True)):
+        if data["pos"] == 59 and number % 2 and node != metric:
+            data["label"] = f"words of mine {number}"
+    viewer = open_viewer(graph)
+    viewer.press("b")
+    drawn = {element.text for element in ET.fromstring(viewer.call("svg")).iter(f"{SVG}text")}
+    assert "logit difference" in drawn
+    assert {graph.nodes[node]["label"] for node in viewer.shown["nodes"] if "label" in graph.nodes[node]} <= drawn
+    captions = {node: labels.caption(graph, node) for node in viewer.shown["nodes"]}
+    silent = [node for node, text in captions.items() if text and text not in drawn and node != metric]
+    assert silent
+    viewer.press("b")
+    node = next(node for node in viewer.shown["nodes"] if captions.get(node) and node != metric)
+    viewer.page.mouse.move(*viewer.place(node))
+    assert captions[node] in viewer.text("#tooltip")
+
+
+def test_tokens_of_narrow_columns_do_not_cover_each_other(open_viewer) -> None:
+    graph = example_graph(6, 1000, 1200, n_edges=4000)
+    viewer = open_viewer(graph)
+    boxes = viewer.page.evaluate(
+        """[...document.querySelectorAll(".token")].filter((cell) => cell.style.visibility !== "hidden")
+        .map((cell) => [cell.getBoundingClientRect().left, cell.getBoundingClientRect().right, Number(cell.dataset.pos)])"""
+    )
+    boxes.sort()
+    assert 20 < len(boxes) < 200
+    assert all(before[1] <= after[0] + 0.01 for before, after in zip(boxes, boxes[1:], strict=False))
+    shown = {pos for *_, pos in boxes}
+    filled = {graph.nodes[node]["pos"] for node in viewer.shown["nodes"]}
+    assert len(filled & shown) > 0.6 * len(filled)
+
+
 def test_pins_and_groups_make_a_small_graph_with_summed_edges(viewer: Viewer) -> None:
     graph = example_graph()
     viewer.press("b")
@@ -634,8 +737,6 @@ def test_the_state_goes_out_and_in_as_json(viewer: Viewer, tmp_path: Path) -> No
 def test_the_picture_is_saved_as_svg_and_png(open_viewer) -> None:
     viewer = open_viewer(example_graph(hostile=True, n_pos=len(HOSTILE)))
     text = Path(viewer.download("#save-svg")).read_text(encoding="utf-8")
-    import xml.etree.ElementTree as ET
-
     root = ET.fromstring(text)
     paths = [path.get("d") for path in root.iter("{http://www.w3.org/2000/svg}path")]
     assert sum("C" in d and d.startswith("M") and "a" not in d for d in paths) == 60
@@ -689,6 +790,24 @@ def test_zooming_moves_tokens_with_their_columns_and_fit_returns(viewer: Viewer)
     assert offset() < 4 and viewer.selected is None
     viewer.press("0")
     assert viewer.place("embed@9") == pytest.approx(before, abs=1)
+
+
+def test_the_grid_comes_to_rest_in_windows_of_every_size(viewer: Viewer) -> None:
+    """Turning the tokens changes the height of the grid, which must not turn them back."""
+    counting = """() => { window.drawn = 0; const clear = CanvasRenderingContext2D.prototype.clearRect;
+        CanvasRenderingContext2D.prototype.clearRect = function (...box) { window.drawn += 1; return clear.apply(this, box); }; }"""
+    viewer.page.evaluate(counting)
+    frames = "() => new Promise((done) => { let left = 8; const next = () => (left-- ? requestAnimationFrame(next) : done()); next(); })"
+    turned = set()
+    for width in range(1000, 1441, 40):
+        for height in (600, 700, 800):
+            viewer.page.set_viewport_size({"width": width, "height": height})
+            viewer.page.evaluate(frames)
+            viewer.page.evaluate("window.drawn = 0")
+            viewer.page.evaluate(frames)
+            assert viewer.page.evaluate("window.drawn") == 0, (width, height)
+            turned.add(viewer.page.evaluate("document.getElementById('tokens').className"))
+    assert turned == {"", "upright"}
 
 
 def test_help_opens_and_closes_by_key(viewer: Viewer) -> None:
@@ -772,7 +891,7 @@ def test_the_notebook_frame_runs_where_nothing_else_may(open_page, tmp_path: Pat
 )
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violation(scheme: str, open_viewer) -> None:
-    viewer = open_viewer(example_graph(), context={"color_scheme": scheme, "bypass_csp": True})
+    viewer = open_viewer(with_targets(example_graph()), context={"color_scheme": scheme, "bypass_csp": True})
     viewer.page.add_script_tag(path=AXE)
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 
@@ -781,6 +900,7 @@ def test_axe_finds_no_violation(scheme: str, open_viewer) -> None:
         return [f"{each['id']}: {each['nodes'][0]['html'][:120]}" for each in found]
 
     assert violations() == []
+    viewer.page.locator("[data-target]").first.click()
     viewer.press("ArrowDown", "[", "p", "[", "p", "g")
     viewer.call("load", viewer.call("state") | {"search": "", "tray": True})
     assert violations() == []

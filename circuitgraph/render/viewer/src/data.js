@@ -5,6 +5,7 @@ import { shorten, visible } from "./text.js";
 const ARRAYS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f4: Float32Array, f8: Float64Array };
 
 function bytes(base64) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
   const text = atob(base64);
   const found = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i += 1) found[i] = text.charCodeAt(i);
@@ -61,9 +62,11 @@ function unpackGraph(data) {
     headValues: unpack(edges.heads, 0),
   };
   graph.headStart = new Uint32Array(m + 1);
-  for (let e = 0; e < m; e += 1) graph.headStart[e + 1] = graph.headStart[e] + graph.headCount[e];
+  for (let e = 0; e < m && edges.n_heads; e += 1) graph.headStart[e + 1] = graph.headStart[e] + graph.headCount[e];
   graph.chip = Array.from(graph.form, (form) => data.forms[form][1]); // shape and legend entry
-  graph.metrics = [...Array(n).keys()].filter((node) => graph.kindOf[node] === "metric");
+  const ofKind = (...kinds) => [...graph.kindOf.keys()].filter((node) => kinds.includes(graph.kindOf[node]));
+  graph.metrics = ofKind("metric");
+  graph.targets = ofKind("logit", "probe"); // what the metric weighs
   graph.clean = data.graph.tokens?.clean ?? [];
   graph.corrupted = data.graph.tokens?.corrupted ?? [];
   const metric = data.graph.metric ?? {};
@@ -83,32 +86,44 @@ function unpackGraph(data) {
 
 // Sorts edges by |weight| and lists each node's inputs and outputs in that order.
 export function rank(graph) {
-  const { n, m, weight, source, target } = graph;
-  graph.order = Uint32Array.from({ length: m }, (_, e) => e);
-  const size = weight.map(Math.abs);
-  if (size.some((value, e) => e && value > size[e - 1])) graph.order.sort((a, b) => size[b] - size[a] || a - b);
-  graph.placeOf = new Uint32Array(m);
-  graph.order.forEach((e, place) => {
-    graph.placeOf[e] = place;
-  });
-  graph.inputs = lists(n, graph.order, target);
-  graph.outputs = lists(n, graph.order, source);
-  graph.inputTotal = new Float64Array(n);
-  graph.total = 0;
+  const { n, m, weight, source, target, kind } = graph;
+  const order = new Uint32Array(m);
+  const size = new Float64Array(m);
+  let sorted = true;
+  Object.assign(graph, { order, inputTotal: new Float64Array(n), total: 0 });
+  graph.kindCount = new Uint32Array(graph.kinds.length);
+  graph.kindTotal = new Float64Array(graph.kinds.length);
   for (let e = 0; e < m; e += 1) {
+    order[e] = e;
+    size[e] = Math.abs(weight[e]);
+    sorted &&= !e || size[e] <= size[e - 1];
     graph.inputTotal[target[e]] += size[e];
+    graph.kindCount[kind[e]] += 1;
+    graph.kindTotal[kind[e]] += size[e];
     graph.total += size[e];
   }
+  if (!sorted) order.sort((a, b) => size[b] - size[a] || a - b);
+  graph.placeOf = sorted ? order : new Uint32Array(m);
+  for (let place = 0; place < m && !sorted; place += 1) graph.placeOf[order[place]] = place;
+  graph.inputs = lists(n, order, target);
+  graph.outputs = lists(n, order, source);
 }
 
 function lists(n, order, end) {
   const start = new Uint32Array(n + 1);
-  for (const e of order) start[end[e] + 1] += 1;
+  for (let i = 0; i < order.length; i += 1) start[end[i] + 1] += 1;
   for (let i = 0; i < n; i += 1) start[i + 1] += start[i];
   const next = start.slice();
   const items = new Uint32Array(order.length);
-  for (const e of order) items[next[end[e]]++] = e;
+  for (let i = 0; i < order.length; i += 1) items[next[end[order[i]]]++] = order[i];
   return (node) => items.subarray(start[node], start[node + 1]);
+}
+
+// How often each number below `length` occurs.
+export function tally(column, length) {
+  const counts = new Uint32Array(length);
+  for (let i = 0; i < column.length; i += 1) counts[column[i]] += 1;
+  return counts;
 }
 
 export const headsOf = (graph, e) => graph.headValues.subarray(graph.headStart[e], graph.headStart[e + 1]);
@@ -116,6 +131,8 @@ export const headsOf = (graph, e) => graph.headValues.subarray(graph.headStart[e
 export const share = (graph, e) => Math.abs(graph.weight[e]) / (graph.inputTotal[graph.target[e]] || 1);
 
 export const strength = (graph, view, e) => Math.min(1, Math.sqrt(Math.abs(graph.weight[e]) / view.full));
+
+export const isTop = (graph, node) => ["metric", "logit", "probe"].includes(graph.kindOf[node]);
 
 export const isError = (graph, node) => graph.kindOf[node] === "error";
 
@@ -128,6 +145,7 @@ export function caption(graph, state, node) {
   const label = labelOf(graph, state, node);
   if (label) return shorten(visible(label, " "), 22);
   if (graph.kindOf[node] === "metric") return graph.metric;
+  if (isTop(graph, node)) return shorten(visible(graph.more[node]?.token ?? graph.id[node]), 14);
   const promoted = graph.topTokens[node][0];
   if (promoted !== undefined) return `→${shorten(visible(promoted), 10)}`;
   return Number.isNaN(graph.feature[node]) ? "" : `f${graph.feature[node]}`;

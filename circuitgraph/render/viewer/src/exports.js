@@ -34,7 +34,7 @@ export function pictureText(app) {
     const pen = new PathText();
     drawEdge(pen, graph, layout, e);
     const strong = strength(graph, view, e);
-    return drawing("path", { d: pen.d, fill: "none", stroke: colours[edgeColour(graph, e)], "stroke-width": edgeWidth(view, strong).toFixed(2), "stroke-opacity": edgeOpacity(view, strong).toFixed(2), "stroke-dasharray": graph.weight[e] < 0 ? "5 3.5" : null });
+    return drawing("path", { d: pen.d, fill: "none", stroke: colours[edgeColour(graph, e)], "stroke-width": edgeWidth(view, strong).toFixed(2), "stroke-opacity": edgeOpacity(view, strong).toFixed(2), "stroke-dasharray": graph.weight[e] < 0 ? "7 4.5" : null });
   });
   const nodes = view.nodes.map((node) => {
     const scale = layout.r[node] / 10;
@@ -48,7 +48,9 @@ export function pictureText(app) {
     }, drawing("title", {}, visible(graph.id[node])));
   });
   const halo = { "font-size": 11, "text-anchor": "middle", stroke: colours.page, "stroke-width": 3, "stroke-linejoin": "round", "paint-order": "stroke" };
-  const captions = placeCaptions(graph, layout, state, view.nodes, { k: 1, x: 0, y: 0 }, (words) => app.painter.width(app.painter.canvases.base.getContext("2d"), words)).map((each) => text(each.x.toFixed(1), each.y.toFixed(1), each.text, halo));
+  const pen = app.painter.canvases.base.getContext("2d");
+  pen.font = `11px ${FONT}`;
+  const captions = placeCaptions(graph, layout, state, view.nodes, { k: 1, x: 0, y: 0 }, (words) => app.painter.width(pen, words)).map((each) => text(each.x.toFixed(1), each.y.toFixed(1), each.text, halo));
   const rows = layout.rows.filter((row) => row.count).map((row) => text(-8, row.y + row.height / 2 + 4, `${row.layer === null ? "" : `L${row.layer} `}${row.text}`, { "text-anchor": "end", "font-size": 11, fill: colours.muted }));
   const bands = layout.rows.filter((row) => row.layer !== null && row.layer % 2 === 0).map((row) => drawing("rect", { x: 8 - GUTTER, y: row.y, width: GUTTER - 8 + layout.width, height: row.height, fill: colours.band }));
   const strip = layout.columns.flatMap(({ pos, x, width: wide }) => {

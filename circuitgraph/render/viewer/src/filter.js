@@ -1,9 +1,9 @@
 // Which nodes and edges the state shows, and how many it hides for which reason.
 
 import { METRIC_INPUTS } from "./state.js";
-import { headsOf, share } from "./data.js";
+import { headsOf, isTop, share } from "./data.js";
 
-const REASONS = ["of hidden kinds", "at hidden nodes", "of the other sign", "of other heads", "of hidden sides"];
+const REASONS = ["of hidden kinds", "at hidden nodes", "of the other sign", "of other heads", "of hidden sides", "on no way to the chosen target"];
 
 export function mainHead(heads) {
   let main = 0;
@@ -11,52 +11,90 @@ export function mainHead(heads) {
   return main;
 }
 
-// {nodes, edges (strongest first), nodeOn, edgeOn, hidden: [[count, reason]]}
-export function computeView(graph, state) {
-  const allowed = allowedNodes(graph, state);
-  const counts = REASONS.map(() => 0);
-  const passing = new Uint8Array(graph.m);
-  let passed = 0;
-  for (let e = 0; e < graph.m; e += 1) {
-    const reason = refusal(graph, state, allowed, e);
-    if (reason < 0) {
-      passing[e] = 1;
-      passed += 1;
-    } else counts[reason] += 1;
-  }
+// {nodes, edges (strongest first), nodeOn, edgeOn, filtered, weight, full, hidden: [[count, reason]]}; `last` is the view
+// before this one: while only limits move, nothing is asked of all edges again.
+export function computeView(graph, state, last) {
+  const filtered = filterEdges(graph, state, last);
+  const { passing, passed, allowed, counts } = filtered;
   const limit = state.limit[state.mode];
   const extras = [...new Set([...state.pins, ...state.opened, state.selected])].filter((node) => node >= 0);
-  const chosen =
-    state.mode === "backbone"
-      ? backbone(graph, state, passing, limit, extras)
-      : graph.order.filter((e) => passing[e]).slice(0, limit);
   const edgeOn = new Uint8Array(graph.m);
-  for (const e of chosen) edgeOn[e] = 1;
-  for (const e of state.path) edgeOn[e] = 1;
+  const places = [];
+  let [drawn, weight] = [0, 0];
+  const draw = (e) => {
+    if (edgeOn[e]) return;
+    edgeOn[e] = 1;
+    drawn += passing[e];
+    weight += Math.abs(graph.weight[e]);
+    places.push(graph.placeOf[e]);
+  };
+  if (state.mode === "backbone") backbone(graph, state, passing, limit, extras).forEach(draw);
+  else for (let place = 0; place < graph.m && drawn < limit; place += 1) if (passing[graph.order[place]]) draw(graph.order[place]);
+  state.path.forEach(draw);
+  const edges = Uint32Array.from(places).sort();
   const nodeOn = new Uint8Array(graph.n);
-  const edges = graph.order.filter((e) => edgeOn[e]);
-  for (const e of edges) nodeOn[graph.source[e]] = nodeOn[graph.target[e]] = 1;
+  for (let i = 0; i < edges.length; i += 1) {
+    const e = graph.order[edges[i]];
+    edges[i] = e;
+    nodeOn[graph.source[e]] = nodeOn[graph.target[e]] = 1;
+  }
   for (const node of [...graph.metrics, ...extras]) nodeOn[node] = 1;
   if (!graph.m || (state.mode === "strongest" && limit >= passed))
     for (let node = 0; node < graph.n; node += 1) if (allowed[node] && !hasEdge(graph, node)) nodeOn[node] = 1;
   const nodes = [];
   for (let node = 0; node < graph.n; node += 1) if (nodeOn[node]) nodes.push(node);
-  let drawn = 0;
-  for (const e of edges) if (passing[e]) drawn += 1;
   const weaker = state.mode === "backbone" ? "outside the backbone" : "weaker";
   const hidden = [[passed - drawn, weaker], ...counts.map((count, reason) => [count, REASONS[reason]])];
   const full = edges.length ? Math.abs(graph.weight[edges[Math.floor(edges.length / 20)]]) || 1 : 1; // drawn at full width
-  return { nodes, edges, nodeOn, edgeOn, full, hidden: hidden.filter(([count]) => count > 0) };
+  return { nodes, edges, nodeOn, edgeOn, filtered, weight, full, hidden: hidden.filter(([count]) => count > 0) };
 }
 
 const hasEdge = (graph, node) => graph.inputs(node).length + graph.outputs(node).length > 0;
 
-function refusal(graph, state, allowed, e) {
+// {key, allowed by node, passing by edge, passed, counts by reason of what does not pass}
+function filterEdges(graph, state, last) {
+  const { kindsOff, chipsOff, sidesOff, sign, head, carried, target } = state;
+  const chosen = [[...kindsOff], [...chipsOff], [...sidesOff], sign, head, carried, target, carried < 100 && [...state.pins]];
+  const key = JSON.stringify([chosen, state.weights]);
+  if (last?.filtered.key === key) return last.filtered;
+  const allowed = allowedNodes(graph, state);
+  const counts = REASONS.map(() => 0);
+  const passing = new Uint8Array(graph.m).fill(1);
+  let passed = graph.m;
+  const open = !kindsOff.size && !chipsOff.size && !sidesOff.size && !sign && !head && carried >= 100 && target < 0;
+  const below = target < 0 ? null : nodesBelow(graph, target);
+  for (let e = 0; e < graph.m && !open; e += 1) {
+    const reason = refusal(graph, state, allowed, below, e);
+    if (reason < 0) continue;
+    passing[e] = 0;
+    passed -= 1;
+    counts[reason] += 1;
+  }
+  return { key, allowed, passing, passed, counts };
+}
+
+// Which nodes have a way to this one, itself included.
+function nodesBelow(graph, top) {
+  const below = new Uint8Array(graph.n);
+  below[top] = 1;
+  const open = [top];
+  for (const node of open)
+    for (const e of graph.inputs(node)) {
+      const source = graph.source[e];
+      if (!below[source]) open.push(source);
+      below[source] = 1;
+    }
+  return below;
+}
+
+function refusal(graph, state, allowed, below, e) {
+  const [source, target] = [graph.source[e], graph.target[e]];
   if (state.kindsOff.has(graph.kind[e])) return 0;
-  if (!allowed[graph.source[e]] || !allowed[graph.target[e]]) return 1;
+  if (!allowed[source] || !allowed[target]) return 1;
   if (state.sign && graph.weight[e] < 0 !== (state.sign === "-")) return 2;
   if (state.head && graph.headCount[e] && state.head !== headName(graph, e)) return 3;
   if (graph.compare && state.sidesOff.has(graph.edgeIn[e])) return 4;
+  if (below && !below[target] && source !== state.target) return 5;
   return -1;
 }
 
@@ -70,7 +108,7 @@ function allowedNodes(graph, state) {
   for (const node of graph.metrics) allowed[node] = 1;
   if (state.carried >= 100) return allowed;
   const size = nodeSizes(graph);
-  const order = [...size.keys()].filter((node) => graph.kindOf[node] !== "metric").sort((a, b) => size[b] - size[a]);
+  const order = ranked(graph, size);
   let rest = (order.reduce((sum, node) => sum + size[node], 0) * state.carried) / 100;
   for (const node of order) {
     if (rest <= 0 && !state.pins.has(node)) allowed[node] = 0;
@@ -79,8 +117,11 @@ function allowedNodes(graph, state) {
   return allowed;
 }
 
-export const nodeSizes = (graph) =>
-  Float64Array.from({ length: graph.n }, (_, node) => Math.abs(graph.attribution[node]) || 0);
+const nodeSizes = (graph) => graph.attribution.map((value) => Math.abs(value) || 0);
+
+// All nodes below the metric and its targets, largest |attribution| first.
+export const ranked = (graph, size = nodeSizes(graph)) =>
+  [...size.keys()].filter((node) => !isTop(graph, node)).sort((a, b) => size[b] - size[a]);
 
 // The strongest inputs of each node, grown backwards from the metric, strongest edge first, up to `limit` edges: all of
 // it hangs together. Extra nodes bring their own strongest inputs and their strongest way up.
@@ -91,7 +132,7 @@ function backbone(graph, state, passing, limit, extras) {
   const include = (node) => {
     if (inside[node]) return;
     inside[node] = 1;
-    let left = state.inputs * (graph.kindOf[node] === "metric" ? METRIC_INPUTS : 1);
+    let left = state.inputs * (isTop(graph, node) ? METRIC_INPUTS : 1);
     for (const e of graph.inputs(node)) {
       if (!left) break;
       if (!passing[e]) continue;
@@ -108,7 +149,7 @@ function backbone(graph, state, passing, limit, extras) {
   };
   graph.metrics.forEach(include);
   grow(limit);
-  const up = extras.length ? waysUp(graph, (e) => passing[e]) : null;
+  const up = extras.length ? waysUp(graph, passing) : null;
   for (const extra of extras) {
     heap.length = 0;
     climb(graph, up, inside, taken, extra);
@@ -149,9 +190,9 @@ function pop(heap) {
   return top;
 }
 
-// For every node the first edge of its best way to the metric over the allowed edges: that on which the product of each
+// For every node the first edge of its best way to the metric over the passing edges: that on which the product of each
 // step's share of its target's input is largest.
-function waysUp(graph, allowed) {
+function waysUp(graph, passing) {
   const best = new Float64Array(graph.n);
   const next = new Int32Array(graph.n).fill(-1);
   for (const metric of graph.metrics) best[metric] = 1;
@@ -159,15 +200,15 @@ function waysUp(graph, allowed) {
   for (const node of upwards)
     for (const e of graph.outputs(node)) {
       const value = share(graph, e) * best[graph.target[e]];
-      if (value <= best[node] || !allowed(e)) continue;
+      if (value <= best[node] || !passing[e]) continue;
       best[node] = value;
       next[node] = e;
     }
   return { best, next };
 }
 
-export function strongestPath(graph, node, allowed) {
-  const { best, next } = waysUp(graph, allowed);
+export function strongestPath(graph, node, passing) {
+  const { best, next } = waysUp(graph, passing);
   const path = [];
   for (let at = node; next[at] >= 0; at = graph.target[next[at]]) path.push(next[at]);
   return { path, product: best[node] };

@@ -1,5 +1,6 @@
 // The bar of filters: what is drawn, by strength, kind, sign, node and head; search.
 
+import { tally } from "./data.js";
 import { button, byId, drawing, element, tint } from "./dom.js";
 import { SIDES } from "./paint.js";
 import { headName } from "./filter.js";
@@ -39,11 +40,9 @@ export function buildFilters(app) {
 const flip = (set, item) => set.delete(item) || set.add(item);
 
 function buildKinds(app) {
-  const counts = new Map();
-  for (const kind of app.graph.kind) counts.set(kind, (counts.get(kind) ?? 0) + 1);
   byId("kinds").replaceChildren(
     ...app.graph.kinds.map(([, name, meaning, colour], kind) =>
-      button([tint(app.graph.compare ? "other" : colour, element("i", { class: "swatch" })), name, element("small", {}, many(counts.get(kind) ?? 0))], () => {
+      button([tint(app.graph.compare ? "other" : colour, element("i", { class: "swatch" })), name, element("small", {}, many(app.graph.kindCount[kind]))], () => {
         flip(app.state.kindsOff, kind);
         app.refilter();
       }, { "data-kind": kind, title: meaning || name }),
@@ -53,8 +52,7 @@ function buildKinds(app) {
 
 function buildChips(app) {
   const { graph } = app;
-  const counts = new Map();
-  for (const chip of graph.chip) counts.set(chip, (counts.get(chip) ?? 0) + 1);
+  const counts = tally(graph.chip, graph.legend.length);
   const metric = graph.metrics.length ? graph.chip[graph.metrics[0]] : -1;
   byId("chips").replaceChildren(
     ...graph.legend.map(([name, path], chip) => {
@@ -64,7 +62,7 @@ function buildChips(app) {
         flip(app.state.chipsOff, chip);
         app.refilter();
       };
-      return button([shape, name, element("small", {}, many(counts.get(chip) ?? 0))], toggle, { "data-chip": chip, disabled: chip === metric });
+      return button([shape, name, element("small", {}, many(counts[chip]))], toggle, { "data-chip": chip, disabled: chip === metric });
     }),
   );
 }
@@ -80,8 +78,7 @@ function buildHeads(graph) {
 
 function buildCompare(app) {
   const { graph } = app;
-  const counts = [0, 0, 0];
-  for (const side of graph.edgeIn) counts[side] += 1;
+  const counts = tally(graph.edgeIn, 3);
   const chips = ["both", "only A", "only B"].map((name, side) =>
     button([tint(SIDES[side], element("i", { class: "swatch" })), name, element("small", {}, many(counts[side]))], () => {
       flip(app.state.sidesOff, side);
@@ -112,6 +109,7 @@ export function showFilters(app) {
   byId("heads").value = state.head;
   if (byId("search") !== document.activeElement) byId("search").value = state.query;
   if (graph.compare) byId("weights").value = state.weights;
+  for (const chip of document.querySelectorAll("[data-target]")) chip.setAttribute("aria-pressed", String(Number(chip.dataset.target) === state.target));
   const press = (selector, set, key) => {
     for (const chip of document.querySelectorAll(selector)) chip.setAttribute("aria-pressed", String(!set.has(Number(chip.dataset[key]))));
   };

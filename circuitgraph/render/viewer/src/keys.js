@@ -20,11 +20,11 @@ export function listenToKeys(app) {
     return best >= 0 && app.select(best, "keys");
   };
 
-  // the strongest edge of a shown kind
+  // the strongest edge that passes the filters
   const follow = (listOf, end) => {
-    const { selected, kindsOff, chipsOff } = app.state;
+    const { selected } = app.state;
     if (selected < 0) return walk(0, 0);
-    const edge = listOf(selected).find((e) => !kindsOff.has(graph.kind[e]) && !chipsOff.has(graph.chip[end[e]]));
+    const edge = listOf(selected).find((e) => app.view.filtered.passing[e]);
     return edge !== undefined && app.select(end[edge], "keys");
   };
 

@@ -1,13 +1,17 @@
 // Where the shown nodes stand: tokens left to right, layers bottom to top, each cell packed to fit the window.
 
-const STEPS = [96, 84, 74, 66, 58, 50, 43, 37, 32, 27, 23]; // px between neighbours, from roomy to tight
+import { isTop } from "./data.js";
+
+const STEPS = [96, 84, 74, 66, 58, 50]; // px between neighbours, from roomy to tight
+const TIGHT = [43, 37, 32, 27, 23]; // where tokens that stand upright give no more room either
 const ROOMY = 120; // px between neighbours where there is room
 const BIAS = -1;
 const UPRIGHT = 12; // width of a column whose token stands upright; less where there are too many
 const ZOOMS = [1, 0.85, 0.7, 0.58, 0.48];
 
-// {x, y, r by node, columns: [{pos, x, width}], rows: [{layer, text, y, height, count}], width, height, upright}
-export function packGrid(graph, view, tokenWidths, width, height) {
+// {x, y, r by node, columns: [{pos, x, width, filled}], rows: [{layer, text, y, height, count}], width, height, upright}
+// `heights` are those of the window with lying and with upright tokens, undefined for what must not be.
+export function packGrid(graph, view, tokenWidths, width, heights) {
   const cells = new Map();
   for (const node of view.nodes) {
     const pos = Number.isNaN(graph.pos[node]) ? BIAS : graph.pos[node];
@@ -21,7 +25,7 @@ export function packGrid(graph, view, tokenWidths, width, height) {
   for (const { pos, nodes } of cells.values()) filled.set(pos, Math.max(filled.get(pos) ?? 0, nodes.length));
   const most = Math.max(1, ...filled.values());
   const empty = graph.rows.length - new Set([...cells.values()].map((cell) => cell.row)).size;
-  const thin = Math.max(5, Math.min(22, (0.25 * height) / Math.max(1, empty)));
+  const thin = Math.max(5, Math.min(22, (0.25 * (heights[0] ?? heights[1])) / Math.max(1, empty)));
 
   const narrow = Math.min(UPRIGHT, (0.8 * width) / Math.max(1, positions.length));
   const measure = (step, wrap, upright, zoom) => {
@@ -41,18 +45,19 @@ export function packGrid(graph, view, tokenWidths, width, height) {
   const search = () => {
     let last;
     for (const zoom of ZOOMS)
-      for (const upright of [false, true])
-        for (const step of STEPS)
+      for (const [upright, steps] of [[false, STEPS], [true, STEPS], [false, TIGHT], [true, TIGHT]])
+        for (const step of heights[Number(upright)] ? steps : [])
           for (let wrap = most; wrap >= 1; wrap = wrap > 12 ? Math.floor(wrap * 0.85) : wrap - 1) {
+            const height = heights[Number(upright)];
             last = measure(step, wrap, upright, zoom);
             if (last.wide * zoom <= width && last.tall * zoom <= height) return last;
             if (last.tall * zoom > height) break; // shorter lines are only taller
           }
-    const crowded = [...tokenWidths.values()].reduce((a, b) => a + b, 0) > width;
-    return measure(STEPS[STEPS.length - 2], Math.max(3, Math.ceil(Math.sqrt(most) * 1.6)), crowded, 1);
+    const crowded = heights[0] === undefined || (heights[1] !== undefined && [...tokenWidths.values()].reduce((a, b) => a + b, 0) > width);
+    return measure(TIGHT[TIGHT.length - 2], Math.max(3, Math.ceil(Math.sqrt(most) * 1.6)), crowded, 1);
   };
   const fit = search();
-  return place(graph, cells, positions, fit, lines, thin, width / fit.zoom, height / fit.zoom);
+  return place(graph, cells, positions, fit, lines, thin, width / fit.zoom, heights[Number(fit.upright)] / fit.zoom);
 }
 
 function place(graph, cells, positions, fit, lines, thin, width, height) {
@@ -61,7 +66,7 @@ function place(graph, cells, positions, fit, lines, thin, width, height) {
   let x = 0;
   const columns = positions.map((pos, i) => {
     const own = filledAt.size ? (filledAt.has(pos) ? 0.85 / filledAt.size : 0) + 0.15 / positions.length : 1 / positions.length;
-    const column = { pos, x, width: fit.widths[i] + own * spare };
+    const column = { pos, x, width: fit.widths[i] + own * spare, filled: filledAt.has(pos) };
     x += column.width;
     return column;
   });
@@ -106,15 +111,15 @@ function placeCell(layout, nodes, column, row, fit, line) {
   });
 }
 
-// Area follows |attribution|; the metric is always large.
+// Area follows |attribution|; the metric and its targets are always large.
 function radii(graph, step) {
   const most = Math.min(13, Math.max(8, step / 4.6));
   const least = most * 0.36;
   let largest = 0;
   for (let node = 0; node < graph.n; node += 1)
-    if (graph.kindOf[node] !== "metric") largest = Math.max(largest, Math.abs(graph.attribution[node]) || 0);
+    if (!isTop(graph, node)) largest = Math.max(largest, Math.abs(graph.attribution[node]) || 0);
   return Float32Array.from({ length: graph.n }, (_, node) =>
-    graph.kindOf[node] === "metric"
+    isTop(graph, node)
       ? most
       : least + (most - least) * Math.sqrt((Math.abs(graph.attribution[node]) || 0) / (largest || 1)),
   );

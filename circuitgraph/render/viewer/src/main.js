@@ -2,7 +2,7 @@
 
 import { select as pick } from "d3-selection";
 import { zoom, zoomIdentity } from "d3-zoom";
-import { rank, readData, share, kindWords } from "./data.js";
+import { caption, rank, readData, share, kindWords } from "./data.js";
 import { byId } from "./dom.js";
 import * as exports from "./exports.js";
 import { computeView, findNodes, strongestPath } from "./filter.js";
@@ -18,6 +18,7 @@ import { buildOutputs, buildStrip, markStrip, moveStrip, tokenWidths } from "./s
 import { looseNodes, showTray } from "./tray.js";
 import { known, many, percent, plural, signed, visible } from "./text.js";
 
+const TURNED = 36; // px that a row of tokens is higher when they stand upright
 const MOST_IN_HASH = 8000; // characters; longer addresses do not survive being sent
 
 const darkSystem = matchMedia("(prefers-color-scheme: dark)");
@@ -33,13 +34,15 @@ class App {
     this.transform = zoomIdentity;
     this.hovered = null;
     this.widths = tokenWidths(graph);
+    this.positions = [...this.widths.keys()].sort((a, b) => a - b);
   }
 
   start() {
     this.applyTheme();
     buildHeader(this.graph);
-    buildOutputs(this.graph);
+    buildOutputs(this);
     buildFilters(this);
+    this.turnStrip(false); // before the room for the grid is measured
     this.listen();
     if (this.state.weights) this.setWeights(this.state.weights);
     if (this.state.query) this.state.matches = findNodes(this.graph, this.state, this.state.query);
@@ -49,7 +52,7 @@ class App {
 
   // Filters changed: choose, pack, draw. While a slider moves only the picture and the counts follow.
   refilter(moving = false) {
-    this.view = computeView(this.graph, this.state);
+    this.view = computeView(this.graph, this.state, this.view);
     this.pack();
     showFilters(this);
     this.refocus(moving);
@@ -60,26 +63,33 @@ class App {
     this.remember();
   }
 
-  // The window or the tray changed the room there is.
+  // The window or the tray changed the room there is. Tokens turn with the width only: turned, they change the height.
   settle() {
-    if (!this.layout || this.painter.size.join() === `${this.stage.clientWidth},${this.stage.clientHeight}`) return;
-    this.pack();
+    const [width, height] = this.painter.size ?? [];
+    if (!this.layout || (width === this.stage.clientWidth && height === this.stage.clientHeight)) return;
+    this.pack(width === this.stage.clientWidth);
     this.refocus();
   }
 
-  pack() {
+  pack(sameTurn = false) {
     const [width, height] = [this.stage.clientWidth || 640, this.stage.clientHeight || 480]; // a frame may have no size yet
-    this.layout = packGrid(this.graph, this.view, this.widths, width - GUTTER - 6, height - 8);
+    const turned = this.stripRows * TURNED * (this.upright ? 1 : -1); // what the strip gives or takes when it turns
+    const heights = [0, 1].map((upright) => (upright === Number(this.upright) ? height - 8 : sameTurn ? undefined : height + turned - 8));
+    this.layout = packGrid(this.graph, this.view, this.widths, width - GUTTER - 6, heights);
     this.painter.resize(width, height);
     this.painter.show(this.view, this.layout, this.state);
-    if (this.upright !== this.layout.upright) buildStrip(this.graph, this.layout, (pos) => this.isolate(pos));
-    this.upright = this.layout.upright;
+    if (this.upright !== this.layout.upright) this.turnStrip(this.layout.upright);
     this.fit();
+  }
+
+  turnStrip(upright) {
+    this.upright = upright;
+    this.stripRows = buildStrip(this.graph, this.positions, upright, (pos) => this.isolate(pos));
   }
 
   // The whole grid where that stays readable, else its upper right corner: the metric.
   fit() {
-    const [width, height] = [this.stage.clientWidth - GUTTER - 6, this.stage.clientHeight - 8];
+    const [width, height] = [this.painter.size[0] - GUTTER - 6, this.painter.size[1] - 8];
     const whole = Math.min(1, width / this.layout.width, height / this.layout.height);
     const k = Math.max(0.42, whole);
     const x = Math.min(0, width - this.layout.width * k);
@@ -126,9 +136,9 @@ class App {
   statusText() {
     const { graph, state, view } = this;
     if (!graph.n) return graph.statement;
-    const weight = view.edges.reduce((sum, e) => sum + Math.abs(graph.weight[e]), 0);
     const parts = [`${many(view.nodes.length)} of ${plural(graph.n, "node")}`, `${many(view.edges.length)} of ${plural(graph.m, "edge")}`];
-    if (graph.total) parts.push(`${percent(weight / graph.total)} of the edge weight`);
+    if (graph.total) parts.push(`${percent(view.weight / graph.total)} of the edge weight`);
+    if (state.target >= 0) parts.unshift(`only ways to ${caption(graph, state, state.target)}`);
     if (view.hidden.length) parts.push(`hidden: ${view.hidden.map(([count, why]) => `${many(count)} ${why}`).join(", ")}`);
     if (view.edges.length > DASHED_EDGES) parts.push("too many edges for dashes: choose a sign to see it");
     if (graph.left_out.length) parts.push("more was left out of this page, see the panel");
@@ -199,6 +209,15 @@ class App {
     if (matches.length) this.select(matches[(matches.indexOf(selected) + 1) % matches.length], "keys");
   }
 
+  // Of several targets one alone; the only one is just selected.
+  chooseTarget(node) {
+    const { state } = this;
+    if (this.graph.targets.length < 2) return this.select(node);
+    Object.assign(state, { target: state.target === node ? -1 : node, selected: -1, path: [] });
+    this.refilter();
+    showPanel(this);
+  }
+
   isolate(pos) {
     this.state.selected = -1;
     this.state.column = this.state.column === pos ? null : pos;
@@ -208,8 +227,7 @@ class App {
   }
 
   trace(node) {
-    const passes = (e) => !this.state.kindsOff.has(this.graph.kind[e]);
-    const { path, product } = strongestPath(this.graph, node, passes);
+    const { path, product } = strongestPath(this.graph, node, this.view.filtered.passing);
     if (!path.length) return this.say("no path from here to the metric");
     Object.assign(this.state, { path, pathShare: product, selected: node });
     this.refilter();
@@ -315,7 +333,7 @@ class App {
     this.remembering = setTimeout(() => {
       const difference = stateDifference(saveState(this.graph, this.state), this.defaults);
       if (JSON.stringify(difference).length <= MOST_IN_HASH) writeHash(difference);
-    }, 150);
+    }, 300); // each new address costs the browser 20 ms
   }
 
   listen() {

@@ -1,12 +1,14 @@
 // The picture: edges in batches, nodes, captions, and what stands out, on two canvases above each other.
 
-import { caption, isError, strength } from "./data.js";
+import { caption, isError, isTop, strength } from "./data.js";
 import { drawEdge, edgePoints } from "./layout.js";
 
 export const GUTTER = 76; // left of the grid, where layers are named
 const CLASSES = 6; // of line width: as many as the eye tells apart, and few enough to draw in batches
+const THICK_EDGES = 4; // in one path: 200 lines above 1 px took 25 ms as one path, 7 ms apart; thin ones are quickest as one
 const MOVING_EDGES = 2500; // drawn while the picture moves
 export const DASHED_EDGES = 3000; // dashes of more would cost 1.7 times the drawing, and could not be seen
+const MOST_CAPTIONS = 250; // in the window: more are noise, and zooming in brings the others
 export const SIDES = ["other", "ov", "accent"]; // in compare: both, only A, only B
 export const FONT = 'system-ui, "Segoe UI", Arial, "DejaVu Sans", sans-serif';
 
@@ -49,18 +51,25 @@ export class Painter {
     this.few = view.edges.length > MOVING_EDGES ? this.batch(view.edges.slice(0, MOVING_EDGES)) : this.all;
   }
 
-  // Edges of one colour, sign and width class become one path.
+  // Edges of one colour, sign and width class share their looks; thin ones share one path, thick ones one for each four.
   batch(edges) {
-    const buckets = new Map();
-    for (const e of edges) {
-      const level = Math.min(CLASSES - 1, Math.floor(strength(this.graph, this.view, e) * CLASSES));
-      const minus = this.graph.weight[e] < 0;
-      const colour = edgeColour(this.graph, e);
-      const key = `${level}${minus ? "-" : "+"}${colour}`;
-      if (!buckets.has(key)) buckets.set(key, { path: new Path2D(), strong: (level + 0.7) / CLASSES, minus, colour });
-      drawEdge(buckets.get(key).path, this.graph, this.layout, e);
+    const { graph, layout, view } = this;
+    const buckets = [];
+    for (let i = 0; i < edges.length; i += 1) {
+      const e = edges[i];
+      const level = Math.min(CLASSES - 1, Math.floor(strength(graph, view, e) * CLASSES));
+      const minus = graph.weight[e] < 0;
+      const key = ((graph.compare ? graph.edgeIn[e] : graph.kind[e]) * 2 + minus) * CLASSES + level;
+      const strong = (level + 0.7) / CLASSES;
+      const bucket = (buckets[key] ??= { paths: [], left: 0, strong, minus, colour: edgeColour(graph, e) });
+      if (!bucket.left) {
+        bucket.paths.push(new Path2D());
+        bucket.left = edgeWidth(view, strong) * this.ratio > 1 ? THICK_EDGES : Infinity;
+      }
+      bucket.left -= 1;
+      drawEdge(bucket.paths[bucket.paths.length - 1], graph, layout, e);
     }
-    return [...buckets.values()].sort((a, b) => a.strong - b.strong);
+    return buckets.filter(Boolean).sort((a, b) => a.strong - b.strong);
   }
 
   begin(name, transform) {
@@ -78,9 +87,9 @@ export class Painter {
     this.transform = transform;
     this.bands(context);
     const dashed = this.view.edges.length <= DASHED_EDGES;
-    for (const { path, strong, minus, colour } of moving ? this.few : this.all) {
+    for (const { paths, strong, minus, colour } of moving ? this.few : this.all) {
       this.line(context, colour, strong, minus && dashed);
-      context.stroke(path);
+      for (const path of paths) context.stroke(path);
     }
     this.nodes(context, this.view.nodes, transform);
     if (!moving) this.captions(context, this.view.nodes, transform);
@@ -90,7 +99,7 @@ export class Painter {
     context.globalAlpha = opacity;
     context.strokeStyle = this.colours[colour];
     context.lineWidth = edgeWidth(this.view, strong) * this.pen;
-    context.setLineDash(dashed ? [5 * this.pen, 3.5 * this.pen] : []);
+    context.setLineDash(dashed ? [7 * this.pen, 4.5 * this.pen] : []);
   }
 
   // Pale bands for every second layer, dotted lines between positions.
@@ -106,6 +115,7 @@ export class Painter {
     context.setLineDash([1 / transform.k, 4 / transform.k]);
     context.beginPath();
     for (const column of layout.columns.slice(1)) {
+      if (column.width * transform.k < 8) continue;
       context.moveTo(column.x, 0);
       context.lineTo(column.x, layout.height);
     }
@@ -183,28 +193,24 @@ export class Painter {
 
   // Captions that touch no node and no other caption; the selection, labels and large nodes first.
   captions(context, nodes, transform, first = -1) {
-    const placed = placeCaptions(this.graph, this.layout, this.state, nodes, transform, (text) => this.width(context, text), first);
-    context.save();
     context.setTransform(this.ratio, 0, 0, this.ratio, this.ratio * GUTTER, 0);
-    context.globalAlpha = 1;
     context.font = `11px ${FONT}`;
     context.textAlign = "center";
+    const { k, x, y } = transform;
+    const inside = (at, most) => at > -60 && at < most + 60;
+    const near = nodes.filter((node) => inside(this.layout.x[node] * k + x, this.size[0]) && inside(this.layout.y[node] * k + y, this.size[1]));
+    const placed = placeCaptions(this.graph, this.layout, this.state, near, transform, (text) => this.width(context, text), first);
     context.fillStyle = this.colours.page; // a pale ground below the text costs a tenth of an outline
     context.globalAlpha = 0.72;
-    for (const { text, x, y } of placed) context.fillRect(x - this.width(context, text) / 2 - 1, y - 9, this.width(context, text) + 2, 12);
+    for (const { x, y, half } of placed) context.fillRect(x - half + 1, y - 9, 2 * half - 2, 12);
     context.fillStyle = this.colours.ink;
     context.globalAlpha = 1;
     for (const { text, x, y } of placed) context.fillText(text, x, y);
-    context.restore();
   }
 
+  // Of a caption, in a context that has its font.
   width(context, text) {
-    if (!this.widths.has(text)) {
-      context.save();
-      context.font = `11px ${FONT}`;
-      this.widths.set(text, context.measureText(text).width);
-      context.restore();
-    }
+    if (!this.widths.has(text)) this.widths.set(text, context.measureText(text).width);
     return this.widths.get(text);
   }
 
@@ -245,7 +251,7 @@ export class Painter {
   }
 }
 
-// [{node, text, x, y}] in px right of the gutter.
+// [{node, text, x, y, half its width}] in px right of the gutter.
 export function placeCaptions(graph, layout, state, nodes, transform, widthOf, first = -1) {
   const taken = new Boxes();
   const scale = growth(transform.k);
@@ -255,24 +261,23 @@ export function placeCaptions(graph, layout, state, nodes, transform, widthOf, f
     const r = layout.r[node] * scale;
     taken.add(x - r, y - r, x + r, y + r);
   }
-  const weight = (node) =>
-    node === first ? Infinity : graph.kindOf[node] === "metric" ? 1e9 : (state.labels.has(node) ? 1e6 : 0) + Math.abs(graph.attribution[node] || 0);
+  const must = (node) => node === first || graph.kindOf[node] === "metric" || state.labels.has(node);
+  const weight = (node) => (node === first ? Infinity : isTop(graph, node) ? 1e9 : (must(node) ? 1e6 : 0) + Math.abs(graph.attribution[node] || 0));
   const placed = [];
-  for (const node of [...nodes].sort((a, b) => weight(b) - weight(a))) {
+  for (const node of [...nodes].sort((a, b) => weight(b) - weight(a)).slice(0, MOST_CAPTIONS)) {
     const text = caption(graph, state, node);
     if (!text) continue;
     const [x, y] = at(node);
     const half = widthOf(text) / 2 + 2;
     const r = layout.r[node] * scale;
-    const middle = Math.min(Math.max(half, x), layout.width * transform.k + transform.x - half + 4);
-    const below = y + r + 11.5;
-    const above = y - r - 4;
-    for (const line of graph.kindOf[node] === "metric" ? [above, below] : [below, above]) {
-      if (line < 10 || !taken.free(middle - half, line - 9, middle + half, line + 2)) continue;
-      taken.add(middle - half, line - 9, middle + half, line + 2);
-      placed.push({ node, text, x: middle, y: line });
-      break;
-    }
+    const within = (middle) => Math.min(Math.max(half, middle), layout.width * transform.k + transform.x - half + 4);
+    const [below, above, right, left] = [[x, y + r + 11.5], [x, y - r - 4], [x + r + half + 2, y + 4], [x - r - half - 2, y + 4]];
+    const spots = isTop(graph, node) ? [above, below, right, left] : [below, above, right, left];
+    const box = ([middle, line]) => [within(middle) - half, line - 9, within(middle) + half, line + 2];
+    const found = spots.find((spot) => spot[1] >= 10 && taken.free(...box(spot))) ?? (must(node) && spots.find((spot) => spot[1] >= 10));
+    if (!found) continue; // the tooltip and the panel tell it
+    taken.add(...box(found));
+    placed.push({ node, text, x: within(found[0]), y: found[1], half });
   }
   return placed;
 }
@@ -281,23 +286,23 @@ export function placeCaptions(graph, layout, state, nodes, transform, widthOf, f
 class Boxes {
   cells = new Map();
 
-  *near(x0, y0, x1, y1) {
-    for (let i = Math.floor(x0 / 48); i <= x1 / 48; i += 1)
-      for (let j = Math.floor(y0 / 48); j <= y1 / 48; j += 1) yield `${i},${j}`;
+  near(box) {
+    const keys = [];
+    for (let i = Math.floor(box[0] / 48); i <= box[2] / 48; i += 1)
+      for (let j = Math.floor(box[1] / 48); j <= box[3] / 48; j += 1) keys.push(i * 65536 + j);
+    return keys;
   }
 
   add(...box) {
-    for (const key of this.near(...box)) {
+    for (const key of this.near(box)) {
       if (!this.cells.has(key)) this.cells.set(key, []);
       this.cells.get(key).push(box);
     }
   }
 
-  free(x0, y0, x1, y1) {
-    for (const key of this.near(x0, y0, x1, y1))
-      for (const box of this.cells.get(key) ?? [])
-        if (box[0] < x1 && x0 < box[2] && box[1] < y1 && y0 < box[3]) return false;
-    return true;
+  free(...box) {
+    const apart = (other) => other[0] >= box[2] || box[0] >= other[2] || other[1] >= box[3] || box[1] >= other[3];
+    return this.near(box).every((key) => this.cells.get(key)?.every(apart) ?? true);
   }
 }
 

@@ -1,8 +1,8 @@
 // The right side: the selected node with what it reads and what reads it, else the circuit as a whole.
 
 import { button, byId, element, number, table, tint } from "./dom.js";
-import { isError, kindWords, tokenAt } from "./data.js";
-import { nodeSizes } from "./filter.js";
+import { isError, kindWords, tally, tokenAt } from "./data.js";
+import { ranked } from "./filter.js";
 import { known, many, percent, plural, signed, visible } from "./text.js";
 import { basis, edgeBadge, edgeTable, headSummary, markLink, nodeLink, sideBadge, symbol } from "./tables.js";
 
@@ -75,10 +75,22 @@ export function nodeFacts(graph, node) {
   add("activation, clean", graph.activation[node], "measured");
   add(`activation, ${graph.graph.provenance?.settings?.baseline ?? "baseline"}`, graph.baseline[node], "measured");
   add("influence", graph.influence[node], "estimated");
+  const { inflow, unexplained, target_weight: weight } = graph.more[node] ?? {};
+  if (known(weight)) found.push(["weight in the metric", signed(weight), ""]);
+  if (known(inflow)) found.push(...inflowFacts(inflow, unexplained));
   const fromErrors = graph.inputs(node).reduce((sum, e) => sum + (isError(graph, graph.source[e]) ? Math.abs(graph.weight[e]) : 0), 0);
   if (fromErrors) found.push(["input from errors", percent(fromErrors / graph.inputTotal[node]), "estimated"]);
   if (graph.topTokens[node].length) found.push(["promotes", element("span", { class: "tokens-list" }, graph.topTokens[node].map((token) => element("code", {}, visible(token)))), ""]);
-  return [...found, ...others(graph.more[node], ["label", "note"])];
+  return [...found, ...others(graph.more[node], ["label", "note", "inflow", "unexplained", "target_weight"])];
+}
+
+// What the node reads of the streams' difference, and how much of it the graph's edges explain. Parts may exceed the whole.
+function inflowFacts(inflow, unexplained) {
+  const part = (value) => `${signed(value)}${Math.abs(value) < 10 * Math.abs(inflow) ? ` (${percent(value / inflow)})` : ""}`;
+  const facts = [["reads in all", signed(inflow), "measured", "clean minus baseline in what its linear paths read, before its activation function"]];
+  if (!known(unexplained)) return facts;
+  const rest = ["by no edge", part(unexplained), "", "from weaker inputs and what is no node; edges that a filter hides count as explained"];
+  return [...facts, ["by its edges", part(inflow - unexplained), "estimated", "the sum of its input edges to the pre-activation, hidden ones too"], rest];
 }
 
 // What the graph records beyond what this page knows of, as it stands.
@@ -88,7 +100,7 @@ export const others = (values, without = []) =>
     .map(([name, value]) => [visible(name.replace(/_/g, " "), " "), visible(value % 1 ? signed(value) : typeof value === "string" ? value : JSON.stringify(value), " "), ""]);
 
 export const facts = (list) =>
-  element("dl", { class: "facts" }, list.map(([name, value, word]) => element("div", {}, element("dt", {}, name), element("dd", {}, value, word && basis(word)))));
+  element("dl", { class: "facts" }, list.map(([name, value, word, title]) => element("div", { title }, element("dt", {}, name), element("dd", {}, value, word && basis(word)))));
 
 function neuronpedia(graph, node) {
   const id = graph.more[node]?.neuronpedia ?? graph.links[graph.siteOf[node]];
@@ -129,8 +141,7 @@ function pathSection(app) {
 
 function overview(app) {
   const { graph } = app;
-  const size = nodeSizes(graph);
-  const strongest = [...size.keys()].filter((node) => graph.kindOf[node] !== "metric").sort((a, b) => size[b] - size[a]).slice(0, 12);
+  const strongest = ranked(graph).slice(0, 12);
   const measured = strongest.some((node) => known(graph.effect[node]));
   const row = (node) => [nodeLink(app, node), sideBadge(graph, graph.compare && graph.nodeIn[node]), number(signed(graph.attribution[node]), graph.attribution[node] < 0), number(known(graph.effect[node]) ? signed(graph.effect[node]) : "")];
   const under = (name, word) => element("span", {}, name, element("small", {}, word));
@@ -141,7 +152,7 @@ function overview(app) {
     graph.statement && element("p", { class: "statement" }, graph.statement),
     element("p", { class: "hint" }, "Click a node for what it reads and what reads it; ", element("kbd", {}, "["), " and ", element("kbd", {}, "]"), " follow the strongest edge down and up. ", element("kbd", {}, "?"), " explains the rest."),
     graph.compare && compareSummary(graph),
-    strongest.length > 0 && table("Largest attributions", columns, strongest.map(row)),
+    strongest.length > 0 && element("div", { class: "wide" }, table("Largest attributions", columns, strongest.map(row))),
     kindTable(graph),
     graph.graph.evidence && [element("h3", {}, "Evidence as recorded"), facts(others(graph.graph.evidence))],
     list("Not in this page", graph.left_out),
@@ -154,22 +165,18 @@ const list = (title, lines) =>
   Array.isArray(lines) && lines.length > 0 && [element("h3", {}, title), element("ul", { class: "reports" }, lines.map((line) => element("li", {}, visible(line, " "))))];
 
 function compareSummary(graph) {
-  const count = (column, side) => column.reduce((sum, value) => sum + (value === side), 0);
+  const [nodes, edges] = [tally(graph.nodeIn, 3), tally(graph.edgeIn, 3)];
   const words = ["in both", "only in A", "only in B"];
-  const row = (side) => [[sideBadge(graph, side), ` ${words[side]}`], number(many(count(graph.nodeIn, side))), number(many(count(graph.edgeIn, side)))];
+  const row = (side) => [[sideBadge(graph, side), ` ${words[side]}`], number(many(nodes[side])), number(many(edges[side]))];
   return table(`A ${graph.compare.names[0]}, B ${graph.compare.names[1]}`, ["", "nodes", "edges"], [0, 1, 2].map(row));
 }
 
 function kindTable(graph) {
   if (!graph.m) return null;
-  const rows = graph.kinds.map(([, name, meaning, colour], kind) => {
-    let [count, weight] = [0, 0];
-    for (let e = 0; e < graph.m; e += 1)
-      if (graph.kind[e] === kind) {
-        count += 1;
-        weight += Math.abs(graph.weight[e]);
-      }
-    return [[tint(colour, element("span", { class: "badge" }, name)), " ", element("small", {}, meaning)], number(many(count)), number(percent(weight / graph.total))];
-  });
+  const rows = graph.kinds.map(([, name, meaning, colour], kind) => [
+    [tint(colour, element("span", { class: "badge" }, name)), " ", element("small", {}, meaning)],
+    number(many(graph.kindCount[kind])),
+    number(percent(graph.kindTotal[kind] / graph.total)),
+  ]);
   return table(plural(graph.m, "edge"), ["kind", "edges", "of weight"], rows);
 }

@@ -1,6 +1,6 @@
 // Clicks and hovering: what is under the pointer, and what the tooltip says of it.
 
-import { headsOf, kindWords, share } from "./data.js";
+import { caption, headsOf, kindWords, share } from "./data.js";
 import { byId, element } from "./dom.js";
 import { edgeAt, GUTTER, nodeAt } from "./paint.js";
 import { facts, nodeFacts, others } from "./panel.js";
@@ -51,10 +51,9 @@ export function listenToPointer(app) {
 }
 
 function nodeTip({ graph, state }, node) {
-  const label = state.labels.get(node);
   return [
     element("b", { class: "mono" }, visible(graph.id[node])),
-    element("p", {}, kindWords(graph, node), label && [" · ", element("b", {}, visible(label, " "))]),
+    element("p", {}, kindWords(graph, node), " · ", element("b", {}, caption(graph, state, node))),
     facts(nodeFacts(graph, node).slice(0, 6)),
   ];
 }

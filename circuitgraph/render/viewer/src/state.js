@@ -1,7 +1,7 @@
 // What the reader chose: defaults, and the way into the URL's hash, into JSON and back.
 
 export const INPUTS = 3; // strongest inputs a node keeps in the backbone
-export const METRIC_INPUTS = 4; // times as many at the metric, where all paths end
+export const METRIC_INPUTS = 4; // times as many at the metric and its targets, where all paths end
 const BACKBONE_EDGES = 60; // what a reader takes in at once
 const DRAWN_EDGES = 2000;
 
@@ -16,6 +16,7 @@ export function freshState(graph) {
     sign: "",
     head: "",
     carried: 100,
+    target: -1,
     weights: "",
     query: "",
     matches: [],
@@ -74,6 +75,7 @@ export function saveState(graph, state) {
     sign: state.sign,
     head: state.head,
     carried: state.carried,
+    target: graph.id[state.target] ?? null,
     weights: state.weights,
     search: state.query,
     column: state.column,
@@ -116,6 +118,7 @@ export function loadState(graph, saved) {
   if (given("search", isText)) state.query = saved.search;
   if (given("column", isCount)) state.column = saved.column;
   state.selected = graph.number.get(saved.selected) ?? -1;
+  state.target = graph.targets.find((node) => graph.id[node] === saved.target) ?? -1;
   for (const id of listOf(saved.opened)) addNode(graph, state.opened, id);
   for (const [source, target, kind] of listOf(saved.path).filter(Array.isArray)) {
     const [from, to] = [graph.number.get(source), graph.number.get(target)];

@@ -1,9 +1,11 @@
 // The rows of tokens below the grid, and the most likely next tokens above it.
 
-import { byId, element } from "./dom.js";
-import { known, percent, plain, visible } from "./text.js";
+import { caption } from "./data.js";
+import { button, byId, element } from "./dom.js";
+import { known, percent, plain, signed, visible } from "./text.js";
 
 const BIAS = -1;
+const LEAST = 12; // px of a token that stands upright
 
 // Width in px that the tokens of each column need; narrower columns cut them or turn them.
 export function tokenWidths(graph) {
@@ -24,11 +26,11 @@ export function tokenWidths(graph) {
 
 export const differs = (graph, pos) => graph.clean[pos] !== graph.corrupted[pos];
 
-export function buildStrip(graph, layout, onColumn) {
-  const two = layout.columns.some(({ pos }) => pos >= 0 && differs(graph, pos));
+export function buildStrip(graph, positions, upright, onColumn) {
+  const two = positions.some((pos) => pos >= 0 && differs(graph, pos));
   const strip = byId("tokens");
-  strip.classList.toggle("upright", layout.upright);
-  const cell = ({ pos }) => {
+  strip.classList.toggle("upright", upright);
+  const cell = (pos) => {
     const [clean, corrupted] = [visible(graph.clean[pos] ?? ""), visible(graph.corrupted[pos] ?? "")];
     const changed = pos >= 0 && differs(graph, pos);
     const name = pos < 0 ? "no position" : `position ${pos}: ${clean}${changed ? `, corrupted ${corrupted}` : ""}`;
@@ -47,15 +49,25 @@ export function buildStrip(graph, layout, onColumn) {
     );
   };
   const side = element("div", { class: "side", "aria-hidden": "true" }, element("span", {}, "clean"), two && element("span", {}, "corrupted"));
-  strip.replaceChildren(side, element("div", { class: "cells" }, layout.columns.map(cell)));
+  strip.replaceChildren(side, element("div", { class: "cells" }, positions.map(cell)));
+  return two ? 2 : 1;
 }
 
+// Where columns are narrower than a token, those with nodes keep theirs, then what differs, then what finds room.
 export function moveStrip(layout, transform) {
-  const cells = byId("tokens").querySelectorAll(".token");
-  layout.columns.forEach(({ x, width }, i) => {
-    cells[i].style.left = `${x * transform.k + transform.x}px`;
-    cells[i].style.width = `${Math.max(12, width * transform.k - 2)}px`;
-  });
+  const cells = [...byId("tokens").querySelectorAll(".token")];
+  const crowded = layout.columns.some(({ width }) => width * transform.k < LEAST);
+  const rank = (i) => (layout.columns[i].filled ? 0 : cells[i].classList.contains("changed") ? 1 : 2);
+  const order = [...cells.keys()];
+  if (crowded) order.sort((a, b) => rank(a) - rank(b));
+  const taken = [];
+  for (const i of order) {
+    const left = layout.columns[i].x * transform.k + transform.x;
+    const width = Math.max(LEAST, layout.columns[i].width * transform.k - 2);
+    const hidden = crowded && taken.some(([from, to]) => left < to && from < left + width);
+    if (!hidden) taken.push([left, left + width]);
+    Object.assign(cells[i].style, { left: `${left}px`, width: `${width}px`, visibility: hidden ? "hidden" : "" });
+  }
 }
 
 export function markStrip(graph, state) {
@@ -67,23 +79,38 @@ export function markStrip(graph, state) {
   }
 }
 
-// The model's answer: a bar for each of the likeliest next tokens, clean above corrupted.
-export function buildOutputs(graph) {
+const chance = (value) => (value > 0 && value < 0.0005 ? "<0.1%" : value < 0.0995 ? `${(value * 100).toFixed(1)}%` : percent(value));
+
+// The model's answer: a bar for each of the likeliest next tokens, clean above corrupted; below them what the graph explains.
+export function buildOutputs(app) {
+  const { graph } = app;
   const logits = graph.graph.logits ?? {};
   const rows = ["clean", "corrupted"].filter((side) => Array.isArray(logits[side]) && logits[side].length);
   const metric = graph.graph.metric ?? {};
+  const line = (side, list, value) => element("div", { class: "answer" }, element("span", { class: "side" }, side), list, value);
   byId("outputs").replaceChildren(
     ...rows.map((side) => {
       const items = logits[side].filter(Array.isArray).map(([token, probability]) => {
         const bar = element("i");
         bar.style.width = `${Math.max(0, Math.min(1, Number(probability))) * 100}%`;
-        const chance = Number(probability) < 0.0995 ? `${(Number(probability) * 100).toFixed(1)}%` : percent(Number(probability));
-        return element("li", {}, element("code", {}, visible(token)), element("span", { class: "meter", "aria-hidden": "true" }, bar), chance);
+        return element("li", {}, element("code", {}, visible(token)), element("span", { class: "meter", "aria-hidden": "true" }, bar), chance(Number(probability)));
       });
       const value = known(metric[side]) && element("b", {}, `${graph.metric} ${plain(metric[side])}`);
-      return element("div", { class: "answer" }, element("span", { class: "side" }, side), element("ul", { "aria-label": `likeliest next tokens, ${side} prompt` }, items), value);
+      return line(side, element("ul", { "aria-label": `likeliest next tokens, ${side} prompt` }, items), value);
     }),
+    graph.targets.length ? line("explained", element("span", { class: "pick", role: "group", "aria-label": "What the metric weighs" }, targets(app))) : "",
   );
-  byId("outputs").hidden = !rows.length;
+  byId("outputs").hidden = !rows.length && !graph.targets.length;
 }
 
+// A button for each target of the metric: its probability, its weight in the metric, what it adds; it shows one of several alone.
+function targets(app) {
+  const { graph } = app;
+  const found = new Map(graph.graph.logits?.clean?.filter?.(Array.isArray));
+  return graph.targets.map((node) => {
+    const [probability, weight] = [found.get(graph.more[node]?.token), graph.more[node]?.target_weight];
+    const words = [known(probability) && chance(probability), known(weight) && `weight ${plain(weight)}`, known(graph.attribution[node]) && `adds ${signed(graph.attribution[node])}`];
+    const title = "show only its ways to the metric; weights below it stay those of all targets together";
+    return button([element("code", {}, caption(graph, app.state, node)), words.filter(Boolean).join(", ")], () => app.chooseTarget(node), { "data-target": node, title });
+  });
+}

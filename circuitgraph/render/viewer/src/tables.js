@@ -43,7 +43,8 @@ export function nodeLink(app, node) {
 export function markLink({ graph, view }, link) {
   const shown = view.nodeOn[link.dataset.node];
   link.className = shown ? "link" : "link off";
-  link.title = shown ? kindWords(graph, Number(link.dataset.node)) : "not in the picture now; selecting it brings it in";
+  const node = Number(link.dataset.node);
+  link.title = `${visible(graph.id[node])}, ${kindWords(graph, node)}${shown ? "" : "; not in the picture now, selecting it brings it in"}`;
 }
 
 // One bar a head, up for positive and down for negative.

@@ -35,12 +35,13 @@ export const plain = (value) => signed(value).replace("+", "");
 export function percent(share) {
   if (!Number.isFinite(share)) return "–";
   const value = Math.abs(share) * 100;
-  const text = value > 0 && value < 0.5 ? "<1%" : `${Math.round(value)}%`;
-  return share < 0 ? `−${text}` : text;
+  if (value > 0 && value < 0.5) return "<1%";
+  return `${share < 0 ? "−" : ""}${Math.round(value)}%`;
 }
 
 export const shorten = (text, limit) => (text.length > limit ? `${text.slice(0, limit - 1)}…` : text);
 
-export const many = (count) => count.toLocaleString("en");
+// Not through Intl, whose first use costs 70 ms.
+export const many = (count) => String(count).replace(/\B(?=(\d{3})+$)/g, ",");
 
 export const plural = (count, word, words = `${word}s`) => `${many(count)} ${count === 1 ? word : words}`;

@@ -1,0 +1,42 @@
+"""CPU seconds of evaluating the embedded model: patch effects of 500 features, and a CPR/CMD curve on many pairs.
+
+    OMP_NUM_THREADS=1 python tests/bench/evaluation.py [--pairs 64]
+
+prints one line each, loading not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import circuitgraph as cg
+from circuitgraph import demo
+from circuitgraph.evaluate import evaluate_circuit
+
+
+def cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=64)
+    n_pairs = parser.parse_args().pairs
+    model = cg.load_model(demo.MODEL)
+    dictionaries = cg.load_dictionaries(demo.circuit_dictionaries(), model)
+    few = {"n_edges": 0, "n_dropped": 0, "baselines": ()}
+    for pairs, settings in ((8, {"n_patched": 500, "curves": False}), (n_pairs, {"n_patched": 0, "curves": True})):
+        graph = cg.discover_circuit(model, dictionaries, cg.make_pairs("ioi", pairs, template=0), edge_threshold=1e-4)
+        began, started = cpu(), time.time()
+        found = evaluate_circuit(graph, model, dictionaries, **few, **settings)
+        what = (
+            f"{found.n_patched} nodes patched" if not settings["curves"] else f"CPR {found.cpr:.3f} CMD {found.cmd:.3f}"
+        )
+        print(f"{pairs} pairs: {what}: {cpu() - began:.1f} CPU s, {time.time() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
