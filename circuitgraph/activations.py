@@ -7,7 +7,7 @@ encodes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,7 +46,7 @@ class CleanRun:
 class Baseline:
     """What clean is compared with, per site [batch, pos, d].
 
-    corrupted: the activations of the corrupted run. mean: their mean over the examples, per position (two or more).
+    corrupted: the activations of the corrupted run. mean: their mean over the examples, per position or place (two or more).
     zero: no values; features, errors, embeddings and biases are all compared with nothing.
     `metric` is the metric of the corrupted run for all three kinds, [batch], `recorded` what it reads besides the logits.
     """
@@ -102,7 +102,7 @@ def sites_of(
 
 
 def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric) -> CleanRun:
-    """The clean run with its autograd graph.
+    """The clean run with its autograd graph. Its logits end with each example's last position (`TokenizedPairs.at_end`).
 
     Where the metric reads a site itself, the attached tensor is what goes on from there: a gradient at it is that of what
     lies behind, without the reading.
@@ -122,13 +122,21 @@ def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric
         replace={site: pass_on(site) for site in metric.sites},
         differentiable=True,
     )
+    logits = pairs.at_end(logits)
     return CleanRun(logits.detach(), metric(logits, recorded), {**recorded, **behind})
 
 
 def run_baseline(
-    model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric, kind: str = "corrupted"
+    model: Model,
+    pairs: TokenizedPairs,
+    sites: Iterable[Site],
+    metric: Metric,
+    kind: str = "corrupted",
+    *,
+    mean: Callable[[Mapping[Site, Tensor]], dict[Site, Tensor]] | None = None,
 ) -> Baseline:
-    """The corrupted run, turned into the baseline of that kind."""
+    """The corrupted run, turned into the baseline of that kind. mean: how activations become their mean over the examples;
+    None for that of each position."""
     if kind not in BASELINES:
         raise CircuitGraphError(
             f"baseline {kind!r} is unknown; expected one of {', '.join(BASELINES)}.{did_you_mean(kind, BASELINES)}"
@@ -139,9 +147,12 @@ def run_baseline(
         )
     record = sorted({*sites, *metric.sites}, key=lambda site: site.depth)
     logits, recorded = model.run(pairs.corrupted, record=record)
+    logits = pairs.at_end(logits)
     values: dict[Site, Tensor] | None = recorded
     if kind == "zero":
         values = None
+    elif kind == "mean" and mean is not None:
+        values = mean(recorded)
     elif kind == "mean":
         values = {site: value.mean(0, keepdim=True).expand_as(value) for site, value in recorded.items()}
     read = {site: recorded[site] for site in metric.sites}

@@ -64,6 +64,7 @@ for _command in (evaluate, intervene, measure, export, import_, convert, example
     help="Folder of the three files.",
 )
 @_option(_DEMO, "n_pairs", "Prompt pairs to average over.")
+@_option(_DEMO, "align", "role: prompts of every form of the task in one graph; position: of one form.")
 @_option(_DEMO, "max_nodes", "Nodes that the circuit may have.")
 @_option(_DEMO, "seed", "Seed of the prompt pairs.")
 @_device
@@ -108,6 +109,8 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 @_option(_DISCOVER, "mlp", "MLPs without a dictionary: component, through or cut.")
 @_option(_DISCOVER, "qk", "q and k edges by derivative, or by recompute (the change of the pattern).")
 @click.option("--trace-errors", is_flag=True, help="Errors are targets too: trace what they read.")
+@_option(_DISCOVER, "align", "What is one node in several pairs: the same position, or the same role.")
+@_option(_DISCOVER, "positions", "Nodes at each position, or one node per feature: the sum over positions.")
 @_option(_DISCOVER, "max_nodes", "Candidates: the nodes with the largest attribution.")
 @_option(_DISCOVER, "max_readers", "Trace the inputs of so many features, the most influential first.", type=int)
 @_option(_DISCOVER, "edge_threshold", "Smallest |weight| of an edge, as a fraction of the metric's difference.")

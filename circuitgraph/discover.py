@@ -5,7 +5,6 @@ In come a model, dictionaries, prompt pairs and settings; out comes a graph. Eac
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.activations import Baseline, CleanRun, run_baseline, run_clean, sites_of
+from circuitgraph.alignment import ALIGN, Alignment, align_pairs
 from circuitgraph.attribution import (
     Roles,
     affine_part,
@@ -26,7 +26,7 @@ from circuitgraph.attribution import (
 )
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.edge_table import EdgeTable
-from circuitgraph.edges import QK, Selection, TracedEdges, attribute_edges, check_readers
+from circuitgraph.edges import QK, Selection, TracedEdges, Tracer, attribute_edges, check_readers
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.graph import build_graph
@@ -35,7 +35,9 @@ from circuitgraph.influence import node_influence as influence_of
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Site
+from circuitgraph.position_sums import POSITIONS, SumTracer, addends, sum_positions
 from circuitgraph.prompts import PromptPair
+from circuitgraph.provenance import graph_facts
 from circuitgraph.tables import NodeTable
 from circuitgraph.targets import Explained, TargetSpec, given_targets, likeliest_logits, make_targets
 from circuitgraph.through import Through, component_through
@@ -63,6 +65,8 @@ def discover_circuit(
     mlp: str = "component",
     qk: str = "derivative",
     trace_errors: bool = False,
+    align: str = "position",
+    positions: str = "each",
     max_nodes: int = 1000,
     max_readers: int | None = None,
     edge_threshold: float = 0.001,
@@ -86,15 +90,19 @@ def discover_circuit(
     "recompute" measures q and k edges by the change of the pattern. trace_errors: errors are targets too, of what they bring
     to the metric (not those of transcoders). max_readers: trace only so many features, the most
     influential first. node_influence, edge_influence: keep the nodes and edges that carry these shares of all influence
-    on the targets (circuit-tracer's pruning). memory: GiB that reading vectors may take at once. `progress` is told
+    on the targets (circuit-tracer's pruning). align: nodes of different pairs are one node at the same "position", of pairs
+    of one length, or at the same place relative to the words they name ("role", `alignment`); a pair without that place
+    counts as 0 in every mean. positions "sum": one node per feature, and edges added up over positions before any is
+    selected (`position_sums`). memory: GiB that reading vectors may take at once. `progress` is told
     (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
     """
     settings = dict(locals())
     resolved = _check_settings(settings)
     roles = Roles(attention, mlp)
     check_readers(model, dictionaries.values(), qk)
-    tokens = tokenize_pairs(model, pairs)
-    explained = _explained(model, dictionaries, tokens, targets)
+    tokens = tokenize_pairs(model, pairs, by_role=align == "role")
+    places = align_pairs(tokens, align)
+    explained = _explained(model, dictionaries, tokens, targets, places)
     score = build_metric(metric, tokens.answers, tokens.wrong_answers) if explained is None else explained.metric()
     reads = [] if explained is None else explained.reads
     if trace_errors:
@@ -104,21 +112,29 @@ def discover_circuit(
 
     progress("running clean and corrupted prompts", 0, 1)
     clean = run_clean(model, tokens, sites, score)
-    base = run_baseline(model, tokens, sites, score, baseline)
-    values = clean.values
+    base = run_baseline(model, tokens, sites, score, baseline, mean=None if places.trivial else places.mean)
 
     progress("gradients of the metric", 0, 1)
     gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method=method, steps=steps, rule=rule)
     last = Site("resid_post", model.n_layers - 1)
-    metric_gradient = metric_gradients(clean, [last])[last]
-    throughs = frozen_components(model, dictionaries, clean, roles)
+    stream_gradient = metric_gradients(clean, [last])
+    slopes = places.gather(mlp_slopes(clean, [*(dictionary.reads for dictionary in dictionaries.values()), *reads]))
+    throughs = frozen_components(model, dictionaries, clean, roles, places)
+    # from here on, places stand where positions were
+    clean, base = places.of_run(model, clean), places.of_baseline(base)
+    values, gradients = clean.values, places.gather(gradients)
+    metric_gradient = places.gather(stream_gradient)[last]
 
     progress("attributing every feature", 0, 1)
     tables = attribute_nodes(
         model, dictionaries, values, base, gradients, roles=roles, throughs=throughs, trace_errors=trace_errors,
         backend=backend,
     )  # fmt: skip
-    candidates, report = strongest_nodes(tables, max_nodes, saturated=qk == "recompute")
+    tables = places.mask(tables)
+    sums = positions == "sum"
+    nodes = [sum_positions(table) for table in tables] if sums else tables
+    nodes, report = strongest_nodes(nodes, max_nodes, saturated=qk == "recompute")
+    candidates = list(map(addends, tables, nodes)) if sums else nodes
 
     unit = abs(float((clean.metric - base.metric).mean())) or abs(float(clean.metric.mean()))
     tops = [] if explained is None else make_targets(model, explained, clean, base)
@@ -129,11 +145,12 @@ def discover_circuit(
         metric_gradient,
         base=base.values,
         targets=tops,
-        slopes=mlp_slopes(clean, [*(dictionary.reads for dictionary in dictionaries.values()), *reads]),
+        slopes=slopes,
         throughs=list(throughs.values()),
         qk=qk,
         selection=Selection(edge_threshold * unit, relative_threshold, top_k, max_readers),
         memory=int(memory * (1 << 30)),
+        tracer_type=SumTracer if sums else Tracer,
         progress=progress,
     )
     edges, graph_score = traced.table, None
@@ -154,25 +171,34 @@ def discover_circuit(
     recorded = _recorded(settings, score.name, resolved)
     if explained is not None:
         recorded["targets"] = explained.record()
-    facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, recorded)
+    facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, recorded, places)
     if graph_score is not None:
         facts["scores"] = {key: value for key, value in asdict(graph_score).items() if value is not None}
-    graph = build_graph(model, candidates, edges, facts, targets=tops, inflow=inflow_of(traced, edges, qk))
+    graph = build_graph(model, nodes, edges, facts, targets=tops, inflow=inflow_of(traced, edges, qk))
     reached = len(graph) - len(tops) - 1
-    unreached = sum(map(len, candidates)) - reached
+    unreached = sum(map(len, nodes)) - reached
     reports.append(f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric")
-    if not reached:
+    if not reached and not any(bool(table.attribution.any()) for table in tables):
         reports.append("the graph is empty: no node changes the metric between clean and baseline")
+    elif not reached:
+        cancelled = ", or pairs cancel in the mean" if len(pairs) > 1 else ""
+        reports.append(f"the graph is empty: no edges above the thresholds reach the metric{cancelled}")
     graph.graph["reports"] = reports
     return graph
 
 
 def frozen_components(
-    model: Model, dictionaries: Mapping[Site, Dictionary], clean: CleanRun, roles: Roles
+    model: Model,
+    dictionaries: Mapping[Site, Dictionary],
+    clean: CleanRun,
+    roles: Roles,
+    places: Alignment | None = None,
 ) -> dict[Site, Through]:
-    """Output site -> the map of every component that is through."""
+    """Output site -> the map of every component that is through, between the places of an alignment if one is given."""
     sites = through_sites(model, dictionaries, roles)
     slopes = mlp_slopes(clean, (), [site.layer for site in sites if site.kind == "mlp_out"])
+    if places is not None:
+        slopes, clean = places.gather(slopes), places.of_run(model, clean)
     return {site: component_through(model, site, clean.values, slopes) for site in sites}
 
 
@@ -181,22 +207,29 @@ def _explained(
     dictionaries: Mapping[Site, Dictionary],
     tokens: TokenizedPairs,
     targets: str | Sequence[TargetSpec] | Mapping[TargetSpec, float],
+    places: Alignment,
 ) -> Explained | None:
     """What is to be explained; None for the metric."""
     if targets == "metric":
         return None
     if targets == "logits":
-        return likeliest_logits(model, model.run(tokens.clean)[0])
+        return likeliest_logits(model, tokens.at_end(model.run(tokens.clean)[0]))
     if isinstance(targets, str):
         raise CircuitGraphError(
             f"targets is {targets!r}; expected 'metric', 'logits' or a list such as [' Mary', 'mlp_out.3/f17@5']"
         )
-    return given_targets(model, dictionaries, targets, tokens.clean.shape[1])
+    explained = given_targets(model, dictionaries, targets, tokens.clean.shape[1])
+    if explained.reads and not places.trivial:
+        raise CircuitGraphError(
+            f"target {explained.goals[0].name!r} stands at one position of every prompt, and these prompts have the same role"
+            " at different ones; build one graph per form of prompt (--length)"
+        )
+    return explained
 
 
 def _check_settings(settings: Mapping[str, Any]) -> str:
     """The backend that will run; CircuitGraphError for a setting that makes no sense, before any work is done."""
-    for name, known in (("method", METHODS), ("qk", QK)):
+    for name, known in (("method", METHODS), ("qk", QK), ("align", ALIGN), ("positions", POSITIONS)):
         if settings[name] not in known:
             value = settings[name]
             raise CircuitGraphError(
@@ -318,67 +351,3 @@ def strongest_nodes(
         kept,
         f"max_nodes {max_nodes}: {len(chosen)} of {len(ranked)} nodes{'' if saturated else ' with a non-zero attribution'} are candidates",
     )
-
-
-def graph_facts(
-    model: Model,
-    dictionaries: Mapping[Site, Dictionary],
-    pairs: Sequence[PromptPair],
-    tokens: TokenizedPairs,
-    clean: CleanRun,
-    base: Baseline,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """The graph attributes: what was run, on what, with which settings."""
-    libraries = ("circuitgraph-engine", "torch", "transformers", "transformer-lens", "sae-lens")
-    versions = {name: importlib.metadata.version(name) for name in libraries if _installed(name)}
-    return {
-        "tokens": {
-            "clean": model.token_strings(tokens.clean[0].tolist()),
-            "corrupted": model.token_strings(tokens.corrupted[0].tolist()),
-        },
-        "logits": {"clean": _top_tokens(model, clean.logits), "corrupted": _top_tokens(model, base.logits)},
-        "metric": {
-            "name": settings["metric"],
-            "clean": float(clean.metric.mean()),
-            "corrupted": float(base.metric.mean()),
-        },
-        "n_layers": model.n_layers,
-        "n_examples": len(pairs),
-        "provenance": {
-            "model": model.name,
-            "dictionaries": {str(site): dictionary.name for site, dictionary in dictionaries.items()},
-            **_names_on_neuronpedia(dictionaries),
-            "prompts": [
-                asdict(pair) | {"answers": list(pair.answers), "wrong_answers": list(pair.wrong_answers)}
-                for pair in pairs
-            ],
-            "settings": settings,
-            "versions": versions,
-            "device": str(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-        },
-    }
-
-
-def _names_on_neuronpedia(dictionaries: Mapping[Site, Dictionary]) -> dict[str, Any]:
-    """{"neuronpedia": {model, sources by site}} of the dictionaries that have pages there under the first one's model."""
-    named = {site: found.neuronpedia.partition("/") for site, found in dictionaries.items() if found.neuronpedia}
-    models = [model for model, _, _ in named.values()][:1]
-    sources = {str(site): source for site, (model, _, source) in named.items() if model in models}
-    return {"neuronpedia": {"model": models[0], "sources": sources}} if sources else {}
-
-
-def _installed(name: str) -> bool:
-    """Whether the distribution has metadata; a source tree on the path has none."""
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _top_tokens(model: Model, logits: Tensor, n: int = 5) -> list[list[Any]]:
-    """[[token, probability], ...] of the most likely next tokens of the first example."""
-    top = logits[0, -1].detach().softmax(-1).topk(n)
-    return [[token, p] for token, p in zip(model.token_strings(top.indices.tolist()), top.values.tolist(), strict=True)]

@@ -82,6 +82,7 @@ def attribute_edges(
     qk: str = "derivative",
     selection: Selection | None = None,
     memory: int = 1 << 30,
+    tracer_type: type[Tracer] | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> TracedEdges:
     """Edges that pass the selection and reach the metric.
@@ -91,6 +92,7 @@ def attribute_edges(
     [batch, pos, d_model] is dm/d(resid_post of the last layer). base: the baseline's activations, None for zero. slopes:
     `gradients.mlp_slopes`, needed for dictionaries that read behind an MLP's neurons. qk "recompute" takes the difference
     of the pattern with and without each source for q and k edges. memory: bytes that reading vectors may take at once.
+    tracer_type: `position_sums.SumTracer` for sums over positions.
     Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced, CircuitGraphError for qk "recompute"
     through components.
     """
@@ -102,7 +104,7 @@ def attribute_edges(
         raise CircuitGraphError(
             "qk 'recompute' needs the attention scores; record them with sites_of(..., scores=True)"
         )
-    tracer = _Tracer(model, tables, clean, base, slopes, throughs, qk, selection or Selection(), memory)
+    tracer = (tracer_type or Tracer)(model, tables, clean, base, slopes, throughs, qk, selection or Selection(), memory)
     tracer.trace_targets(metric_gradient, targets)
     if tracer.selection.max_readers is None:
         for done, index in enumerate(tracer.readable):
@@ -110,7 +112,7 @@ def attribute_edges(
             tracer.trace(index, tracer.kept[index].nonzero().flatten())
     else:
         tracer.trace_most_influential(tracer.selection.max_readers, progress)
-    return TracedEdges(tracer.collector.table(), tracer.inflows, tracer.streams, tracer.weights)
+    return tracer.result()
 
 
 def check_readers(model: Model, dictionaries: Iterable[Dictionary], qk: str = "derivative") -> None:
@@ -135,7 +137,7 @@ def check_readers(model: Model, dictionaries: Iterable[Dictionary], qk: str = "d
             )
 
 
-class _Tracer:
+class Tracer:
     """Numbers the nodes, traces readers group by group and collects the edges that stay."""
 
     def __init__(
@@ -286,7 +288,10 @@ class _Tracer:
     def _keep(self, ids: Tensor, node_gradient: Tensor, blocks: Sequence[Block]) -> None:
         """Collect the edges of these blocks into readers ids [r] that pass; mark their sources in `kept`."""
         local = [block.local.sum(2) if block.local.shape[2] > 1 else block.local[:, :, 0] for block in blocks]
-        weights = [node_gradient[:, :, None] * values for values in local]
+        self._select(ids, blocks, local, [node_gradient[:, :, None] * values for values in local])
+
+    def _select(self, ids: Tensor, blocks: Sequence[Block], local: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+        """The same with the local weights and weights [batch, r, columns] of each block."""
         means = [_mean(weight) for weight in weights]
         local_means = [_mean(values) for values in local]
         linear = [v for v, b in zip(local_means, blocks, strict=True) if self.qk != "recompute" or b.kind not in "qk"]
@@ -298,20 +303,28 @@ class _Tracer:
             r, c = keep.nonzero(as_tuple=True)
             if not len(r):
                 continue
-            columns = c + block.columns.start
-            self.kept[block.table][columns] = True
+            sources = self._mark(block.table, c + block.columns.start)
             heads = None
             if block.kind in _TYPED:
                 heads = _mean(block.local)[r, :, c]
             self.collector.add(
                 block.kind,
-                columns + self.offsets[block.table],
+                sources,
                 ids.to(r.device)[r],
                 mean[r, c],
                 local_mean[r, c],
                 weight[:, r, c].abs().mean(0),
                 heads,
             )
+
+    def _mark(self, table: int, columns: Tensor) -> Tensor:
+        """Mark these sources as kept; their ids."""
+        self.kept[table][columns] = True
+        return columns + self.offsets[table]
+
+    def result(self) -> TracedEdges:
+        """Everything found so far."""
+        return TracedEdges(self.collector.table(), self.inflows, self.streams, self.weights)
 
     def _passing(self, means: Sequence[Tensor], local_means: Sequence[Tensor]) -> list[Tensor]:
         """Which edges [readers, columns] of each block pass the selection."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from circuitgraph.activations import BASELINES, Baseline, CleanRun, run_baseline, run_clean, sites_of
 from circuitgraph.agreement import Agreement, Interval, compare, ratio
+from circuitgraph.alignment import align_pairs
 from circuitgraph.attribution import Roles, attribute_nodes, rank_nodes
 from circuitgraph.curves import Curve, NoisePoint, cmd, cpr, noise_curve, size_curves
 from circuitgraph.dictionary import Dictionary
@@ -30,7 +31,9 @@ from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node, Site
 from circuitgraph.patching import patch_effects
-from circuitgraph.prompts import PromptPair, pairs_to_text
+from circuitgraph.placed_model import place_model
+from circuitgraph.position_sums import ALL
+from circuitgraph.prompts import PromptPair, pair_of, pairs_to_text
 from circuitgraph.splice import resample_rows
 from circuitgraph.tables import NodeTable
 from circuitgraph.targets import recorded_goals
@@ -58,7 +61,7 @@ def evaluate_circuit(
 ) -> Evaluation:
     """Run the circuit of the graph and patch its n_patched strongest nodes, on the prompts and baseline it was built from.
 
-    pairs: other prompts of the same length. metric: needed only if the graph was built with a function of the user's.
+    pairs: other prompts of the same length, or with the same roles for a graph that is aligned by them. metric: needed only if the graph was built with a function of the user's.
     baselines: further ones (corrupted, zero, mean, resample) under which faithfulness and completeness are measured; None:
     all that the number of pairs allows.
     n_edges: the strongest pairs of connected nodes to measure, with "norms" and "attention" frozen if said; n_dropped: the weakest nodes to drop one by one;
@@ -70,7 +73,8 @@ def evaluate_circuit(
     check_freeze(freeze)
     pairs = own if pairs is None else list(pairs)
     if baselines is None:
-        baselines = EVALUATION_BASELINES if len(pairs) > 1 else ("corrupted", "zero")
+        several = BASELINES if settings.get("align") == "role" else EVALUATION_BASELINES
+        baselines = several if len(pairs) > 1 else ("corrupted", "zero")
     names = list(dict.fromkeys([settings["baseline"], *baselines]))
     for name in names:
         if name not in EVALUATION_BASELINES:
@@ -195,9 +199,10 @@ def _build_case(
     names: Sequence[str],
     seed: int,
 ) -> _Case:
-    tokens = tokenize_pairs(model, pairs)
-    length = len(graph.graph["tokens"]["clean"])
-    if tokens.clean.shape[1] != length:
+    align, length = settings.get("align", "position"), len(graph.graph["tokens"]["clean"])
+    tokens = tokenize_pairs(model, pairs, by_role=align == "role")
+    places = align_pairs(tokens, align, graph.graph["provenance"].get("alignment", {}).get("places", ()))
+    if align == "position" and tokens.clean.shape[1] != length:
         raise GraphError(
             f"the prompts have {tokens.clean.shape[1]} tokens, the graph's have {length}; nodes are aligned by position"
         )
@@ -212,6 +217,11 @@ def _build_case(
     corrupted = run_baseline(model, tokens, sites, score, "corrupted")
     assert corrupted.values is not None
     bases = {"corrupted": corrupted}
+    if "resample" in names and not places.trivial:
+        raise CircuitGraphError(
+            "baseline 'resample' takes another example's activations, which has other places here; expected corrupted, zero"
+            " or mean for a graph of prompts of different form"
+        )
     for name in names:
         if name == "resample":
             rows = resample_rows(len(pairs), seed)
@@ -219,15 +229,17 @@ def _build_case(
             values = {s: value[rows] if len(value) == len(rows) else value for s, value in corrupted.values.items()}
             bases[name] = Baseline("corrupted", values, corrupted.logits, corrupted.metric)
         elif name != "corrupted":
-            bases[name] = run_baseline(model, tokens, sites, score, name)
+            bases[name] = run_baseline(model, tokens, sites, score, name, mean=None if places.trivial else places.mean)
     settings = {"method": "gradient", "steps": 1, "rule": "left"} | settings
     how: dict[str, Any] = {key: settings[key] for key in ("method", "steps", "rule")}
     gradients = node_gradients(model, dictionaries, tokens, clean, bases[names[0]], score, **how)
-    throughs = frozen_components(model, dictionaries, clean, roles)
-    tables = attribute_nodes(
-        model, dictionaries, clean.values, bases[names[0]], gradients, roles=roles, throughs=throughs
-    )
-    return _Case(model, dictionaries, pairs, tokens, score, clean, bases, tables, names[0], roles)
+    throughs = frozen_components(model, dictionaries, clean, roles, places)
+    # from here on, places stand where positions were
+    clean, bases = places.of_run(model, clean), {name: places.of_baseline(base) for name, base in bases.items()}
+    base, gradients = bases[names[0]], places.gather(gradients)
+    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients, roles=roles, throughs=throughs)
+    model, tokens = place_model(model, tokens, places)
+    return _Case(model, dictionaries, pairs, tokens, score, clean, bases, places.mask(tables), names[0], roles)
 
 
 def _measure_settings(case: _Case, baseline: str, nodes: Sequence[Node], seed: int) -> list[Setting]:
@@ -359,11 +371,11 @@ def _provenance(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any
         raise GraphError(
             "the graph has no provenance (prompts and settings); evaluate a graph that discover_circuit built"
         )
-    pairs = [
-        PromptPair(p["clean"], p["corrupted"], tuple(p["answers"]), tuple(p["wrong_answers"]))
-        for p in provenance["prompts"]
-    ]
-    return pairs, provenance["settings"]
+    if provenance["settings"].get("positions") == "sum":
+        raise GraphError(
+            f"the graph's nodes are sums over {ALL}, which are not measured; evaluate a graph built with positions 'each'"
+        )
+    return [pair_of(record) for record in provenance["prompts"]], provenance["settings"]
 
 
 def _nodes(graph: nx.MultiDiGraph, dictionaries: Mapping[Site, Dictionary]) -> list[Node]:

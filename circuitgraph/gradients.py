@@ -104,7 +104,7 @@ def integrated_gradients(
             )
             parts = ({read: recorded[read].split(batch)[i] for read in metric.sites} for i in range(steps))
             steps_of = zip(logits.split(batch), parts, strict=True)
-            total = torch.stack([metric(step, part) for step, part in steps_of]).sum()
+            total = torch.stack([metric(pairs.at_end(step), part) for step, part in steps_of]).sum()
         gradient = torch.zeros_like(path)  # of a site behind all that the metric reads
         if total.requires_grad:
             (gradient,) = torch.autograd.grad(total, path, allow_unused=True, materialize_grads=True)

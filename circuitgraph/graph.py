@@ -5,8 +5,8 @@ edges are keyed by kind. Attributes are finite Python values. This module attrib
 
 Node attributes
     kind                  embedding, pos_embedding, bias, feature, error, probe, logit, metric
-    site, layer, pos, feature   where it stands; layer is None for embeddings, logits and the metric; feature is a feature's
-                          index, a logit's token id, a probe's number
+    site, layer, pos, feature   where it stands; layer is None for embeddings, logits and the metric; pos counts in tokens;
+                          feature is a feature's index, a logit's token id, a probe's number
     attribution           estimated contribution to the metric clean - baseline, mean over the examples; the metric node
                           has the measured clean - corrupted
     activation, baseline_activation   mean over the examples, features only
@@ -26,6 +26,8 @@ Edge attributes
     effect                measured: what the target loses without the source, all kinds between the two nodes together
 Graph attributes
     tokens, logits, metric, n_layers, n_examples, provenance, reports, evidence; scores where influence was computed
+    tokens {clean, corrupted}   of the first pair; of aligned pairs what they share at a place, or its name, and
+                          provenance.alignment {places, index [example][place]: position, -1}; of sums one place
     groups [{label, nodes}], pins [node]    what the user put together; provenance.neuronpedia {model, sources}
 """
 

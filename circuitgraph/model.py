@@ -144,8 +144,13 @@ class Model:
 
     def attention_state(self, layer: int, values: Mapping[Site, Tensor]) -> AttentionState:
         """Queries, keys and values of a layer in the run that recorded `attention_sites`. Raises as `attention` does."""
-        cos_sin = self.layout.rotary_cos_sin(layer)
-        return attention_state(self.attention(layer), layer, values, cos_sin, causal=self.causal)
+        angles, below = self.layout.rotary_cos_sin(layer), self.hidden_below
+        return attention_state(self.attention(layer), layer, values, angles, causal=self.causal, hidden_below=below)
+
+    @property
+    def hidden_below(self) -> float:
+        """What hidden scores are below: masks add the smallest number of a type, float32's in some float64 models."""
+        return max(-1e30, torch.finfo(self.dtype).min / 2)
 
     def mlp(self, layer: int) -> MlpWeights:
         """The weights of one MLP. ModelError where its formula is not that of `MlpWeights`."""

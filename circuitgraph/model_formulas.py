@@ -18,23 +18,33 @@ from circuitgraph.nodes import Site
 
 @dataclass(frozen=True)
 class Rotation:
-    """Rotary positions: cos and sin [pos, rotary_dim], of the first rotary_dim coordinates of each head."""
+    """Rotary positions: cos and sin [pos, rotary_dim], of the first rotary_dim coordinates of each head; [batch, pos,
+    rotary_dim] where examples have other positions."""
 
     cos: Tensor
     sin: Tensor
     interleaved: bool
 
     def apply(self, x: Tensor, at: Tensor | slice = slice(None)) -> Tensor:
-        """R x for x [..., n, heads, d_head], row i at position at[i]."""
+        """R x for x [batch, ..., n, heads, d_head], row i at position at[i]; a batch of 1 becomes that of the angles."""
         size = self.cos.shape[-1]
-        turned = x[..., :size] * self.cos[at][:, None] + self._quarter(x[..., :size]) * self.sin[at][:, None]
-        return torch.cat([turned, x[..., size:]], -1)
+        cos, sin = self._at(x, at)
+        turned = x[..., :size] * cos + self._quarter(x[..., :size]) * sin
+        return torch.cat([turned, x[..., size:].expand(*turned.shape[:-1], -1)], -1)
 
     def undo(self, x: Tensor, at: Tensor | slice = slice(None)) -> Tensor:
         """R^T x: a reading vector behind the rotation as one before it."""
         size = self.cos.shape[-1]
-        turned = x[..., :size] * self.cos[at][:, None] - self._quarter(x[..., :size] * self.sin[at][:, None])
-        return torch.cat([turned, x[..., size:]], -1)
+        cos, sin = self._at(x, at)
+        turned = x[..., :size] * cos - self._quarter(x[..., :size] * sin)
+        return torch.cat([turned, x[..., size:].expand(*turned.shape[:-1], -1)], -1)
+
+    def _at(self, x: Tensor, at: Tensor | slice) -> list[Tensor]:
+        """cos and sin at these positions, shaped to be multiplied with x [batch, ..., n, heads, d_head]."""
+        found = [angle[..., at, :][..., None, :] for angle in (self.cos, self.sin)]
+        if self.cos.ndim == 2:
+            return found
+        return [angle.view(len(angle), *[1] * (x.ndim - 4), *angle.shape[1:]) for angle in found]
 
     def _quarter(self, x: Tensor) -> Tensor:
         """Each pair (a, b) as (-b, a); its transpose is its negative."""
@@ -63,7 +73,7 @@ class AttentionState:
     causal: bool = True
 
     def keys(self, pos: int) -> slice:
-        """The positions that the query at pos may attend to."""
+        """The positions that the query at pos may attend to, the pattern is 0 at those among them that it does not see."""
         return slice(0, pos + 1) if self.causal else slice(0, self.k.shape[1])
 
     @property
@@ -99,21 +109,30 @@ def attention_state(
     cos_sin: tuple[Tensor, Tensor] | None = None,
     *,
     causal: bool = True,
+    hidden_below: float = -1e30,
 ) -> AttentionState:
-    """The state of a layer from the recorded q, k, v, pattern and rotary cos and sin (or those given)."""
+    """The state of a layer from the recorded q, k, v, pattern and rotary cos and sin (or those given).
+
+    causal: the model looks only back. Where the values are those of aligned prompts, a key may stand behind its query; with
+    recorded scores also one whose weight is 0, unless its score is below hidden_below.
+    """
     d_head = weights.W_Q.shape[-1]
     q, k, v = (values[Site(kind, layer)].unflatten(-1, (-1, d_head)) for kind in "qkv")
     cos, sin = (values.get(Site(kind, layer)) for kind in ("rotary_cos", "rotary_sin"))
     rotation = None
     if cos is not None and sin is not None:
-        rotation = Rotation(cos[0], sin[0], weights.interleaved)
+        one = len(cos) == 1
+        rotation = Rotation(cos[0] if one else cos, sin[0] if one else sin, weights.interleaved)
     elif cos_sin is not None:
         rotation = Rotation(cos_sin[0][: q.shape[1]], cos_sin[1][: q.shape[1]], weights.interleaved)
     q, q_scale = _head_norm(q, weights.q_gain, weights.eps)
     k, k_scale = _head_norm(k, weights.k_gain, weights.eps)
     if rotation is not None:
         q, k = rotation.apply(q), rotation.apply(k)
-    return AttentionState(weights, q, k, v, values[Site("pattern", layer)], q_scale, k_scale, rotation, causal)
+    pattern = values[Site("pattern", layer)]
+    scores = values.get(Site("attn_scores", layer))
+    ahead = (pattern if scores is None else scores >= hidden_below).triu(1)
+    return AttentionState(weights, q, k, v, pattern, q_scale, k_scale, rotation, causal and not bool(ahead.any()))
 
 
 def _head_norm(x: Tensor, gain: Tensor | None, eps: float) -> tuple[Tensor, Tensor | None]:

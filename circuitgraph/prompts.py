@@ -8,35 +8,100 @@ values. This module does not know tokens: lengths and answers are checked where 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from circuitgraph.errors import PromptError
 
+START, END = "start", "END"  # the roles of the first and the last token of every prompt
+
+# A word of a prompt, counted from 0 as split at white space, or its first character and the one after its last.
+Word = int | tuple[int, int]
+
 
 @dataclass(frozen=True)
 class PromptPair:
     """Two prompts that differ in what decides the answer.
 
-    `answers` are right and `wrong_answers` wrong continuations *of the clean prompt*; each must be one token.
+    `answers` are right and `wrong_answers` wrong continuations *of the clean prompt*; each must be one token. roles: names
+    of words of the clean prompt, {"IO": 1, "S1": 3}, by which examples of different form can be aligned; they are kept as a
+    tuple of (name, word). Raises PromptError for a role that names nothing.
     """
 
     clean: str
     corrupted: str
     answers: tuple[str, ...]
     wrong_answers: tuple[str, ...] = ()
+    roles: Mapping[str, Word] | tuple[tuple[str, Word], ...] = ()
+
+    def __post_init__(self) -> None:
+        roles = tuple(dict(self.roles).items())
+        for name, word in roles:
+            _check_role(name, word)
+            word_span(self.clean, name, word)
+        object.__setattr__(self, "roles", roles)
 
     def swapped(self) -> PromptPair:
-        """The same pair seen from the other side: prompts and answers exchanged."""
-        return PromptPair(self.corrupted, self.clean, self.wrong_answers, self.answers)
+        """The same pair seen from the other side: prompts and answers exchanged. Roles keep the number of their word."""
+        roles = {name: _word_in(self.corrupted, self.clean, name, word) for name, word in dict(self.roles).items()}
+        return PromptPair(self.corrupted, self.clean, self.wrong_answers, self.answers, roles)
+
+
+def word_span(text: str, name: str, word: Word) -> tuple[int, int]:
+    """The first character of a role's word in the text and the one after its last, without punctuation at its ends.
+
+    PromptError, with the role's name, where the text has no such word.
+    """
+    if isinstance(word, tuple):
+        if not 0 <= word[0] < word[1] <= len(text):
+            raise PromptError(f"role {name!r} is characters {list(word)}; the clean prompt has {len(text)}")
+        return word
+    words = list(re.finditer(r"\S+", text))
+    if not 0 <= word < len(words):
+        raise PromptError(f"role {name!r} is word {word}; the clean prompt has words 0 to {len(words) - 1}")
+    inner = re.search(r"\w(.*\w)?", words[word][0])
+    start = words[word].start()
+    return words[word].span() if inner is None else (start + inner.start(), start + inner.end())
+
+
+def _word_in(other: str, text: str, name: str, word: Word) -> Word:
+    """The role's word of one prompt in the other one: the same number; characters count from the start of their word."""
+    if isinstance(word, int):
+        return word
+    number = len(re.findall(r"\S+", text[: word[0] + 1])) - 1
+    here, there = (list(re.finditer(r"\S+", each)) for each in (text, other))
+    last = len(re.findall(r"\S+", text[: word[1]])) - 1
+    if len(here) != len(there) or text[word[0]].isspace() or text[word[1] - 1].isspace():
+        raise PromptError(f"role {name!r} has no counterpart in the corrupted prompt; name a word by its number")
+    start = word[0] - here[number].start() + there[number].start()
+    whole = word[1] == here[last].end()
+    return start, there[last].end() if whole else word[1] - here[last].start() + there[last].start()
+
+
+def _check_role(name: object, word: object) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise PromptError(f"role {name!r} is no name; expected letters, digits and underscores, such as 'IO' or 'S1'")
+    if name in (START, END):
+        raise PromptError(
+            f"role {name!r} is taken: it is the {'first' if name == START else 'last'} token of every prompt"
+        )
+    numbers = word if isinstance(word, tuple) else (word,)
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in numbers) or (
+        isinstance(word, tuple) and len(word) != 2
+    ):
+        raise PromptError(
+            f"role {name!r} is {word!r}; expected the number of a word, or its first character and the one after its last"
+        )
 
 
 def read_pairs(path: str | Path) -> list[PromptPair]:
     """The pairs of a prompt file, in order.
 
     One JSON object per line, ours:        {"clean": ..., "corrupted": ..., "answers": [...], "wrong_answers": [...]}
+                                           and "roles": {"IO": 1, "S1": [14, 18], ...} where words have names
                         feature-circuits': {"clean_prefix": ..., "patch_prefix": ..., "clean_answer": ..., "patch_answer": ...}
     or one JSON object, auto-circuit's:    {"prompts": [{"clean": ..., "corrupt": ..., "answers": [...], "wrong_answers": [...]}]}
 
@@ -57,7 +122,7 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
     pairs = []
     for where, record in records:
         try:
-            pairs.append(_pair(record))
+            pairs.append(pair_of(record))
         except PromptError as error:
             raise PromptError(f"prompt file {path}, {where}: {error}") from None
     return pairs
@@ -65,11 +130,16 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
 
 def pairs_to_text(pairs: Sequence[PromptPair]) -> str:
     """The pairs as our JSON lines; `read_pairs` of it gives the same pairs."""
-    lines = (
-        {"clean": p.clean, "corrupted": p.corrupted, "answers": list(p.answers), "wrong_answers": list(p.wrong_answers)}
-        for p in pairs
-    )
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return "".join(json.dumps(record_of(pair), ensure_ascii=False) + "\n" for pair in pairs)
+
+
+def record_of(pair: PromptPair) -> dict[str, Any]:
+    """The pair as a JSON object; `pair_of` it is the same pair."""
+    record: dict[str, Any] = {"clean": pair.clean, "corrupted": pair.corrupted}
+    record |= {"answers": list(pair.answers), "wrong_answers": list(pair.wrong_answers)}
+    if pair.roles:
+        record["roles"] = {n: list(word) if isinstance(word, tuple) else word for n, word in dict(pair.roles).items()}
+    return record
 
 
 def _whole_file(path: Path, text: str) -> list[tuple[str, Any]] | None:
@@ -104,7 +174,8 @@ _SPELLINGS = (
 )
 
 
-def _pair(record: Any) -> PromptPair:
+def pair_of(record: Any) -> PromptPair:
+    """The pair that a JSON object of any of the spellings holds; PromptError for what is missing or no string."""
     if not isinstance(record, dict):
         raise PromptError(f"expected a JSON object, found {type(record).__name__}")
     for clean, corrupted, answers, wrong in _SPELLINGS:
@@ -114,6 +185,7 @@ def _pair(record: Any) -> PromptPair:
                 _string(corrupted, record[corrupted]),
                 _strings(answers, record[answers]),
                 _strings(wrong, record.get(wrong, [])),
+                _roles(record.get("roles", {})),
             )
     raise PromptError(f"found the keys {sorted(record)}; expected clean, corrupted, answers and wrong_answers")
 
@@ -129,3 +201,9 @@ def _strings(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(values, list):
         raise PromptError(f"{key} is {value!r}; expected a string or a list of strings")
     return tuple(_string(key, item) for item in values)
+
+
+def _roles(value: Any) -> dict[str, Word]:
+    if not isinstance(value, dict):
+        raise PromptError(f"roles is {value!r}; expected an object from names to words")
+    return {name: tuple(word) if isinstance(word, list) else word for name, word in value.items()}

@@ -297,9 +297,7 @@ class Reader:
         paths = [self._path("ov", e, (pattern / scale[:, None, seen])[:, None], 0, last)]
         if self.recompute:
             query, ones = state.q[:, pos], torch.ones_like(q_factor)[:, None, :, None]
-            # masks add the smallest number of the model's type; a float32 mask may stand in a float64 model
-            bottom = max(-1e30, torch.finfo(self.model.dtype).min / 2)
-            hidden = self.clean[Site("attn_scores", self.reads.layer)][:, :, pos, seen] < bottom
+            hidden = self.clean[Site("attn_scores", self.reads.layer)][:, :, pos, seen] < self.model.hidden_below
             softmax = Softmax(query, keys, s, hidden, state.weights.scale, state.weights.soft_cap)
             paths.append(replace(self._path("q", e, q_factor[:, None, :, None] * ones, pos, pos), softmax=softmax))
             return [*paths, replace(self._path("k", e, k_factor[:, None], 0, last), softmax=softmax)]

@@ -36,7 +36,7 @@ def make_pairs(
     """`n` pairs of `task`, drawn with replacement; the same arguments give the same pairs.
 
     Clean and corrupted prompt of a pair, and all pairs of one template, have the same number of words. `template=None`
-    mixes the templates, so lengths differ. With split "held_out" the clean prompt combines words that `make_text` never
+    mixes the templates, so lengths differ; the words that decide have the same role in all of them (`PromptPair.roles`). With split "held_out" the clean prompt combines words that `make_text` never
     combines. Raises PromptError for an unknown task, template or split.
     """
     chosen = _known_task(task)
@@ -140,7 +140,14 @@ _ATLAS = {
 _COUNTRIES = tuple(_ATLAS)
 _CITIES = tuple((city, country) for country, cities in _ATLAS.items() for city in cities[1:])
 
-# One sampler for each task: (rng, template, held_out) -> PromptPair
+# One sampler for each task: (rng, template, held_out) -> PromptPair. The last word is END and has no other name.
+
+
+def _roles(template: str, **fields: str) -> dict[str, int]:
+    """name -> the number of the last word of the template that holds the field; fields are filled with one word each."""
+    words = template.split()
+    return {name: max(i for i, word in enumerate(words) if f"{{{field}" in word) for name, field in fields.items()}
+
 
 _IOI = (
     "When {a} and {b} went to the {place}, {s} gave a {gift} to",
@@ -160,9 +167,10 @@ def _ioi(rng: random.Random, template: int, held_out: bool) -> PromptPair:
             break
     a, b = (receiver, giver) if template % 2 == 0 else (giver, receiver)
     words = {"a": a, "b": b, "place": rng.choice(_PLACES), "gift": rng.choice(_GIFTS)}
-    text = _IOI[template // 2]
+    text, order = _IOI[template // 2], ("IO", "S1") if template % 2 == 0 else ("S1", "IO")
+    roles = _roles(text, **dict(zip(order, "ab", strict=True)), S2="s")
     return PromptPair(
-        text.format(s=giver, **words), text.format(s=receiver, **words), (f" {receiver}",), (f" {giver}",)
+        text.format(s=giver, **words), text.format(s=receiver, **words), (f" {receiver}",), (f" {giver}",), roles
     )
 
 
@@ -183,7 +191,7 @@ def _greater_than(rng: random.Random, template: int, held_out: bool) -> PromptPa
             break
     text, years = _GREATER_THAN[template], [f"{year:02}" for year in range(100)]
     clean, corrupted = (text.format(event=event, c=c, yy=start) for start in (yy, 1))
-    return PromptPair(clean, corrupted, tuple(years[yy + 1 :]), tuple(years[: yy + 1]))
+    return PromptPair(clean, corrupted, tuple(years[yy + 1 :]), tuple(years[: yy + 1]), _roles(text, year="yy"))
 
 
 _PRONOUN = (
@@ -207,7 +215,7 @@ def _gendered_pronoun(rng: random.Random, template: int, held_out: bool) -> Prom
         man, woman = (f"The {word}" for word in _ROLES[rng.choice(known)])
     place = rng.choice(_PLACES)
     his, hers = (_PRONOUN[form].format(x=x, place=place) for x in (man, woman))
-    pair = PromptPair(his, hers, (" he",), (" she",))
+    pair = PromptPair(his, hers, (" he",), (" she",), {"person": man.count(" ")})  # every text begins with the person
     return pair if rng.random() < 0.5 else pair.swapped()
 
 
@@ -229,7 +237,7 @@ def _subject_verb_agreement(rng: random.Random, template: int, held_out: bool) -
             break
     attractor += rng.choice(("", "s"))
     one, many = (_AGREEMENT[template].format(s=word, a=attractor) for word in (subject, f"{subject}s"))
-    pair = PromptPair(one, many, (" is",), (" are",))
+    pair = PromptPair(one, many, (" is",), (" are",), _roles(_AGREEMENT[template], subject="s"))
     return pair if rng.random() < 0.5 else pair.swapped()
 
 
@@ -250,9 +258,8 @@ def _capital_country(rng: random.Random, template: int, held_out: bool) -> Promp
     known = [x for i, x in enumerate(_COUNTRIES) if (i % len(_CAPITAL) == template) == held_out]
     country, other = rng.sample(known, 2)
     text = _CAPITAL[template]
-    return PromptPair(
-        text.format(x=country), text.format(x=other), (f" {_ATLAS[country][0]}",), (f" {_ATLAS[other][0]}",)
-    )
+    answer, wrong = (f" {_ATLAS[x][0]}" for x in (country, other))
+    return PromptPair(text.format(x=country), text.format(x=other), (answer,), (wrong,), _roles(text, country="x"))
 
 
 _CAPITAL_OF_CITY = (
@@ -268,9 +275,8 @@ def _capital_of_city_country(rng: random.Random, template: int, held_out: bool) 
     city, country = rng.choice(known)
     other, abroad = rng.choice([pair for pair in known if pair[1] != country])
     text = _CAPITAL_OF_CITY[template]
-    return PromptPair(
-        text.format(x=city), text.format(x=other), (f" {_ATLAS[country][0]}",), (f" {_ATLAS[abroad][0]}",)
-    )
+    answer, wrong = (f" {_ATLAS[x][0]}" for x in (country, abroad))
+    return PromptPair(text.format(x=city), text.format(x=other), (answer,), (wrong,), _roles(text, city="x"))
 
 
 _QUOTE = (
@@ -289,7 +295,8 @@ def _closing_quote(rng: random.Random, template: int, held_out: bool) -> PromptP
             break
     name = rng.choice(_NAMES)
     quoted, bracketed = (_QUOTE[template].format(m=mark, adj=adjective, noun=noun, name=name) for mark in _MARKS)
-    pair = PromptPair(quoted, bracketed, ('"',), (")",))
+    at = quoted.index('"')
+    pair = PromptPair(quoted, bracketed, ('"',), (")",), {"mark": (at, at + 1)})
     return pair if rng.random() < 0.5 else pair.swapped()
 
 

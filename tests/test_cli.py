@@ -50,6 +50,22 @@ def test_discover_prints_the_path_on_stdout_and_the_rest_on_stderr(workplace, ti
     assert read_graph(out).number_of_edges() > 10
 
 
+def test_pairs_of_different_lengths_make_one_graph_by_role_and_one_of_sums(workplace, tiny_folder, tmp_path):
+    arguments = "discover", workplace / "pairs.jsonl", *model(tiny_folder, workplace)
+    refused = run(*arguments, "-o", tmp_path / "none.json")
+    assert refused.exit_code == 1 and "or align by named words (--align role)" in refused.output
+    graphs = []
+    for options in ((), ("--positions", "sum")):
+        result = run(*arguments, "--align", "role", *options, "-o", tmp_path / "graph.json")
+        assert result.exit_code == 0, result.output
+        graphs.append(read_graph(tmp_path / "graph.json"))
+    alignment = graphs[0].graph["provenance"]["alignment"]
+    assert alignment["places"] == ["start", "start+1", "start+2", "start+3", "start+4", "END"]
+    assert alignment["index"][2] == [0, 1, -1, -1, -1, 2] and graphs[0].graph["tokens"]["clean"][-1] == "END"
+    assert graphs[1].graph["tokens"]["clean"] == ["all positions"] and "metric@0" in graphs[1]
+    assert all(graph.number_of_edges() > 10 for graph in graphs)
+
+
 def test_discover_passes_its_options_on(workplace, tiny_folder, tmp_path):
     out = tmp_path / "graph.json"
     options = [

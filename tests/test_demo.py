@@ -68,6 +68,17 @@ def test_every_task_has_a_demo(task, tmp_path):
     assert evidence["n_nodes"] > 20 and evidence["faithfulness"] > 0.5
 
 
+def test_all_forms_of_a_task_make_one_demo_by_role(tmp_path):
+    options = ["--align", "role", "--n-pairs", "4", "--max-nodes", "150", "--out", str(tmp_path), "--quiet"]
+    result = CliRunner().invoke(main, ["demo", "--task", "gendered-pronoun", *options])
+    assert result.exit_code == 0, result.output
+    graph = read_graph(tmp_path / "circuit.json")
+    places = graph.graph["provenance"]["alignment"]["places"]
+    assert "person" in places and len({tuple(row) for row in graph.graph["provenance"]["alignment"]["index"]}) > 1
+    assert graph.graph["evidence"]["pearson_r"] > 0.8 and graph.graph["evidence"]["faithfulness"] > 0.5
+    assert any(node.endswith(f"@{places.index('person')}") for node in graph)
+
+
 def test_a_misspelt_task_gets_the_nearest_one_and_writes_nothing(tmp_path):
     result = CliRunner().invoke(main, ["demo", "--task", "greter-than", "--out", str(tmp_path / "out"), "--quiet"])
     assert result.exit_code == 1 and "Did you mean 'greater-than'?" in result.stderr

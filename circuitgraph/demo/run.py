@@ -62,13 +62,17 @@ def run_demo(
     *,
     task: str = "ioi",
     n_pairs: int = 1,
+    align: str = "position",
     max_nodes: int = 200,
     seed: int = 0,
     device: str | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> DemoResult:
-    """Find the circuit of a task in the embedded model, measure it, and write circuit.json, .svg and .html into `out`."""
-    pairs = make_pairs(task, n_pairs, seed=seed, template=0)
+    """Find the circuit of a task in the embedded model, measure it, and write circuit.json, .svg and .html into `out`.
+
+    align "role" draws the pairs from all templates of the task, "position" from its first.
+    """
+    pairs = make_pairs(task, n_pairs, seed=seed, template=None if align == "role" else 0)
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +84,7 @@ def run_demo(
     progress("loading the model", 0, 1)
     model = load_model(MODEL, device=device)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
-    graph = discover_circuit(model, dictionaries, pairs, metric=TASKS[task].metric, progress=progress)
+    graph = discover_circuit(model, dictionaries, pairs, metric=TASKS[task].metric, align=align, progress=progress)
     circuit = prune_graph(graph, max_nodes=max_nodes)
     circuit = measure_graph(circuit, model, dictionaries, n_patched=50, n_edges=0, progress=progress)
 
