@@ -108,7 +108,7 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 @_option(_DISCOVER, "attention", "Attention without a dictionary: component, through or cut.")
 @_option(_DISCOVER, "mlp", "MLPs without a dictionary: component, through or cut.")
 @_option(_DISCOVER, "qk", "q and k edges by derivative, or by recompute (the change of the pattern).")
-@click.option("--trace-errors", is_flag=True, help="Errors are targets too: trace what they read.")
+@click.option("--trace-errors", is_flag=True, default=False, help="Errors are targets too: trace what they read.")
 @_option(_DISCOVER, "align", "What is one node in several pairs: the same position, or the same role.")
 @_option(_DISCOVER, "positions", "Nodes at each position, or one node per feature: the sum over positions.")
 @_option(_DISCOVER, "max_nodes", "Candidates: the nodes with the largest attribution.")
