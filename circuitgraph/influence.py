@@ -4,9 +4,10 @@ In comes an `EdgeTable`; out come influences per node, smaller tables and two sc
 there (no matrix of nodes by nodes). After the attribution graphs of Ameisen et al. 2025, as circuit-tracer computes them.
 
     share(u -> v)    = |local_weight(u -> v)| / sum over all u' of |local_weight(u' -> v)|
-    influence(u)     = sum over v of share(u -> v) * (influence(v) + weight of v as a target)
+    influence(u)     = sum over v of share(u -> v) * (influence(v) + |weight of v as a target|)
 
-Edges run forward, so one sweep from the targets down gives the infinite sum of all path lengths exactly.
+It counts what passes, whichever way it pushes: a target with a negative weight (a logit that is to fall) counts as one
+with a positive. Edges run forward, so one sweep from the targets down gives the infinite sum of all path lengths exactly.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ class GraphScores:
 def node_influence(table: EdgeTable, weights: Tensor, *, signed: bool = False) -> Tensor:
     """Influence [n_nodes] (float64) on the targets, whose weights [n_nodes] are 0 for every other node.
 
-    signed: shares keep the sign of the edge, so that suppression and support cancel.
+    signed: shares keep the sign of the edge and targets that of their weight, so that suppression and support cancel.
     """
     share, source, target = _shares(table, signed), table.source.numpy(), table.target.numpy()
     influence = np.zeros(len(table.nodes))
-    carried = weights.to(torch.float64).numpy()
+    carried = (weights if signed else weights.abs()).to(torch.float64).numpy()
     for edges in (part.numpy() for part in table.by_target_depth):
         passed = share[edges] * (influence + carried)[target[edges]]
         influence += np.bincount(source[edges], passed, minlength=len(influence))
@@ -47,8 +48,8 @@ def node_influence(table: EdgeTable, weights: Tensor, *, signed: bool = False) -
 
 
 def edge_influence(table: EdgeTable, weights: Tensor) -> Tensor:
-    """What passes along each edge, [m] float64: share times influence plus weight of its target."""
-    total = node_influence(table, weights) + weights.to(torch.float64)
+    """What passes along each edge, [m] float64: share times influence plus |weight| of its target."""
+    total = node_influence(table, weights) + weights.to(torch.float64).abs()
     return torch.from_numpy(_shares(table, signed=False)) * total[table.target]
 
 
@@ -59,7 +60,7 @@ def graph_scores(table: EdgeTable, weights: Tensor, influence: Tensor | None = N
     error = torch.tensor([kind == "error" for kind in kinds])
     leaf = torch.tensor([kind in ("embedding", "pos_embedding", "bias") for kind in kinds])
     explained, unexplained = float(influence[leaf].sum()), float(influence[error].sum())
-    total = influence + weights.to(torch.float64)
+    total = influence + weights.to(torch.float64).abs()
     size = table.local_weight.abs()
     read, from_error = (_per_target(table, x) for x in (size, size * error[table.source]))
     reading = read > 0

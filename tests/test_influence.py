@@ -92,6 +92,18 @@ def test_what_passes_the_edges_of_a_source_is_its_influence(seed):
     assert_close(inputs[-3:], weights[-3:])
 
 
+@seeds
+def test_a_target_with_a_negative_weight_has_as_much_influence_and_is_pruned_alike(seed):
+    table, weights = random_dag(seed)
+    falls = weights * torch.tensor([-1.0] * (len(weights) - 2) + [1.0, -1.0], dtype=torch.float64)
+    assert_close(node_influence(table, falls), node_influence(table, weights))
+    assert_close(edge_influence(table, falls), edge_influence(table, weights))
+    assert graph_scores(table, falls) == graph_scores(table, weights)
+    one, other = (prune_by_influence(table, w, node_share=0.7, edge_share=0.9) for w in (weights, falls))
+    assert list(one) == list(other) and 0 < len(one) < len(table)
+    assert_close(node_influence(table, falls, signed=True), all_paths(dense(table, signed=True), falls))
+
+
 def test_suppression_cancels_support_where_influence_is_signed():
     nodes = [Node("embedding", Site("embed"), 0), *(Node("feature", Site("mlp_out", 0), 0, i) for i in range(2))]
     nodes.append(Node("metric", Site("metric"), 0))

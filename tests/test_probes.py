@@ -229,6 +229,21 @@ def test_pruning_by_influence_keeps_every_target_and_what_it_brings_to_the_metri
     assert set(into) == {("z.1/p0@4", "metric@5"), ("resid_post.0/p1@4", "metric@5")} and all(into.values())
 
 
+def test_a_target_that_is_to_fall_is_explained_by_the_same_nodes_as_one_that_is_to_rise(
+    tiny_model, tiny_dictionaries, tiny_pairs
+):
+    settings = {"edge_threshold": 0.0, "max_nodes": 10**6, "baseline": "zero", "max_readers": 7}
+    settings |= {"node_influence": 0.9, "edge_influence": 0.95}
+    rises, falls = (
+        discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets={" c": weight}, **settings)
+        for weight in (0.5, -0.5)
+    )
+    assert set(rises.edges(keys=True)) == set(falls.edges(keys=True)) and rises.number_of_edges() > 30
+    assert rises.graph["scores"] == falls.graph["scores"] and 0 < rises.graph["scores"]["replacement"] < 1
+    for u, v, kind, weight in rises.edges(keys=True, data="weight"):
+        assert falls.edges[u, v, kind]["weight"] == pytest.approx(-weight, rel=1e-9)
+
+
 def test_patching_starts_below_what_the_metric_reads(tiny_model, tiny_dictionaries, tiny_pairs):
     """Nodes of the last layer alone in their batch: the first layer's activations are read all the same."""
     explained = given_targets(tiny_model, tiny_dictionaries, probes(tiny_model, ["resid_post.0", "resid_post.1"]), 6)
