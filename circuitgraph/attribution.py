@@ -83,12 +83,11 @@ def through_sites(model: Model, dictionaries: Mapping[Site, Dictionary], roles: 
 
 def traced_errors(model: Model, dictionaries: Mapping[Site, Dictionary], roles: Roles | None = None) -> list[Site]:
     """The sites whose errors can be targets, in forward order: components without a dictionary, and dictionaries that read
-    where they write. A transcoder's error is the difference of two components and stays a source only."""
-    written = written_sites(dictionaries)
+    where they alone write. A transcoder's error is the difference of two components and stays a source only."""
     return [
         site
         for site in node_sites(model, dictionaries, roles)
-        if site not in written or (site in dictionaries and dictionaries[site].reads == site)
+        if all(dictionary.reads == site for dictionary in dictionaries.values() if site in dictionary.sites)
     ]
 
 
@@ -147,9 +146,12 @@ def attribute_nodes(
 
 def error_reads(gradient: Tensor, features: FeatureTable | None) -> Tensor:
     """(I - W_dec diag(act') W_enc)^T g [batch, pos, d]: how what an error brings to the metric, g . error, changes with the
-    activation that is read (Marks et al. 2024); gradient g [batch, pos, d]. Without features the error is all of it."""
+    activation that is read (Marks et al. 2024); gradient g [batch, pos, d]. Without features the error is all of it. The mean
+    that a layer-normed input gets back is no part of it; scales of inputs are frozen."""
     reads = gradient.clone()
     if features is not None:
+        if features.dictionary.weights.normalize == "layer_norm":
+            reads -= gradient.mean(-1, keepdim=True)
         for pos in torch.unique(features.pos).tolist():
             here = features.pos == pos
             reads[:, pos] -= features.node_gradient[:, here] @ features.take(here).reads

@@ -214,9 +214,10 @@ def _explained(
         return None
     if targets == "logits":
         return likeliest_logits(model, tokens.at_end(model.run(tokens.clean)[0]))
-    if isinstance(targets, str):
+    if not isinstance(targets, Mapping | Sequence) or isinstance(targets, str):
+        given = repr(targets) if isinstance(targets, str) else f"one {type(targets).__name__}"
         raise CircuitGraphError(
-            f"targets is {targets!r}; expected 'metric', 'logits' or a list such as [' Mary', 'mlp_out.3/f17@5']"
+            f"targets is {given}; expected 'metric', 'logits' or a list such as [' Mary', 'mlp_out.3/f17@5']"
         )
     explained = given_targets(model, dictionaries, targets, tokens.clean.shape[1])
     if explained.reads and not places.trivial:
@@ -236,8 +237,12 @@ def _check_settings(settings: Mapping[str, Any]) -> str:
                 f"{name} {value!r} is unknown; expected one of {', '.join(known)}.{did_you_mean(value, known)}"
             )
     for name in ("max_nodes", "top_k", "max_readers"):
-        if settings[name] is not None and settings[name] < 1:
-            raise CircuitGraphError(f"{name} is {settings[name]}; expected at least 1")
+        value = settings[name]
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise CircuitGraphError(f"{name} is {value!r}; expected at least 1, a whole number")
+    for name in ("edge_threshold", "relative_threshold", "node_influence", "edge_influence", "memory"):
+        if not isinstance(settings[name], int | float | None):
+            raise CircuitGraphError(f"{name} is {settings[name]!r}; expected a number")
     for name in ("edge_threshold", "relative_threshold"):
         if not 0 <= settings[name] < float("inf"):
             of = "the metric's difference" if name == "edge_threshold" else "what the target reads"
@@ -245,7 +250,7 @@ def _check_settings(settings: Mapping[str, Any]) -> str:
     for name in ("node_influence", "edge_influence"):
         if settings[name] is not None and not 0 < settings[name] <= 1:
             raise CircuitGraphError(f"{name} is {settings[name]}; expected a share above 0 and at most 1")
-    if not settings["memory"] > 0:
+    if not 0 < settings["memory"] < float("inf"):
         raise CircuitGraphError(f"memory is {settings['memory']}; expected a number of GiB above 0")
     if settings["qk"] == "recompute" and "through" in (settings["attention"], settings["mlp"]):
         raise CircuitGraphError(

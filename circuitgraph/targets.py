@@ -240,7 +240,7 @@ def recorded_goals(
             elif "node" in row:
                 goals.append(_feature(model, dictionaries, row["node"], n_pos))
             else:
-                probe = Probe(row["site"], torch.tensor(row["vector"]), row["pos"], row["name"])
+                probe = Probe(row["site"], torch.tensor(row["vector"], dtype=torch.float64), row["pos"], row["name"])
                 goals.append(_probe(model, probe, n_pos))
         return Explained(tuple(goals), tuple(float(row["weight"]) for row in rows))
     except (KeyError, TypeError, ValueError) as error:
@@ -298,7 +298,7 @@ def _goal(model: Model, dictionaries: Mapping[Site, Dictionary], spec: Any, n_po
 def _token(model: Model, text: Any) -> int:
     if not isinstance(text, str):
         raise MetricError(
-            f"target {text!r} is {type(text).__name__}; expected a token's text such as ' Mary', a feature such as"
+            f"a target is of type {type(text).__name__}; expected a token's text such as ' Mary', a feature such as"
             " 'mlp_out.3/f17@5', two texts, or a Probe"
         )
     found = model.continuation(text)
@@ -333,7 +333,7 @@ def _feature(model: Model, dictionaries: Mapping[Site, Dictionary], text: str, n
 def _probe(model: Model, probe: Probe, n_pos: int) -> SiteGoal:
     site = probe.site if isinstance(probe.site, Site) else Site.parse(probe.site)
     name = probe.name or f"direction at {site}@{probe.pos}"
-    vector = torch.as_tensor(probe.vector)
+    vector = torch.as_tensor(probe.vector).detach()  # a weight of a trained model may ask for gradients
     if site.layer is None or site.kind not in READABLE or not model.has(site):
         raise MetricError(
             f"target {name!r}: a probe cannot read {site}; expected one of {', '.join(READABLE)} with a layer below"

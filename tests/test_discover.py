@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.graph import check_graph
+from circuitgraph.targets import Probe
 
 
 def discover(tiny_model, tiny_dictionaries, tiny_pairs, **settings):
@@ -103,6 +105,12 @@ def test_progress_tells_the_stages(tiny_model, tiny_dictionaries, tiny_pairs):
         ({"method": "integratd"}, "Did you mean 'integrated'"),
         ({"max_nodes": 0}, "max_nodes is 0; expected at least 1"),
         ({"top_k": 0}, "top_k is 0; expected at least 1"),
+        ({"max_nodes": 2.5}, "max_nodes is 2.5; expected at least 1, a whole number"),
+        ({"max_readers": "7"}, "max_readers is '7'; expected at least 1, a whole number"),
+        ({"edge_threshold": "1"}, "edge_threshold is '1'; expected a number"),
+        ({"memory": float("inf")}, "memory is inf; expected a number of GiB above 0"),
+        ({"targets": Probe("z.1", torch.ones(16))}, "targets is one Probe; expected 'metric', 'logits' or a list"),
+        ({"targets": [torch.ones(2, 2)]}, "a target is of type Tensor; expected a token's text"),
         ({"edge_threshold": -0.1}, "edge_threshold is -0.1; expected a number >= 0"),
         ({"edge_threshold": float("nan")}, "edge_threshold is nan"),
         ({"backend": "tritn"}, "backend is 'tritn', expected one of auto"),

@@ -16,7 +16,7 @@ from frozen_blocks import FrozenBlocks, change_of, run_without
 from test_laws import assert_close, build_case
 from traced_edges import trace
 
-from circuitgraph.attribution import node_sites
+from circuitgraph.attribution import node_sites, traced_errors
 from circuitgraph.check import check_splice
 from circuitgraph.dictionary import check_fit, reconstruct
 from circuitgraph.discover import discover_circuit, path_start
@@ -374,6 +374,14 @@ ERRORS = [(family, name) for family in FAMILIES for name in ("residual", "none")
 ]
 
 
+def with_frozen_scale(dictionary, x):
+    """What the dictionary makes of x, up to a constant, the same features active and the scale of its input frozen."""
+    weights, active = dictionary.weights, dictionary.encode(x.detach()) != 0
+    mean = x.mean(-1, keepdim=True) if weights.normalize == "layer_norm" else 0
+    gain = 1 if weights.r_mag is None else weights.r_mag.exp()
+    return ((x - mean) @ weights.W_enc * gain * active) @ weights.W_dec + mean
+
+
 @pytest.mark.parametrize(("family", "name"), ERRORS)
 def test_an_error_as_target_reads_what_changes_its_part_of_the_metric(loaded, blocks, tiny_pairs, family, name):
     """Autograd through Hugging Face's modules and the dictionary, times what each source brings; scales of norms frozen."""
@@ -393,8 +401,6 @@ def test_an_error_as_target_reads_what_changes_its_part_of_the_metric(loaded, bl
     for node, row in weights.items():
         site, pos, layer = node.site, node.pos, node.site.layer
         dictionary = dictionaries.get(site)
-        if dictionary is not None and dictionary.weights.normalize != "none":
-            continue
         if site.kind.startswith("resid"):
             x = case.clean.values[site].clone().requires_grad_()
             value, reached = x[0], read[site]
@@ -402,7 +408,7 @@ def test_an_error_as_target_reads_what_changes_its_part_of_the_metric(loaded, bl
             part = "attention" if site.kind in ATTENTION else "mlp"
             x = frozen.seen["ln1" if part == "attention" else "ln2", layer].clone().requires_grad_()
             value, reached = getattr(frozen, part)(layer, x)[site.kind in ("attn_out", "mlp_out")], stream[part, layer]
-        missed = value if dictionary is None else value - dictionary.decode(dictionary.encode(value))
+        missed = value if dictionary is None else value - with_frozen_scale(dictionary, value)
         (gradient,) = torch.autograd.grad(missed[pos] @ case.gradients[site][0, pos], x)
         expected = torch.einsum("pd,spd->s", gradient[0], reached)
         close(family, row, expected)
@@ -413,6 +419,15 @@ def test_an_error_as_target_reads_what_changes_its_part_of_the_metric(loaded, bl
     exact = {site for site, d in dictionaries.items() if d.weights.activation == "identity"}  # neurons miss nothing
     assert {node.site for node in weights} == set(own) - exact
     assert compared >= 10
+
+
+def test_an_error_beside_another_dictionarys_output_is_no_target(tiny_model):
+    """It also misses what a transcoder of an earlier layer writes there, which reads something else."""
+    own = random_kind(tiny_model, "mlp_out.1", "mlp_out.1", "relu")
+    earlier = random_kind(tiny_model, "mlp_in.0", "mlp_out.0", "relu", later="mlp_out.1")
+    alone, together = (traced_errors(tiny_model, {d.writes: d for d in ds}) for ds in ([own], [own, earlier]))
+    assert [str(site) for site in alone] == ["z.0", "mlp_out.0", "z.1", "mlp_out.1"]
+    assert [str(site) for site in together] == ["z.0", "z.1"]
 
 
 # 10 ------------------------------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ def test_a_graph_of_features_and_directions_is_evaluated_and_survives_a_file(
     again = text_to_graph(graph_to_text(graph))
     assert graph_to_text(again) == graph_to_text(graph)
     evaluation = evaluate_circuit(again, tiny_model, tiny_dictionaries, baselines=(), n_dropped=3, n_patched=10**6)
-    assert evaluation.metric_clean == pytest.approx(graph.graph["metric"]["clean"], rel=1e-6)
+    assert evaluation.metric_clean == pytest.approx(graph.graph["metric"]["clean"], rel=1e-12)
     for node in ("embed@3", "mlp_out.0/error@3", "z.0/error@2"):
         assert abs(evaluation.effects[node]) > 1e-6
     if baseline == "corrupted":
@@ -242,6 +242,16 @@ def test_a_target_that_is_to_fall_is_explained_by_the_same_nodes_as_one_that_is_
     assert rises.graph["scores"] == falls.graph["scores"] and 0 < rises.graph["scores"]["replacement"] < 1
     for u, v, kind, weight in rises.edges(keys=True, data="weight"):
         assert falls.edges[u, v, kind]["weight"] == pytest.approx(-weight, rel=1e-9)
+
+
+def test_a_direction_may_be_a_weight_in_training(tiny_model, tiny_dictionaries, tiny_pairs):
+    vector = torch.nn.Parameter(direction(tiny_model, "resid_post.0"))
+    settings = {"node_influence": 0.9, "max_readers": 3}
+    graphs = [
+        discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets=[Probe("resid_post.0", v, 4)], **settings)
+        for v in (vector, vector.detach())
+    ]
+    assert graph_to_text(graphs[0]) == graph_to_text(graphs[1]) and graphs[0].number_of_edges() > 5
 
 
 def test_patching_starts_below_what_the_metric_reads(tiny_model, tiny_dictionaries, tiny_pairs):

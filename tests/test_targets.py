@@ -108,7 +108,7 @@ def test_given_tokens_have_equal_weights(tiny_model):
         ([""], "target '' is 0 tokens; expected one token"),
         ([" zebra"], "target ' zebra' is not in the model's vocabulary"),
         ([" a", "a"], "target 'a' is given twice"),
-        ([7], "target 7 is int; expected a token's text"),
+        ([7], "a target is of type int; expected a token's text"),
     ],
 )
 def test_what_is_no_token_is_one_line(tiny_model, tiny_dictionaries, tiny_pairs, tokens, message):
