@@ -91,7 +91,8 @@ def attribute_edges(
     source of a kept edge: layer by layer downwards, or with max_readers the most influential first. metric_gradient
     [batch, pos, d_model] is dm/d(resid_post of the last layer). base: the baseline's activations, None for zero. slopes:
     `gradients.mlp_slopes`, needed for dictionaries that read behind an MLP's neurons. qk "recompute" takes the difference
-    of the pattern with and without each source for q and k edges. memory: bytes that reading vectors may take at once.
+    of the pattern with and without each source for q and k edges. memory: bytes that reading vectors and what they read
+    may take at once; one reader at one position, and the targets' own vectors, are held whatever they take.
     tracer_type: `position_sums.SumTracer` for sums over positions.
     Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced, CircuitGraphError for qk "recompute"
     through components.
@@ -255,12 +256,13 @@ class Tracer:
                 self.trace(index, here.to(self.tables[index].pos.device))
 
     def _group(self, reader: Reader, pos: int) -> int:
-        """How many readers at one position fit into the memory."""
-        batch = len(self.clean[Site("embed")])
-        heads = self.model.n_heads if reader.state is not None else 1
-        crossed = bool(self.inflow.crossed(reader.entry))
-        row = (pos + 1) * self.model.d_model * 4 if crossed else 2 * max((len(t) for t in self.tables), default=1)
-        return max(1, self.memory // (8 * batch * heads * row))
+        """How many readers at one position fit into the memory, with what they read of every source by path and head."""
+        kinds, heads = (3, self.model.n_heads) if reader.state is not None else (1, 1)
+        sources = sum(len(table) for table in self.tables if table.site.depth < reader.entry)
+        numbers = kinds * (heads + 2) * sources  # by head, their sum, and that times the gradient
+        if self.inflow.crossed(reader.entry):
+            numbers += heads * (pos + 1) * self.model.d_model * 4
+        return max(1, self.memory // (8 * len(self.clean[Site("embed")]) * max(1, numbers)))
 
     def _stream_end(self) -> Tensor:
         """The difference of the streams behind the last layer, [batch, pos, d_model]."""

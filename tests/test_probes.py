@@ -17,6 +17,7 @@ from circuitgraph.errors import GraphError, MetricError
 from circuitgraph.evaluate import evaluate_circuit
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.graph import check_graph
+from circuitgraph.inflow import Inflow
 from circuitgraph.intervene import node_values
 from circuitgraph.measure_edges import measure_edges
 from circuitgraph.model import load_model
@@ -252,6 +253,49 @@ def test_a_direction_may_be_a_weight_in_training(tiny_model, tiny_dictionaries, 
         for v in (vector, vector.detach())
     ]
     assert graph_to_text(graphs[0]) == graph_to_text(graphs[1]) and graphs[0].number_of_edges() > 5
+
+
+@pytest.mark.parametrize("name", ["output_saes", "residual"])
+@pytest.mark.parametrize("positions", ["each", "sum"])
+def test_memory_bounds_what_is_held_at_once_and_changes_no_number(tiny_model, tiny_pairs, monkeypatch, name, positions):
+    """With errors, features, directions and logits as targets."""
+    specs = [*probes(tiny_model, ["z.1", "resid_post.0"]), (" g", " h"), "mlp_out.1/f3@4", " c"]
+    dictionaries, held = dictionary_set(tiny_model, name), []
+    of_paths = Inflow.of_paths
+
+    def watched(inflow, paths):
+        blocks = of_paths(inflow, paths)
+        batch, readers = blocks[0].local.shape[:2]
+        summed = sum(2 * batch * readers * block.local.shape[-1] for block in blocks)
+        held.append((readers, 8 * (summed + sum(block.local.numel() for block in blocks))))
+        return blocks
+
+    monkeypatch.setattr(Inflow, "of_paths", watched)
+    found = []
+    for memory in (1 << 30, 100_000, 40_000, 1):
+        held.clear()
+        found.append(
+            discover_circuit(
+                tiny_model,
+                dictionaries,
+                tiny_pairs,
+                targets=specs,
+                trace_errors=True,
+                positions=positions,
+                baseline="zero",
+                edge_threshold=0.0,
+                max_nodes=10**6,
+                memory=memory / (1 << 30),
+            )  # fmt: skip
+        )
+        assert all(size <= memory for n, size in held if n > 1), memory
+        assert max(n for n, _ in held) > 1 or memory == 1, memory
+    one = {key: found[0].edges[key] for key in found[0].edges(keys=True)}
+    assert len(one) > 400 and sum(v.rpartition("@")[0].endswith("error") for _, v, _ in one) > 20
+    for other in found[1:]:
+        assert set(other.edges(keys=True)) == set(one)
+        for key in ("weight", "local_weight", "weight_abs"):
+            assert_close(*(torch.tensor([g.edges[e][key] for e in one]) for g in (other, found[0])))
 
 
 def test_patching_starts_below_what_the_metric_reads(tiny_model, tiny_dictionaries, tiny_pairs):
