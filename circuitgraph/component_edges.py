@@ -84,7 +84,7 @@ class ComponentShape:
         first = (node.site.layer or 0) * (3 * self.n_heads + 1)
         if node.site.kind != "z":
             return first + 3 * self.n_heads
-        return first + _INPUTS.index(kind) * self.n_heads + (node.feature or 0)
+        return first + (_INPUTS.index(kind) if kind in _INPUTS else 0) * self.n_heads + (node.feature or 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +112,10 @@ def component_scores(graph: nx.MultiDiGraph) -> ComponentScores:
     scores = torch.zeros(exists.shape, dtype=torch.float64)
     scored, circuit = torch.zeros_like(exists), torch.zeros_like(exists)
     whole = graph.number_of_edges() == facts.get("n_edges")
+    nodes = {key: _component(shape, key) for key in graph}
     for source, target, kind, data in graph.edges(keys=True, data=True):
-        place = shape.writer(Node.parse(source)), shape.reader(Node.parse(target), kind)
-        if not exists[place]:
+        place = shape.writer(nodes[source]), shape.reader(nodes[target], kind)
+        if not exists[place] or (nodes[target].site.kind == "z") != (kind in _INPUTS):
             raise GraphError(
                 f"edge {source!r} -> {target!r} ({kind}) joins components that no model of this shape joins"
             )
@@ -127,6 +128,19 @@ def component_scores(graph: nx.MultiDiGraph) -> ComponentScores:
             f"node {partial[0]!r} keeps only some of its dimensions (`neurons`); whole components are evaluated"
         )
     return ComponentScores(shape, scores, scored, circuit)
+
+
+def _component(shape: ComponentShape, key: str) -> Node:
+    """The node of this name; GraphError unless it is input, a head or an MLP of the shape, or the metric."""
+    node = Node.parse(key)
+    size = {"z": shape.n_heads, "mlp_out": 1}.get(node.site.kind, 0)
+    inside = node.kind == "feature" and (node.site.layer or 0) < shape.n_layers and (node.feature or 0) < size
+    if not inside and node.kind not in ("embedding", "metric"):
+        raise GraphError(
+            f"node {key!r} is no head or MLP of {shape.n_layers} layers with {shape.n_heads} heads; give the graph as it was"
+            " read from its EAP-IG or MIB file"
+        )
+    return node
 
 
 def edge_order(shape: ComponentShape, scores: Tensor, *, absolute: bool, selection: str = "top-n") -> Tensor:

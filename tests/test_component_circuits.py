@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import networkx as nx
 import pytest
 import torch
 from families import FAMILIES, TOKENS, save_family
@@ -374,6 +375,16 @@ def test_what_cannot_be_evaluated_is_refused(evaluated, tiny_model, tiny_pairs, 
     value["nodes"]["a0.h1"]["neurons"] = [True] * 15 + [False]
     with pytest.raises(GraphError, match="keeps only some of its dimensions"):
         evaluate_components(value_from_eap(value), tiny_model, tiny_pairs)
+    head, mlp = value_from_eap(component_graph(tiny_model)), value_from_eap(component_graph(tiny_model))
+    for name in ("z.7/f0@0", "z.1/f2@0", "mlp_out.0/f9@0", "mlp_out.0/error@0"):
+        other = nx.relabel_nodes(graph, {"mlp_out.0/f0@0": name})
+        with pytest.raises(GraphError, match=f"node '{name}' is no head or MLP of 2 layers with 2 heads"):
+            evaluate_components(other, tiny_model, tiny_pairs)
+    head.add_edge("embed@0", "z.0/f0@0", key="mlp", weight=1.0)
+    mlp.add_edge("embed@0", "mlp_out.0/f0@0", key="q", weight=1.0)
+    for other in (head, mlp):
+        with pytest.raises(GraphError, match=r"joins components that no model of this shape joins"):
+            evaluate_components(other, tiny_model, tiny_pairs)
     del graph.graph["components"]
     with pytest.raises(GraphError, match="no graph of heads and MLPs"):
         evaluate_components(graph, tiny_model, tiny_pairs)
