@@ -50,6 +50,7 @@ def measure_edges(
     nor k. The pairs' sources must be in the tables.
     """
     check_freeze(freeze)
+    _check_targets([target for _, target in pairs], goals or {}, metric)
     places = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
     goals = goals or {}
     groups: dict[Site, list[int]] = {}
@@ -86,6 +87,17 @@ def check_freeze(freeze: Sequence[str]) -> None:
             raise CircuitGraphError(
                 f"{name!r} cannot be frozen while edges are measured; expected {' or '.join(_FROZEN)}."
                 f"{did_you_mean(name, _FROZEN)}"
+            )
+
+
+def _check_targets(targets: Sequence[Node], goals: Mapping[Node, Goal], metric: Metric) -> None:
+    """CircuitGraphError for a target whose value is not known: an error, or a metric of what stands inside the model."""
+    for target in targets:
+        if target not in goals and (
+            target.kind not in ("feature", "metric") or (target.kind == "metric" and metric.sites)
+        ):
+            raise CircuitGraphError(
+                f"edges into {str(target)!r} are not measured; expected a feature, a target with its goal, or a metric of logits"
             )
 
 

@@ -18,8 +18,10 @@ from circuitgraph.edges import Selection, attribute_edges
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.gradients import metric_gradients, mlp_slopes
 from circuitgraph.measure_edges import measure_edges
+from circuitgraph.metrics import Metric
 from circuitgraph.model import load_model
-from circuitgraph.nodes import Site
+from circuitgraph.nodes import Node, Site
+from circuitgraph.tokens import tokenize_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:A forward hook edited")
 
@@ -125,3 +127,16 @@ def test_what_cannot_be_frozen_is_refused(tiny_model):
         CircuitGraphError, match="'norm' cannot be frozen while edges are measured.*Did you mean 'norms'"
     ):
         measure_edges(tiny_model, {}, torch.zeros(1, 3), None, [], [], freeze=["norm"])
+
+
+def test_edges_into_errors_and_into_metrics_inside_the_model_are_refused(tiny_model, tiny_pairs):
+    """An error has no value of its own here: it must not be measured as the metric."""
+    inside = Metric("x", lambda logits, recorded: recorded[Site("z", 1)].sum((1, 2)), (Site("z", 1),))
+    tokens, source = tokenize_pairs(tiny_model, tiny_pairs[:1]).clean, Node("embedding", Site("embed"), 2)
+    for target in (
+        Node("error", Site("z", 1), 3),
+        Node("logit", Site("logit"), 5, 3),
+        Node("metric", Site("metric"), 5),
+    ):
+        with pytest.raises(CircuitGraphError, match=f"edges into '{target}' are not measured; expected a feature"):
+            measure_edges(tiny_model, {}, tokens, inside, [], [(source, target)])
