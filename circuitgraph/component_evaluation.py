@@ -141,7 +141,9 @@ def evaluate_components(
         other = _other(model, clean, corrupted, name, seed)
         three = [torch.zeros_like(exists), circuit, prune_edges(shape, exists & ~circuit)]
         empty, inside, outside = component_metrics(model, clean, other, score, three)
-        total, empties[name] = full - empty, empty
+        same = name == "corrupted" and torch.equal(tokens.clean, tokens.corrupted)
+        empties[name] = full if same else empty  # which differ by roundings
+        total = full - empties[name]
         bounds = [ratio(values - empty, total, seed=seed) for values in (inside, outside)]
         means = [float(values.mean()) for values in (empty, inside, outside)]
         settings.append(EdgeSetting(name, means[0], means[1], means[2], bounds[0], bounds[1]))

@@ -4,6 +4,7 @@ in which MIB chooses edges."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
@@ -353,6 +354,14 @@ def test_a_pruned_graph_is_a_circuit_without_a_curve(evaluated, tiny_model, tiny
     found = evaluate_components(small, tiny_model, tiny_pairs, seed=2)
     assert found.settings == evaluation.settings and found.curves == () and found.cpr is None
     assert f"the graph has {small.number_of_edges()}" in component_evaluation_text(found)
+
+
+def test_prompts_that_are_the_same_have_no_faithfulness(evaluated, tiny_model, tiny_pairs):
+    """The two runs differ by roundings, of which no share is taken."""
+    same = [replace(pair, corrupted=pair.clean) for pair in tiny_pairs]
+    found = evaluate_components(evaluated[0], tiny_model, same, baselines=["corrupted", "zero"])
+    assert found.settings[0].faithfulness is None and found.settings[0].completeness is None
+    assert found.settings[1].faithfulness is not None and found.cpr is None and found.cmd is None
 
 
 def test_what_cannot_be_evaluated_is_refused(evaluated, tiny_model, tiny_pairs, tmp_path):
