@@ -40,7 +40,7 @@ FLOW = [
     {"intervene", "summary", "agreement"},
     {"curves", "measure_edges", "patching", "component_edges"},
     {"component_circuits"},
-    {"evaluation"},
+    {"evaluation", "evaluation_case"},
     {"evaluate", "component_evaluation", "intervention_report"},
     {"render"},
     {"formats"},
