@@ -18,6 +18,7 @@ from torch import Tensor
 from circuitgraph.activations import BASELINES
 from circuitgraph.agreement import Agreement, Interval, compare, ratio
 from circuitgraph.attribution import rank_nodes
+from circuitgraph.component_evaluation import ComponentEvaluation
 from circuitgraph.curves import Curve, NoisePoint, cmd, cpr, noise_curve, size_curves
 from circuitgraph.dictionary import Dictionary
 from circuitgraph.discover import Progress
@@ -154,11 +155,13 @@ def measure_graph(
     return attach_evidence(graph, evaluation)
 
 
-def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evaluation) -> nx.MultiDiGraph:
-    """A copy of the graph with the evaluation as `evidence` and each measured `effect` at its node, or at the edges of all
-    kinds between two nodes together."""
+def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evaluation | ComponentEvaluation) -> nx.MultiDiGraph:
+    """A copy of the graph with the evaluation as `evidence` and, of a graph of features, each measured `effect` at its node,
+    or at the edges of all kinds between two nodes together."""
     result = graph.copy()
     result.graph["evidence"] = evaluation.summary()
+    if isinstance(evaluation, ComponentEvaluation):
+        return result
     nx.set_node_attributes(result, evaluation.effects, "effect")
     for source, target, attributes in result.edges(data=True):
         if (source, target) in evaluation.edge_effects:
