@@ -57,7 +57,11 @@ def _strongest_nodes(graph: nx.MultiDiGraph, top: int) -> list[str]:
         rows.append(
             [
                 key,
-                repr(tokens[pos]) if pos < len(tokens) else "",
+                repr(attributes["target"])
+                if "target" in attributes
+                else repr(tokens[pos])
+                if pos < len(tokens)
+                else "",
                 f"{attributes['attribution']:+.4f}",
                 "" if effect is None else f"{effect:+.4f}",
             ]
