@@ -97,6 +97,13 @@ class ComponentEvaluation:
         """Everything as JSON values."""
         return plain_values(asdict(self))  # type: ignore[no-any-return]
 
+    def summary(self) -> dict[str, Any]:
+        """The record with the faithfulness and completeness of the first baseline beside it: a graph's evidence."""
+        first = self.settings[0]
+        measured = {"faithfulness": first.faithfulness, "completeness": first.completeness}
+        values = {name: interval.value for name, interval in measured.items() if interval is not None}
+        return self.record() | {"baseline": first.baseline} | values
+
 
 def evaluate_components(
     graph: nx.MultiDiGraph,

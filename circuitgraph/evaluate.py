@@ -9,35 +9,29 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.activations import BASELINES, Baseline, CleanRun, run_baseline, run_clean, sites_of
+from circuitgraph.activations import BASELINES
 from circuitgraph.agreement import Agreement, Interval, compare, ratio
-from circuitgraph.alignment import align_pairs
-from circuitgraph.attribution import Roles, attribute_nodes, rank_nodes
+from circuitgraph.attribution import rank_nodes
+from circuitgraph.component_evaluation import ComponentEvaluation
 from circuitgraph.curves import Curve, NoisePoint, cmd, cpr, noise_curve, size_curves
 from circuitgraph.dictionary import Dictionary
-from circuitgraph.discover import Progress, frozen_components, node_gradients
+from circuitgraph.discover import Progress
 from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
 from circuitgraph.evaluation import NOT_NEEDED, Evaluation, Setting
+from circuitgraph.evaluation_case import Case, build_case, built_from
 from circuitgraph.intervene import ERRORS, Kept, circuit_metrics, kept_nodes, node_values
 from circuitgraph.measure_edges import check_freeze, measure_edges
-from circuitgraph.metrics import Metric, MetricFunction, build_metric
+from circuitgraph.metrics import MetricFunction
 from circuitgraph.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node, Site
 from circuitgraph.patching import patch_effects
-from circuitgraph.placed_model import place_model
-from circuitgraph.position_sums import ALL
-from circuitgraph.prompts import PromptPair, pair_of, pairs_to_text
-from circuitgraph.splice import resample_rows
-from circuitgraph.tables import NodeTable
-from circuitgraph.targets import recorded_goals
-from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
+from circuitgraph.prompts import PromptPair, pairs_to_text
 
 EVALUATION_BASELINES = (*BASELINES, "resample")
 
@@ -68,7 +62,7 @@ def evaluate_circuit(
     curves: circuits of growing size over all nodes, noising and denoising. seed: resampling, bootstrap and random order.
     Raises GraphError for a graph without provenance or with nodes that the model and dictionaries do not have.
     """
-    own, settings = _provenance(graph)
+    own, settings = built_from(graph)
     _check_counts(n_patched=n_patched, n_edges=n_edges, n_dropped=n_dropped, top_k=top_k)
     check_freeze(freeze)
     pairs = own if pairs is None else list(pairs)
@@ -83,7 +77,7 @@ def evaluate_circuit(
                 f"{did_you_mean(name, EVALUATION_BASELINES)}"
             )
     nodes = _nodes(graph, dictionaries)
-    case = _build_case(graph, model, dictionaries, pairs, metric, settings, names, seed)
+    case = build_case(graph, model, dictionaries, pairs, metric, settings, names, seed)
     full = case.clean.metric
     measured = [row for name in names for row in _measure_settings(case, name, nodes, seed)]
     by_errors = {row.errors: row for row in measured if row.baseline == names[0]}
@@ -161,11 +155,13 @@ def measure_graph(
     return attach_evidence(graph, evaluation)
 
 
-def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evaluation) -> nx.MultiDiGraph:
-    """A copy of the graph with the evaluation as `evidence` and each measured `effect` at its node, or at the edges of all
-    kinds between two nodes together."""
+def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evaluation | ComponentEvaluation) -> nx.MultiDiGraph:
+    """A copy of the graph with the evaluation as `evidence` and, of a graph of features, each measured `effect` at its node,
+    or at the edges of all kinds between two nodes together."""
     result = graph.copy()
     result.graph["evidence"] = evaluation.summary()
+    if isinstance(evaluation, ComponentEvaluation):
+        return result
     nx.set_node_attributes(result, evaluation.effects, "effect")
     for source, target, attributes in result.edges(data=True):
         if (source, target) in evaluation.edge_effects:
@@ -173,76 +169,7 @@ def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evaluation) -> nx.MultiD
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """The runs that every measurement shares; bases[name] for each baseline, of which `baseline` is the graph's."""
-
-    model: Model
-    dictionaries: Mapping[Site, Dictionary]
-    pairs: Sequence[PromptPair]
-    tokens: TokenizedPairs
-    metric: Metric
-    clean: CleanRun
-    bases: Mapping[str, Baseline]
-    tables: Sequence[NodeTable]
-    baseline: str
-    roles: Roles
-
-
-def _build_case(
-    graph: nx.MultiDiGraph,
-    model: Model,
-    dictionaries: Mapping[Site, Dictionary],
-    pairs: list[PromptPair],
-    metric: str | MetricFunction | None,
-    settings: dict[str, Any],
-    names: Sequence[str],
-    seed: int,
-) -> _Case:
-    align, length = settings.get("align", "position"), len(graph.graph["tokens"]["clean"])
-    tokens = tokenize_pairs(model, pairs, by_role=align == "role")
-    places = align_pairs(tokens, align, graph.graph["provenance"].get("alignment", {}).get("places", ()))
-    if align == "position" and tokens.clean.shape[1] != length:
-        raise GraphError(
-            f"the prompts have {tokens.clean.shape[1]} tokens, the graph's have {length}; nodes are aligned by position"
-        )
-    if metric is None and isinstance(settings.get("targets"), list):
-        score = recorded_goals(model, dictionaries, settings["targets"], length).metric()
-    else:
-        chosen = metric if metric is not None else settings["metric"]
-        score = build_metric(chosen, tokens.answers, tokens.wrong_answers)
-    roles = Roles(settings.get("attention", "component"), settings.get("mlp", "component"))
-    sites = sites_of(model, dictionaries.values(), neurons=roles.mlp == "through")
-    clean = run_clean(model, tokens, sites, score)
-    corrupted = run_baseline(model, tokens, sites, score, "corrupted")
-    assert corrupted.values is not None
-    bases = {"corrupted": corrupted}
-    if "resample" in names and not places.trivial:
-        raise CircuitGraphError(
-            "baseline 'resample' takes another example's activations, which has other places here; expected corrupted, zero"
-            " or mean for a graph of prompts of different form"
-        )
-    for name in names:
-        if name == "resample":
-            rows = resample_rows(len(pairs), seed)
-            # rotary angles have one row for all examples
-            values = {s: value[rows] if len(value) == len(rows) else value for s, value in corrupted.values.items()}
-            bases[name] = Baseline("corrupted", values, corrupted.logits, corrupted.metric)
-        elif name != "corrupted":
-            bases[name] = run_baseline(model, tokens, sites, score, name, mean=None if places.trivial else places.mean)
-    settings = {"method": "gradient", "steps": 1, "rule": "left"} | settings
-    how: dict[str, Any] = {key: settings[key] for key in ("method", "steps", "rule")}
-    gradients = node_gradients(model, dictionaries, tokens, clean, bases[names[0]], score, **how)
-    throughs = frozen_components(model, dictionaries, clean, roles, places)
-    # from here on, places stand where positions were
-    clean, bases = places.of_run(model, clean), {name: places.of_baseline(base) for name, base in bases.items()}
-    base, gradients = bases[names[0]], places.gather(gradients)
-    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients, roles=roles, throughs=throughs)
-    model, tokens = place_model(model, tokens, places)
-    return _Case(model, dictionaries, pairs, tokens, score, clean, bases, places.mask(tables), names[0], roles)
-
-
-def _measure_settings(case: _Case, baseline: str, nodes: Sequence[Node], seed: int) -> list[Setting]:
+def _measure_settings(case: Case, baseline: str, nodes: Sequence[Node], seed: int) -> list[Setting]:
     """Circuit and complement under every treatment of errors, in one forward pass where they fit."""
     masks = functools.partial(kept_nodes, case.model, case.dictionaries, n_pos=case.tokens.clean.shape[1])
     circuits: list[Callable[[], Kept]] = [lambda: masks([], errors="remove")]
@@ -266,7 +193,7 @@ def _measure_settings(case: _Case, baseline: str, nodes: Sequence[Node], seed: i
 
 
 def _metrics(
-    case: _Case,
+    case: Case,
     baseline: str,
     circuits: Sequence[Callable[[], Kept]],
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -277,7 +204,7 @@ def _metrics(
     )
 
 
-def _patch(case: _Case, nodes: Sequence[Node], *, missing_is_nothing: bool, progress: Progress) -> Tensor:
+def _patch(case: Case, nodes: Sequence[Node], *, missing_is_nothing: bool, progress: Progress) -> Tensor:
     """The mean measured effect of each node; on other prompts a feature that is active in neither run has none."""
     there = {node for table in case.tables for node in table.nodes()}
     chosen = [node for node in nodes if not missing_is_nothing or node in there]
@@ -290,7 +217,7 @@ def _patch(case: _Case, nodes: Sequence[Node], *, missing_is_nothing: bool, prog
 
 
 def _drop_nodes(
-    case: _Case, graph: nx.MultiDiGraph, nodes: Sequence[Node], n: int, total: float, progress: Progress
+    case: Case, graph: nx.MultiDiGraph, nodes: Sequence[Node], n: int, total: float, progress: Progress
 ) -> dict[str, float]:
     """Loss of faithfulness (errors of the circuit) without each of the n weakest nodes; empty where it is undefined."""
     weakest = sorted(nodes, key=lambda node: (abs(graph.nodes[str(node)]["attribution"]), node.order))[:n]
@@ -305,15 +232,15 @@ def _drop_nodes(
 
 
 def _edges(
-    case: _Case, graph: nx.MultiDiGraph, n: int, freeze: Sequence[str], top_k: int, progress: Progress
+    case: Case, graph: nx.MultiDiGraph, n: int, freeze: Sequence[str], top_k: int, progress: Progress
 ) -> tuple[Agreement | None, dict[tuple[str, str], float]]:
     """local_weight, summed over kinds, against the measured effect, of the n pairs of nodes with the largest |weight| whose
-    target is a feature or the metric. With frozen attention there are no q and k edges."""
+    target is a feature, a target of the graph or the metric. With frozen attention there are no q and k edges."""
     kinds = set(EDGE_KINDS) - ({"q", "k"} if "attention" in freeze else set())
     there = {str(node) for table in case.tables for node in table.nodes()}
     weights: dict[tuple[str, str], list[float]] = {}
     for source, target, data in graph.edges(data=True):
-        direct = graph.nodes[target]["kind"] in ("feature", "metric") and data["kind"] in kinds
+        direct = graph.nodes[target]["kind"] in ("feature", "probe", "logit", "metric") and data["kind"] in kinds
         if direct and source in there:
             pair = weights.setdefault((source, target), [0.0, 0.0])
             pair[0] += data["weight"]
@@ -323,7 +250,7 @@ def _edges(
     strongest = sorted(weights, key=lambda pair: (-abs(weights[pair][0]), Node.parse(pair[0]).order, pair[1]))[:n]
     pairs = [(Node.parse(source), Node.parse(target)) for source, target in strongest]
     tokens, clean = case.tokens.clean, case.metric
-    settings: dict[str, Any] = {"roles": case.roles, "freeze": freeze, "progress": progress}
+    settings: dict[str, Any] = {"roles": case.roles, "freeze": freeze, "goals": case.goals, "progress": progress}
     measured = measure_edges(case.model, case.dictionaries, tokens, clean, case.tables, pairs, **settings).mean(1)
     predicted = torch.tensor([weights[pair][1] for pair in strongest])
     agreement = compare([" -> ".join(pair) for pair in strongest], predicted, measured, top_k=top_k)
@@ -331,7 +258,7 @@ def _edges(
 
 
 def _curves(
-    case: _Case, nodes: Sequence[Node], empty: float, seed: int, progress: Progress
+    case: Case, nodes: Sequence[Node], empty: float, seed: int, progress: Progress
 ) -> tuple[tuple[Curve, ...], tuple[NoisePoint, ...]]:
     """Curves over circuit size, empty where m(M) = m(0), and between corrupted and clean."""
     model, dictionaries, tokens = case.model, case.dictionaries, case.tokens
@@ -358,24 +285,6 @@ def _curves(
     )
     noise = noise_curve(model, dictionaries, tokens.clean, tokens.corrupted, clean, corrupted, case.metric, nodes)
     return found, noise
-
-
-def _provenance(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any]]:
-    """The prompt pairs and settings that the graph was built with."""
-    provenance = graph.graph.get("provenance", {})
-    if "components" in graph.graph:
-        raise GraphError(
-            "a graph of heads and MLPs is measured by its edges: use evaluate_components, or `circuitgraph evaluate`"
-        )
-    if not provenance.get("prompts") or not {"metric", "baseline"} <= set(provenance.get("settings", {})):
-        raise GraphError(
-            "the graph has no provenance (prompts and settings); evaluate a graph that discover_circuit built"
-        )
-    if provenance["settings"].get("positions") == "sum":
-        raise GraphError(
-            f"the graph's nodes are sums over {ALL}, which are not measured; evaluate a graph built with positions 'each'"
-        )
-    return [pair_of(record) for record in provenance["prompts"]], provenance["settings"]
 
 
 def _nodes(graph: nx.MultiDiGraph, dictionaries: Mapping[Site, Dictionary]) -> list[Node]:

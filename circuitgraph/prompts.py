@@ -24,7 +24,8 @@ Word = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class PromptPair:
-    """Two prompts that differ in what decides the answer.
+    """Two prompts that differ in what decides the answer. Without a second prompt, `corrupted` is the clean one: enough for
+    baseline zero.
 
     `answers` are right and `wrong_answers` wrong continuations *of the clean prompt*; each must be one token. roles: names
     of words of the clean prompt, {"IO": 1, "S1": 3}, by which examples of different form can be aligned; they are kept as a
@@ -32,8 +33,8 @@ class PromptPair:
     """
 
     clean: str
-    corrupted: str
-    answers: tuple[str, ...]
+    corrupted: str = ""
+    answers: tuple[str, ...] = ()
     wrong_answers: tuple[str, ...] = ()
     roles: Mapping[str, Word] | tuple[tuple[str, Word], ...] = ()
 
@@ -43,6 +44,7 @@ class PromptPair:
             _check_role(name, word)
             word_span(self.clean, name, word)
         object.__setattr__(self, "roles", roles)
+        object.__setattr__(self, "corrupted", self.corrupted or self.clean)
 
     def swapped(self) -> PromptPair:
         """The same pair seen from the other side: prompts and answers exchanged. Roles keep the number of their word."""
@@ -101,7 +103,8 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
     """The pairs of a prompt file, in order.
 
     One JSON object per line, ours:        {"clean": ..., "corrupted": ..., "answers": [...], "wrong_answers": [...]}
-                                           and "roles": {"IO": 1, "S1": [14, 18], ...} where words have names
+                                           and "roles": {"IO": 1, "S1": [14, 18], ...} where words have names;
+                                           {"clean": ...} alone for baseline zero and targets that need no answer
                         feature-circuits': {"clean_prefix": ..., "patch_prefix": ..., "clean_answer": ..., "patch_answer": ...}
     or one JSON object, auto-circuit's:    {"prompts": [{"clean": ..., "corrupt": ..., "answers": [...], "wrong_answers": [...]}]}
 
@@ -187,6 +190,9 @@ def pair_of(record: Any) -> PromptPair:
                 _strings(wrong, record.get(wrong, [])),
                 _roles(record.get("roles", {})),
             )
+    if "clean" in record and set(record) <= {"clean", "answers", "wrong_answers", "roles"}:
+        answers, wrong = (_strings(name, record.get(name, [])) for name in ("answers", "wrong_answers"))
+        return PromptPair(_string("clean", record["clean"]), "", answers, wrong, _roles(record.get("roles", {})))
     raise PromptError(f"found the keys {sorted(record)}; expected clean, corrupted, answers and wrong_answers")
 
 

@@ -24,7 +24,8 @@ def summary_text(graph: nx.MultiDiGraph, *, top: int = 10) -> str:
         f"metric     {metric['name']}  clean {metric['clean']:.4f}  corrupted {metric['corrupted']:.4f}",
         f"size       {graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges",
     ]
-    measured = {name: value for name, value in facts.get("evidence", {}).items() if not isinstance(value, list | dict)}
+    evidence = facts.get("evidence", {})
+    measured = {name: value for name, value in evidence.items() if not isinstance(value, list | dict | None)}
     lines += [f"measured   {name} {_number(value)}" for name, value in sorted(measured.items())]
     lines += ["", *_counts(graph), "", *_strongest_nodes(graph, top), "", *_strongest_edges(graph, top)]
     return "\n".join(lines) + "\n"
@@ -57,7 +58,11 @@ def _strongest_nodes(graph: nx.MultiDiGraph, top: int) -> list[str]:
         rows.append(
             [
                 key,
-                repr(tokens[pos]) if pos < len(tokens) else "",
+                repr(attributes["target"])
+                if "target" in attributes
+                else repr(tokens[pos])
+                if pos < len(tokens)
+                else "",
                 f"{attributes['attribution']:+.4f}",
                 "" if effect is None else f"{effect:+.4f}",
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy
 import pytest
@@ -117,6 +118,8 @@ def test_discover_explains_features_tokens_and_directions(workplace, tiny_folder
     )
     found = {d["target"]: d["target_weight"] for _, d in graph.nodes(data=True) if d["kind"] in ("logit", "probe")}
     assert found == {"g": 1, "mlp_out.1/f3@4": -2, "north": 0.5}
+    shown = run("show", out, "--top", 1000).stdout
+    assert re.search(r"resid_post\.0/p2@4 +'north' ", shown) and re.search(r"logit/t\d+@5 +'g' ", shown)
     for wrong, message in (
         ([*options, "--target-weights", 1], "3 targets have 1 weights"),
         (["--target-weights", 1], "targets 'metric' has weights of its own"),

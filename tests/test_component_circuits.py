@@ -19,12 +19,13 @@ from circuitgraph.component_edges import ComponentShape, component_scores, edge_
 from circuitgraph.component_evaluation import component_evaluation_text, evaluate_components
 from circuitgraph.curves import FRACTIONS
 from circuitgraph.errors import CircuitGraphError, GraphError, ModelError
-from circuitgraph.evaluate import evaluate_circuit
-from circuitgraph.formats import import_graph
+from circuitgraph.evaluate import attach_evidence, evaluate_circuit
+from circuitgraph.formats import import_graph, read_graph, write_graph
 from circuitgraph.formats.eap import component_edges, component_names, value_from_eap
 from circuitgraph.metrics import Metric
 from circuitgraph.model import load_model
 from circuitgraph.nodes import Site
+from circuitgraph.render import render_html
 from circuitgraph.studies.programs import build_model, gate
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "graphs" / "mib_ioi-eap-ig.json"
@@ -314,6 +315,18 @@ def test_faithfulness_and_completeness_are_those_of_naive_runs(evaluated, tiny_m
         assert row.faithfulness.value == pytest.approx((inside - empty) / (full - empty), abs=1e-9)
         assert abs(inside - empty) > 1e-3 < abs(inside - full)
     assert len({row.metric_circuit for row in evaluation.settings}) == 4
+
+
+def test_the_evidence_goes_into_the_graphs_file_and_its_page(evaluated, tmp_path):
+    graph, evaluation = evaluated
+    with_evidence = attach_evidence(graph, evaluation)
+    write_graph(with_evidence, tmp_path / "graph.json")
+    found = read_graph(tmp_path / "graph.json").graph["evidence"]
+    assert "evidence" not in graph.graph and found == json.loads(json.dumps(evaluation.summary()))
+    first = evaluation.settings[0]
+    assert found["faithfulness"] == first.faithfulness.value != 0 and found["baseline"] == first.baseline == "corrupted"
+    assert found["prompts"] == evaluation.prompts and found["cpr"] == evaluation.cpr
+    assert f"{found['faithfulness']:.0%}".replace("-", "\u2212") in render_html(with_evidence)
 
 
 def test_cpr_and_cmd_are_the_areas_of_naive_runs_at_mibs_sizes(evaluated, tiny_model, tiny_pairs):

@@ -81,7 +81,7 @@ def test_every_graph_is_valid_and_keeps_the_unwritten_rules(graph, schema):
     known = set(ids) | set(only)
     pairs = [(link["source"], link["target"]) for link in value["links"]]
     assert len(set(pairs)) == len(pairs) and {end for pair in pairs for end in pair} <= set(ids)
-    logits = [node for node in nodes if node["feature_type"] == "logit"]
+    logits = [node for node in [*nodes, *only.values()] if node["feature_type"] == "logit"]
     assert len(logits) == max(1, [kind for _, kind in graph.nodes(data="kind")].count("probe"))
     for logit in logits:
         assert re.fullmatch(r'[^"]*"[^"]*" \(p=\d\.\d{3}\)', logit["clerp"]) and logit["clerp"].count("(p=") == 1
@@ -156,7 +156,7 @@ def test_ids_of_one_cell_do_not_collide():
         Node("pos_embedding", Site("pos_embed"), 1),
         Node("metric", Site("metric"), 1),
         *(Node("logit", Site("logit"), 1, token) for token in (5, 7)),
-        *(Node("probe", Site("z", 1), 1, number) for number in (0, 1, 7)),
+        *(Node("probe", site, 1, number) for site in (Site("z", 1), Site("logit")) for number in (0, 1, 7)),
     ]
     assert {node.kind for node in nodes} == set(NODE_KINDS)
     assert len({fields_of(node, 2, 2)["node_id"] for node in nodes}) == len(nodes)

@@ -185,8 +185,11 @@ def test_a_graph_of_features_and_directions_is_evaluated_and_survives_a_file(
     assert graph.graph["metric"]["name"] == "targets" and graph.graph["metric"]["clean"] != 0
     again = text_to_graph(graph_to_text(graph))
     assert graph_to_text(again) == graph_to_text(graph)
-    evaluation = evaluate_circuit(again, tiny_model, tiny_dictionaries, baselines=(), n_dropped=3, n_patched=10**6)
+    evaluation = evaluate_circuit(
+        again, tiny_model, tiny_dictionaries, baselines=(), n_dropped=3, n_patched=10**6, n_edges=10**6
+    )
     assert evaluation.metric_clean == pytest.approx(graph.graph["metric"]["clean"], rel=1e-12)
+    assert {target for _, target in evaluation.edge_effects} >= set(tops) and evaluation.edges.pearson_r > 0.5
     for node in ("embed@3", "mlp_out.0/error@3", "z.0/error@2"):
         assert abs(evaluation.effects[node]) > 1e-6
     if baseline == "corrupted":

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from circuitgraph.errors import PromptError
+from circuitgraph.discover import discover_circuit
+from circuitgraph.errors import MetricError, PromptError
 from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs
 from circuitgraph.tokens import pairs_of_length, tokenize_pairs
 
@@ -65,7 +66,7 @@ BROKEN = {
         "line 1: clean is 3; expected a non-empty string",
     ),
     "empty list of prompts": ('{"prompts": []}\n', "'prompts' holds no pairs"),
-    "bad prompt of auto-circuit": ('{"prompts": [{"clean": "x"}]}', "prompt 1: found the keys"),
+    "bad prompt of auto-circuit": ('{"prompts": [{"clean": "x", "corupt": "y"}]}', "prompt 1: found the keys"),
 }
 
 
@@ -75,6 +76,21 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(PromptError, match=message):
         read_pairs(path)
+
+
+def test_one_prompt_alone_is_a_pair_that_does_not_differ(tmp_path, tiny_model, tiny_dictionaries):
+    """Enough for a graph that compares with nothing."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"clean": "a b c d e"}\n{"clean": "b a c", "answers": ["d"]}\n')
+    one, other = read_pairs(file)
+    assert one == PromptPair("a b c d e") == PromptPair("a b c d e", "a b c d e", (), ())
+    assert other == PromptPair("b a c", "b a c", ("d",))
+    assert pairs_to_text([one]) == pairs_to_text([PromptPair("a b c d e", "a b c d e", ())])
+    settings = {"baseline": "zero", "targets": "logits", "edge_threshold": 0.0}
+    graph = discover_circuit(tiny_model, tiny_dictionaries, [one], **settings)
+    assert graph.number_of_edges() > 100
+    with pytest.raises(MetricError, match="needs at least one answer for every pair; pair 1 has none"):
+        discover_circuit(tiny_model, tiny_dictionaries, [one], baseline="zero")
 
 
 def test_a_missing_file_is_refused(tmp_path):

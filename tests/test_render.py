@@ -251,3 +251,10 @@ def test_a_metric_is_named_in_words_and_an_explained_node_by_its_name(name, show
     graph = example_graph()
     graph.graph["metric"] = graph.graph["metric"] | {"name": name}
     assert any(shown in text for text in svg_texts(render_svg(graph)))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-0.0001, "0%"), (0.004, "0%"), (-0.256, "\u221226%"), (0.951, "95%")])
+def test_a_share_of_nothing_has_no_sign(value, shown) -> None:
+    graph = example_graph()
+    graph.graph["evidence"] = {"faithfulness": value}
+    assert ("faithfulness", shown) in [fact[:2] for fact in labels.facts(graph)]

@@ -52,7 +52,8 @@ def fields_of(node: Node, n_layers: int, n_pos: int) -> dict[str, Any]:
         return _fields(f"{top}_{token}_{pos}", token, top, pos, "logit", f"L_{token}-{pos}")
     if node.kind == "probe":  # a number that is no token's
         top, probe = str(n_layers), _PROBES + (node.feature or 0)
-        return _fields(f"{top}_{probe}_{pos}", probe, top, pos, "logit", f"L_{probe}-{pos}")
+        place = str(node.site).replace(".", "_")
+        return _fields(f"{top}_{probe}_{pos}_{place}", probe, top, pos, "logit", f"L_{probe}-{pos}")
     if layer is None:
         slot = pos if node.kind == "embedding" else n_pos + pos  # two embeddings of one position are two squares
         return _fields(f"E_{slot}_{pos}", slot, "E", pos, "embedding", f"E_{slot}-{pos}")

@@ -134,7 +134,8 @@ def facts(graph: nx.MultiDiGraph) -> list[tuple[str, str, str, str]]:
         found.append((metric_name(graph), value, "measured", f"mean over {examples} example{'s' * (examples != 1)}"))
     for key, name, explanation in _EVIDENCE:
         if isinstance(evidence.get(key), (int, float)):
-            found.append((name, f"{evidence[key]:.0%}".replace("-", MINUS), "measured", explanation))
+            share = f"{round(evidence[key], 2) + 0.0:.0%}".replace("-", MINUS)
+            found.append((name, share, "measured", explanation))
     if isinstance(evidence.get("pearson_r"), (int, float)):
         count = evidence.get("n_patched")
         over = f" over {count} patched nodes" if count is not None else ""
