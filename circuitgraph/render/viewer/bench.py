@@ -2,7 +2,7 @@
 
 Out comes a table on stdout. It needs Playwright, Chromium and `npm ci` in this folder; nothing of it is used by the viewer:
 
-    python circuitgraph/render/viewer/bench.py [--nodes 2000] [--edges 50000] [--repeat 3]
+    python circuitgraph/render/viewer/bench.py [--nodes 2000] [--edges 50000] [--repeat 3] [--ours]
 
 Times are CPU milliseconds summed over the browser's processes, which a busy machine changes less than wall time.
 """
@@ -178,18 +178,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name, default in (("nodes", 2_000), ("edges", 50_000), ("repeat", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--ours", action="store_true", help="the viewer's two pages only, which need no `npm ci`")
     options = parser.parse_args()
     graph = random_graph(options.nodes, options.edges)
     limits = (SHOWN, min(20_000, options.edges), options.edges)
     slide = "(() => {{ const count = document.getElementById('count'); count.value = {}; count.dispatchEvent(new Event('change')); }})()"
     strongest = "#%7B%22mode%22%3A%22strongest%22%7D"
-    ours, data = render_html(graph), columns(graph)
+    ours = render_html(graph)
     rows: list[tuple[str, str, str, list[str]]] = [
         ("viewer, backbone", ours, "", [slide.format(n) for n in (100, 200, 400)]),
         ("viewer, strongest", ours, strongest, [slide.format(n) for n in limits]),
-        ("vis-network", vis_page(data), "", [f"show({n})" for n in limits]),
-        ("cytoscape.js", cytoscape_page(data), "", [f"show({n})" for n in limits]),
     ]
+    if not options.ours:
+        data = columns(graph)
+        shows = [f"show({n})" for n in limits]
+        rows += [("vis-network", vis_page(data), "", shows), ("cytoscape.js", cytoscape_page(data), "", shows)]
     chromium = shutil.which("chromium")
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

@@ -21,25 +21,32 @@ export function packGrid(graph, view, tokenWidths, width, heights) {
   }
   const positions = [...tokenWidths.keys()].sort((a, b) => a - b);
   const filled = new Map();
+  const fullest = graph.rows.map(() => 0); // nodes in the fullest cell of each row; all that the search below asks of the cells
   const lines = graph.rows.map(() => 0);
-  for (const { pos, nodes } of cells.values()) filled.set(pos, Math.max(filled.get(pos) ?? 0, nodes.length));
+  for (const { row, pos, nodes } of cells.values()) {
+    filled.set(pos, Math.max(filled.get(pos) ?? 0, nodes.length));
+    fullest[row] = Math.max(fullest[row], nodes.length);
+  }
   const most = Math.max(1, ...filled.values());
-  const empty = graph.rows.length - new Set([...cells.values()].map((cell) => cell.row)).size;
+  const empty = fullest.filter((count) => !count).length;
   const thin = Math.max(5, Math.min(22, (0.25 * (heights[0] ?? heights[1])) / Math.max(1, empty)));
 
   const narrow = Math.min(UPRIGHT, (0.8 * width) / Math.max(1, positions.length));
   const measure = (step, wrap, upright, zoom) => {
     const line = Math.max(16, Math.min(56, 10 + 0.56 * step));
     const gap = 0.22 * line;
-    lines.fill(0);
-    for (const cell of cells.values())
-      lines[cell.row] = Math.max(lines[cell.row], Math.ceil(cell.nodes.length / wrap));
+    let [tall, wide] = [0, 0];
+    for (let row = 0; row < lines.length; row += 1) {
+      lines[row] = Math.ceil(fullest[row] / wrap);
+      tall += lines[row] ? lines[row] * line + gap : thin;
+    }
     const widths = positions.map((pos) => {
       const token = (upright ? narrow : tokenWidths.get(pos)) / zoom;
-      return Math.max(token, filled.has(pos) ? Math.min(filled.get(pos), wrap) * step + 14 : 0);
+      const width = Math.max(token, filled.has(pos) ? Math.min(filled.get(pos), wrap) * step + 14 : 0);
+      wide += width;
+      return width;
     });
-    const tall = lines.reduce((sum, count) => sum + (count ? count * line + gap : thin), 0);
-    return { step, wrap, upright, line, gap, widths, wide: widths.reduce((a, b) => a + b, 0), tall, zoom };
+    return { step, wrap, upright, line, gap, widths, wide, tall, zoom };
   };
   // the roomiest packing that fits the window, else the roomiest that fits when zoomed out a little
   const search = () => {

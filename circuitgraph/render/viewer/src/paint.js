@@ -262,9 +262,10 @@ export function placeCaptions(graph, layout, state, nodes, transform, widthOf, f
     taken.add(x - r, y - r, x + r, y + r);
   }
   const must = (node) => node === first || graph.kindOf[node] === "metric" || state.labels.has(node);
-  const weight = (node) => (node === first ? Infinity : isTop(graph, node) ? 1e9 : (must(node) ? 1e6 : 0) + Math.abs(graph.attribution[node] || 0));
+  const weight = new Float64Array(graph.n);
+  for (const node of nodes) weight[node] = node === first ? Infinity : isTop(graph, node) ? 1e9 : (must(node) ? 1e6 : 0) + Math.abs(graph.attribution[node] || 0);
   const placed = [];
-  for (const node of [...nodes].sort((a, b) => weight(b) - weight(a)).slice(0, MOST_CAPTIONS)) {
+  for (const node of [...nodes].sort((a, b) => weight[b] - weight[a]).slice(0, MOST_CAPTIONS)) {
     const text = caption(graph, state, node);
     if (!text) continue;
     const [x, y] = at(node);
