@@ -191,8 +191,8 @@ def pair_of(record: Any) -> PromptPair:
                 _roles(record.get("roles", {})),
             )
     if "clean" in record and set(record) <= {"clean", "answers", "wrong_answers", "roles"}:
-        answers, wrong = (_strings(name, record.get(name, [])) for name in ("answers", "wrong_answers"))
-        return PromptPair(_string("clean", record["clean"]), "", answers, wrong, _roles(record.get("roles", {})))
+        right, others = (_strings(name, record.get(name, [])) for name in ("answers", "wrong_answers"))
+        return PromptPair(_string("clean", record["clean"]), "", right, others, _roles(record.get("roles", {})))
     raise PromptError(f"found the keys {sorted(record)}; expected clean, corrupted, answers and wrong_answers")
 
 
