@@ -211,11 +211,12 @@ class Model:
         logits: Tensor = (vectors if norm is None else norm.apply(vectors)) @ self.library.W_U.detach().to(vectors)
         return logits
 
-    def unembedding(self, tokens: Sequence[int]) -> Tensor:
-        """d (logit - mean logit) / d stream at its end, [len(tokens), d_model], without the final norm's 1/scale."""
-        W_U = self.library.W_U.detach().to(self.layout.dtype)
-        vectors = (W_U[:, list(tokens)] - W_U.mean(-1, keepdim=True)).T
-        norm = self.layout.norm(self.library, "ln_final")
+    def unembedding(self, coefficients: Tensor, logits: Tensor) -> Tensor:
+        """d (coefficients [vocab] . logits) / d stream at its end, [batch, d_model], without the final norm's 1/scale. A soft
+        cap on the logits has the slope that it has at these logits [batch, vocab]."""
+        cap, norm = self.layout.logit_soft_cap, self.layout.norm(self.library, "ln_final")
+        weighed = coefficients.expand_as(logits) if cap is None else coefficients * (1 - (logits / cap).square())
+        vectors = weighed @ self.library.W_U.detach().to(weighed).T
         return vectors if norm is None else norm.pull_back(vectors)
 
     def _check_formula(self, part: str, layer: int) -> None:

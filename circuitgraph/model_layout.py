@@ -144,6 +144,12 @@ class BridgeLayout:
         """Whether the norms are RMSNorm, which does not centre."""
         return bool(self.cfg.uses_rms_norm)
 
+    @property
+    def logit_soft_cap(self) -> float | None:
+        """c where the logits are c * tanh(logit / c), None where they are not capped."""
+        cap = float(getattr(self.cfg, "output_logits_soft_cap", None) or 0)
+        return cap if cap > 0 else None
+
     def parameters(self) -> Any:
         """(name, weight) of the model."""
         for name, value in self.library.original_model.named_parameters():

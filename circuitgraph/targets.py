@@ -58,6 +58,13 @@ class LogitGoal:
         coefficients = torch.tensor(self.coefficients, dtype=last.dtype, device=last.device)
         return last[:, list(self.tokens)] @ coefficients - last.mean(-1) * coefficients.sum()
 
+    def on_logits(self, like: Tensor) -> Tensor:
+        """What every logit counts for, [vocab] like the given ones."""
+        coefficients = torch.full_like(like, -sum(self.coefficients) / len(like))
+        for token, coefficient in zip(self.tokens, self.coefficients, strict=True):
+            coefficients[token] += coefficient
+        return coefficients
+
     def record(self) -> dict[str, Any]:
         return {"tokens": list(self.tokens), "coefficients": list(self.coefficients)}
 
@@ -248,7 +255,7 @@ def recorded_goals(
 
 
 def make_targets(model: Model, explained: Explained, clean: CleanRun, base: Baseline) -> list[Target]:
-    """One target per goal. The final norm's scale is frozen at the clean run; a soft cap on the logits is not part of it."""
+    """One target per goal. The final norm's scale and the slope of a soft cap on the logits are those of the clean run."""
     values = clean.values
     stream, scale = values[Site("resid_post", model.n_layers - 1)], values.get(Site("final_scale"))
     nodes = _nodes(explained.goals, stream.shape[1])
@@ -261,8 +268,8 @@ def make_targets(model: Model, explained: Explained, clean: CleanRun, base: Base
             vector = goal.vector.to(stream)
             targets.append(Target(node, goal.name, weights, *found, reads=goal.site, vector=vector))
             continue
-        vectors = model.unembedding(goal.tokens)
-        vector = torch.tensor(goal.coefficients, dtype=vectors.dtype, device=vectors.device) @ vectors
+        last = clean.logits[:, -1]
+        vector = model.unembedding(goal.on_logits(last[0]), last).to(stream)
         reading = torch.zeros_like(stream)
         reading[:, -1] = vector if scale is None else vector / scale[:, -1]
         targets.append(Target(node, goal.name, weights, *found, gradient=reading))

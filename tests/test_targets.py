@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from families import save_family
 from test_laws import assert_close
 from traced_edges import trace
 
@@ -16,6 +17,7 @@ from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.formats.neuronpedia import neuronpedia_value
 from circuitgraph.formats.neuronpedia_read import value_from_neuronpedia
 from circuitgraph.graph import check_graph
+from circuitgraph.model import load_model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.presets import PRESETS
 from circuitgraph.targets import Explained, LogitGoal, given_targets, likeliest_logits, make_targets
@@ -54,6 +56,23 @@ def test_a_logits_reading_vector_is_its_gradient_with_the_final_norms_scale_froz
         value = (logits[:, -1, token] - logits[:, -1].mean(-1)).sum()
         (gradient,) = torch.autograd.grad(value, stream, retain_graph=True)
         assert_close(target.gradient, gradient)
+
+
+def test_a_soft_cap_on_the_logits_is_differentiated(tmp_path, tiny_pairs):
+    """Gemma 2: autograd through the frozen norm, the unembedding and the cap, written out."""
+    model = load_model(save_family(tmp_path / "gemma2", "gemma2"), dtype=torch.float64)
+    chosen = Explained((LogitGoal("d", (6,)), LogitGoal("b -a", (4, 3), (1.0, -1.0))), (0.7, -2.0))
+    case = trace(model, {}, tiny_pairs, explained=chosen)
+    stream = case.clean.values[Site("resid_post", 1)].clone().requires_grad_()
+    normed = model.layout.norm(model.library, "ln_final").apply(stream) / case.clean.values[Site("final_scale")]
+    logits = 2.5 * torch.tanh(normed @ model.library.W_U.double() / 2.5)
+    torch.testing.assert_close(logits, case.clean.logits, rtol=0, atol=1e-5)
+    assert float(logits[:, -1].abs().max()) > 1.5  # where the cap bends
+    values = (logits[:, -1, 6] - logits[:, -1].mean(-1), logits[:, -1, 4] - logits[:, -1, 3])
+    for target, value in zip(case.targets, values, strict=True):
+        (gradient,) = torch.autograd.grad(value.sum(), stream, retain_graph=True)
+        assert float(gradient.abs().max()) > 1e-2
+        torch.testing.assert_close(target.gradient, gradient, rtol=0, atol=1e-5)
 
 
 def test_what_the_logits_bring_to_the_metric_is_the_metric(zero, tiny_model, tiny_dictionaries, tiny_pairs):
