@@ -20,6 +20,7 @@ from circuitgraph.cli_options import defaults_of as _defaults
 from circuitgraph.cli_options import device_option as _device
 from circuitgraph.cli_options import load_all as _load
 from circuitgraph.cli_options import loading_options as _loading
+from circuitgraph.cli_options import model_options as _model
 from circuitgraph.cli_options import option as _option
 from circuitgraph.cli_options import progress_bar as _progress
 from circuitgraph.cli_options import report as _report
@@ -251,14 +252,7 @@ def show(graph: Path, top: int, quiet: bool, debug: bool) -> None:
 
 @main.command()
 @click.argument("prompts", type=click.Path(path_type=Path))
-@click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")
-@click.option(
-    "--dictionaries",
-    default=["demo"],
-    show_default=True,
-    multiple=True,
-    help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
-)
+@_model
 @_option(_CHECK, "metric", "The metric whose effect the error nodes carry: logit_difference, logit, ...")
 @_option(_CHECK, "baseline", "What clean is compared with for that effect: corrupted, zero or mean.")
 @_option(_CHECK, "n_listed", "Tokens to list per site where the error carries most of the effect.")

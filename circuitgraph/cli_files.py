@@ -17,6 +17,7 @@ from circuitgraph.cli_options import (
     device_option,
     load_all,
     loading_options,
+    model_options,
     option,
     progress_bar,
     report,
@@ -93,14 +94,7 @@ def convert(
 @click.argument("graph", type=_GRAPH_FILE)
 @click.argument("corpus", type=_GRAPH_FILE)
 @_graph_output("Folder of the exported graph; the files go to features/MODEL in it.")
-@click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")
-@click.option(
-    "--dictionaries",
-    default=["demo"],
-    show_default=True,
-    multiple=True,
-    help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
-)
+@model_options
 @click.option("--neuronpedia-model", "scan", help="What the model is called in the exported graph.")
 @option(_EXAMPLES, "n_top", "Windows to keep of each feature, the most active.")
 @option(_EXAMPLES, "n_tokens", "Tokens of a window, BOS included.")

@@ -10,7 +10,15 @@ from typing import Any
 
 import click
 
-from circuitgraph.cli_options import common_options, defaults_of, device_option, load_all, option, progress_bar
+from circuitgraph.cli_options import (
+    common_options,
+    defaults_of,
+    device_option,
+    load_all,
+    model_options,
+    option,
+    progress_bar,
+)
 
 _EVALUATE = defaults_of("evaluate.py", "evaluate_circuit")
 _COMPONENTS = defaults_of("component_evaluation.py", "evaluate_components")
@@ -33,14 +41,7 @@ def _graph_and_model(command: Any) -> Any:
         ),
         click.option("--examples", type=click.IntRange(min=1), help="Use only this many pairs, drawn at random."),
         click.option("--length", type=int, help="Use only pairs of this many tokens."),
-        click.option(
-            "--dictionaries",
-            default=["demo"],
-            show_default=True,
-            multiple=True,
-            help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
-        ),
-        click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'."),
+        model_options,
         click.argument("prompts", required=False, type=click.Path(path_type=Path)),
         click.argument("graph", type=click.Path(path_type=Path)),
     ):
@@ -168,14 +169,7 @@ def measure(
 
 @click.command()
 @click.argument("prompts", type=click.Path(path_type=Path))
-@click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")
-@click.option(
-    "--dictionaries",
-    default=["demo"],
-    show_default=True,
-    multiple=True,
-    help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
-)
+@model_options
 @click.option(
     "--set",
     "interventions",

@@ -46,6 +46,20 @@ def device_option(command: Any) -> Any:
     )(command)
 
 
+def model_options(command: Any) -> Any:
+    """--model and --dictionaries, by default the embedded ones."""
+    command = click.option(
+        "--dictionaries",
+        default=["demo"],
+        show_default=True,
+        multiple=True,
+        help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
+    )(command)
+    return click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")(
+        command
+    )
+
+
 def loading_options(command: Any) -> Any:
     """--dtype and --lazy: how the model and the dictionaries are loaded."""
     names = click.Choice(["float32", "bfloat16", "float16", "float64"])

@@ -30,7 +30,7 @@ from circuitgraph.edges import QK, Selection, TracedEdges, Tracer, attribute_edg
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.graph import build_graph
-from circuitgraph.influence import graph_scores, prune_by_influence
+from circuitgraph.influence import GraphScores, graph_scores, prune_by_influence
 from circuitgraph.influence import node_influence as influence_of
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.model import Model
@@ -88,12 +88,12 @@ def discover_circuit(
     "through" or "cut" (`attribution.Roles`). method "integrated" averages the gradient over `steps` points from baseline
     to clean; the slopes of edges inside the model, and the metric's own inputs, stay those of the clean run. qk
     "recompute" measures q and k edges by the change of the pattern. trace_errors: errors are targets too, of what they bring
-    to the metric (not those of transcoders). max_readers: trace only so many features, the most
-    influential first. node_influence, edge_influence: keep the nodes and edges that carry these shares of all influence
+    to the metric (not those of transcoders). max_readers: trace only so many features (and
+    errors, where these are targets), the most influential first. node_influence, edge_influence: keep the nodes and edges that carry these shares of all influence
     on the targets (circuit-tracer's pruning). align: nodes of different pairs are one node at the same "position", of pairs
     of one length, or at the same place relative to the words they name ("role", `alignment`); a pair without that place
     counts as 0 in every mean. positions "sum": one node per feature, and edges added up over positions before any is
-    selected (`position_sums`). memory: GiB that reading vectors may take at once. `progress` is told
+    selected (`position_sums`). memory: GiB that reading vectors and what they read may take at once. `progress` is told
     (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
     """
     settings = dict(locals())
@@ -153,19 +153,11 @@ def discover_circuit(
         tracer_type=SumTracer if sums else Tracer,
         progress=progress,
     )
-    edges, graph_score = traced.table, None
-    reports = [report, *inflow_report(traced)]
+    edges, reports = traced.table, [report, *inflow_report(traced)]
+    graph_score: GraphScores | None = None
     if node_influence is not None or edge_influence is not None:
         progress("pruning by influence", 0, 1)
-        influence = influence_of(edges, traced.weights)
-        graph_score = graph_scores(edges, traced.weights, influence)
-        edges = prune_by_influence(
-            edges,
-            traced.weights,
-            node_share=node_influence or 1.0,
-            edge_share=edge_influence or 1.0,
-            influence=influence,
-        )
+        edges, graph_score = _by_influence(traced, node_influence or 1.0, edge_influence or 1.0)
         reports.append(f"influence: {len(edges)} of {len(traced.table)} edges kept")
 
     recorded = _recorded(settings, score.name, resolved)
@@ -178,13 +170,25 @@ def discover_circuit(
     reached = len(graph) - len(tops) - 1
     unreached = sum(map(len, nodes)) - reached
     reports.append(f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric")
-    if not reached and not any(bool(table.attribution.any()) for table in tables):
-        reports.append("the graph is empty: no node changes the metric between clean and baseline")
-    elif not reached:
-        cancelled = ", or pairs cancel in the mean" if len(pairs) > 1 else ""
-        reports.append(f"the graph is empty: no edges above the thresholds reach the metric{cancelled}")
+    if not reached:
+        reports.append(_why_empty(tables, len(pairs)))
     graph.graph["reports"] = reports
     return graph
+
+
+def _by_influence(traced: TracedEdges, node_share: float, edge_share: float) -> tuple[EdgeTable, GraphScores]:
+    """The edges that carry these shares of the influence, and the scores of all."""
+    influence = influence_of(traced.table, traced.weights)
+    shares: dict[str, Any] = {"node_share": node_share, "edge_share": edge_share, "influence": influence}
+    pruned = prune_by_influence(traced.table, traced.weights, **shares)
+    return pruned, graph_scores(traced.table, traced.weights, influence)
+
+
+def _why_empty(tables: Sequence[NodeTable], n_pairs: int) -> str:
+    if not any(bool(table.attribution.any()) for table in tables):
+        return "the graph is empty: no node changes the metric between clean and baseline"
+    cancelled = ", or pairs cancel in the mean" if n_pairs > 1 else ""
+    return f"the graph is empty: no edges above the thresholds reach the metric{cancelled}"
 
 
 def frozen_components(

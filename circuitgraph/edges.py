@@ -45,8 +45,9 @@ _ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 @dataclass(frozen=True)
 class Selection:
     """Which edges stay. threshold: smallest |weight|, in the metric's unit. relative_threshold: smallest |local_weight|
-    as a share of what the target reads in all, sum of |local_weight|. top_k: inputs per target. max_readers: features
-    whose inputs are traced, the most influential first; None traces every feature that a kept edge leaves."""
+    as a share of what the target reads in all, sum of |local_weight|. top_k: inputs per target, and those as
+    large as the last of them. max_readers: features (and errors that are targets) whose inputs are traced, the most
+    influential first; None traces every one that a kept edge leaves."""
 
     threshold: float = 0.0
     relative_threshold: float = 0.0
