@@ -13,9 +13,9 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.activations import Baseline, CleanRun, run_baseline, run_clean, sites_of
-from circuitgraph.alignment import ALIGN, Alignment, align_pairs
-from circuitgraph.attribution import (
+from circuitgraph.attribution.runs import Baseline, CleanRun, run_baseline, run_clean, sites_of
+from circuitgraph.attribution.alignment import ALIGN, Alignment, align_pairs
+from circuitgraph.attribution.node_attribution import (
     Roles,
     affine_part,
     attribute_nodes,
@@ -24,24 +24,24 @@ from circuitgraph.attribution import (
     through_sites,
     traced_errors,
 )
-from circuitgraph.dictionary import Dictionary
-from circuitgraph.edge_table import EdgeTable
-from circuitgraph.edges import QK, Selection, TracedEdges, Tracer, attribute_edges, check_readers
+from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.edges.table import EdgeTable
+from circuitgraph.edges.trace import QK, Selection, TracedEdges, Tracer, attribute_edges, check_readers
 from circuitgraph.errors import CircuitGraphError, did_you_mean
-from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
-from circuitgraph.graph import build_graph
-from circuitgraph.influence import GraphScores, graph_scores, prune_by_influence
-from circuitgraph.influence import node_influence as influence_of
+from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
+from circuitgraph.graphs.schema import build_graph
+from circuitgraph.edges.influence import GraphScores, graph_scores, prune_by_influence
+from circuitgraph.edges.influence import node_influence as influence_of
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
-from circuitgraph.model import Model
+from circuitgraph.models.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Site
-from circuitgraph.position_sums import POSITIONS, SumTracer, addends, sum_positions
+from circuitgraph.edges.position_sums import POSITIONS, SumTracer, addends, sum_positions
 from circuitgraph.prompts import PromptPair
-from circuitgraph.provenance import graph_facts
-from circuitgraph.tables import NodeTable
-from circuitgraph.targets import Explained, TargetSpec, given_targets, likeliest_logits, make_targets
-from circuitgraph.through import Through, component_through
-from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
+from circuitgraph.graphs.provenance import graph_facts
+from circuitgraph.attribution.tables import NodeTable
+from circuitgraph.attribution.targets import Explained, TargetSpec, given_targets, likeliest_logits, make_targets
+from circuitgraph.paths.linear_maps import Through, component_through
+from circuitgraph.models.tokens import TokenizedPairs, tokenize_pairs
 from circuitgraph_kernels import backend_name
 
 METHODS = ("gradient", "integrated")

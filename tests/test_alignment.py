@@ -10,16 +10,16 @@ from dictionary_kinds import dictionary_set
 from families import hooked_transformer, save_family
 
 from circuitgraph import demo
-from circuitgraph.alignment import align_pairs, place_names
+from circuitgraph.attribution.alignment import align_pairs, place_names
 from circuitgraph.discover import discover_circuit
-from circuitgraph.edges import attribute_edges
+from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.errors import PromptError
-from circuitgraph.graph import check_graph
-from circuitgraph.model import load_model
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs, word_span
 from circuitgraph.tasks import TASKS, make_pairs
-from circuitgraph.tokens import tokenize_pairs
+from circuitgraph.models.tokens import tokenize_pairs
 
 # Two forms: other lengths, other distances, and the two names in another order.
 FIRST = PromptPair("a f b g c d g e", "a f b g c d f e", (" c",), (" d",), {"IO": 1, "S1": 3, "S2": 6})

@@ -142,7 +142,7 @@ def test_public_names_are_exactly_those_listed():
 @pytest.mark.parametrize("arguments", [["--help"], ["discover", "--help"], ["demo", "--help"]], ids=" ".join)
 def test_help_imports_nothing_heavy(arguments):
     program = (
-        "import sys; from click.testing import CliRunner; from circuitgraph.cli import main;"
+        "import sys; from click.testing import CliRunner; from circuitgraph.cli.main import main;"
         f"result = CliRunner().invoke(main, {arguments!r}); assert result.exit_code == 0, result.output;"
         "print(sorted({'torch', 'numpy', 'networkx', 'transformers', 'transformer_lens', 'sae_lens'} & set(sys.modules)))"
     )

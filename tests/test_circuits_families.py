@@ -12,10 +12,10 @@ from naive_circuits import Naive
 from test_laws import build_case
 
 from circuitgraph.errors import GraphError
-from circuitgraph.intervene import ERRORS, circuit_metrics, kept_nodes, node_values
-from circuitgraph.model import load_model
+from circuitgraph.evaluation.circuits import ERRORS, circuit_metrics, kept_nodes, node_values
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
-from circuitgraph.patching import patch_effects
+from circuitgraph.evaluation.patching import patch_effects
 
 RESID = Site("resid_post", 0)
 

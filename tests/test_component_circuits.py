@@ -14,16 +14,16 @@ from families import FAMILIES, TOKENS, save_family
 from test_cli import model as model_options
 from test_cli import run, workplace  # noqa: F401
 
-from circuitgraph.component_circuits import component_metrics, component_shape, run_component_circuits, run_components
-from circuitgraph.component_edges import ComponentShape, component_scores, edge_order, first_edges, prune_edges
-from circuitgraph.component_evaluation import component_evaluation_text, evaluate_components
-from circuitgraph.curves import FRACTIONS
+from circuitgraph.components.run import component_metrics, component_shape, run_component_circuits, run_components
+from circuitgraph.components.shape import ComponentShape, component_scores, edge_order, first_edges, prune_edges
+from circuitgraph.components.evaluate import component_evaluation_text, evaluate_components
+from circuitgraph.evaluation.curves import FRACTIONS
 from circuitgraph.errors import CircuitGraphError, GraphError, ModelError
-from circuitgraph.evaluate import attach_evidence, evaluate_circuit
+from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
 from circuitgraph.formats import import_graph, read_graph, write_graph
 from circuitgraph.formats.eap import component_edges, component_names, value_from_eap
 from circuitgraph.metrics import Metric
-from circuitgraph.model import load_model
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.render import render_html
 from circuitgraph.studies.programs import build_model, gate
@@ -146,7 +146,7 @@ def test_many_circuits_and_examples_are_those_run_one_by_one(tiny_model, monkeyp
     circuits = [edges & (torch.rand(edges.shape, generator=generator) < 0.7) for _ in range(5)]
     metric = Metric("first", lambda logits: logits[:, -1, 3])
     together = component_metrics(tiny_model, clean, other.written, metric, circuits)
-    monkeypatch.setattr("circuitgraph.component_circuits._ELEMENTS", 1)
+    monkeypatch.setattr("circuitgraph.components.run._ELEMENTS", 1)
     alone = component_metrics(tiny_model, clean, other.written, metric, circuits)
     assert torch.allclose(together, alone, atol=1e-12, rtol=0) and len(set(together.flatten().tolist())) == 10
 

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from graphs import example_graph
 
-from circuitgraph.cli import main
-from circuitgraph.corpus import batches, features_of, read_texts, run_corpus, windows_of
-from circuitgraph.corpus_files import write_corpus_examples
+from circuitgraph.cli.main import main
+from circuitgraph.corpus.activity import batches, features_of, read_texts, run_corpus, windows_of
+from circuitgraph.corpus.files import write_corpus_examples
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError, GraphError, PromptError
 from circuitgraph.formats import feature_examples, write_graph

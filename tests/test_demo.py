@@ -9,13 +9,13 @@ import torch
 from click.testing import CliRunner
 from test_laws import assert_close, build_case
 
-from circuitgraph.cli import main
+from circuitgraph.cli.main import main
 from circuitgraph.demo import DICTIONARIES, MODEL, circuit_dictionaries
-from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.formats import read_graph
-from circuitgraph.graph import check_graph
-from circuitgraph.intervene import kept_nodes, run_with_nodes
-from circuitgraph.model import load_model
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.evaluation.circuits import kept_nodes, run_with_nodes
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.tasks import TASKS, make_pairs
 

@@ -12,9 +12,9 @@ from test_dictionary_formats import save
 from test_dictionary_formats_published import learned, save_gemma, save_learned
 from test_dictionary_transcoders import save_clt, save_set
 
-from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.errors import DictionaryError
-from circuitgraph.model import load_model
+from circuitgraph.models.model import load_model
 from circuitgraph_kernels import SaeWeights
 
 D = 16

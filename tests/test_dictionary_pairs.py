@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_dictionary_formats_published import Canary, cut, randn, rows
 
-from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.errors import DictionaryError
 from circuitgraph.nodes import Site
 

@@ -7,8 +7,8 @@ import torch
 
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.graph import check_graph
-from circuitgraph.targets import Probe
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.attribution.targets import Probe
 
 
 def discover(tiny_model, tiny_dictionaries, tiny_pairs, **settings):
@@ -157,7 +157,7 @@ def test_the_mean_of_one_pair_is_refused(tiny_model, tiny_dictionaries, tiny_pai
 
 def test_attention_output_dictionaries_read_what_z_dictionaries_do(tiny_model, tiny_dictionaries, tiny_pairs):
     """A dictionary at attn_out whose encoder, seen through W_O, is that of a z-dictionary has the same inputs."""
-    from circuitgraph.dictionary import Dictionary
+    from circuitgraph.dictionaries.dictionary import Dictionary
     from circuitgraph.nodes import Site
     from circuitgraph_kernels import SaeWeights
 

@@ -14,11 +14,11 @@ from frozen_blocks import FrozenBlocks
 from test_laws import assert_close
 from traced_edges import trace
 
-from circuitgraph.edges import Selection
-from circuitgraph.influence import node_influence
-from circuitgraph.model import load_model
+from circuitgraph.edges.trace import Selection
+from circuitgraph.edges.influence import node_influence
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
-from circuitgraph.through import skip_through
+from circuitgraph.paths.linear_maps import skip_through
 
 # transformers' norms are hooked beside their forward pass; that replacing a scale leaves it is what is wanted here.
 pytestmark = pytest.mark.filterwarnings("ignore:A forward hook edited")

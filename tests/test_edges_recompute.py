@@ -18,13 +18,13 @@ from families import FAMILIES, save_family
 from test_laws import assert_close
 from traced_edges import shrunk, trace, vector
 
-from circuitgraph.activations import CleanRun
-from circuitgraph.dictionary import Dictionary
+from circuitgraph.attribution.runs import CleanRun
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.model import load_model
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
-from circuitgraph.reading import Softmax
+from circuitgraph.paths.input_paths import Softmax
 from circuitgraph_kernels import SaeWeights
 
 # HookedTransformer can be given any weights; that version 4 drops it is known.

@@ -11,21 +11,21 @@ import torch
 from naive_circuits import Naive
 from test_laws import assert_close, build_case
 
-from circuitgraph.agreement import auroc, compare, ranks, ratio
-from circuitgraph.curves import FRACTIONS, Curve, Point, cmd, cpr
+from circuitgraph.evaluation.agreement import auroc, compare, ranks, ratio
+from circuitgraph.evaluation.curves import FRACTIONS, Curve, Point, cmd, cpr
 from circuitgraph.demo import MODEL, circuit_dictionaries
-from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError, GraphError
-from circuitgraph.evaluate import attach_evidence, evaluate_circuit
-from circuitgraph.evaluation import evaluation_text
-from circuitgraph.graph import check_graph
-from circuitgraph.interventions import Patch, SitePart
-from circuitgraph.measure_edges import measure_edges
-from circuitgraph.model import load_model
+from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
+from circuitgraph.evaluation.report import evaluation_text
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.interventions.language import Patch, SitePart
+from circuitgraph.evaluation.edge_effects import measure_edges
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node
-from circuitgraph.prune import prune_graph
-from circuitgraph.splice import run_with_interventions
+from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.interventions.run import run_with_interventions
 from circuitgraph.tasks import make_pairs
 
 # statistics ----------------------------------------------------------------------------------------------------------

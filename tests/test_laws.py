@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from circuitgraph.activations import run_baseline, run_clean, sites_of
-from circuitgraph.attribution import attribute_nodes
+from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.discover import discover_circuit, node_gradients
-from circuitgraph.edges import Selection, attribute_edges
-from circuitgraph.evaluate import evaluate_circuit
-from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
-from circuitgraph.intervene import kept_nodes, node_values, run_with_nodes
+from circuitgraph.edges.trace import Selection, attribute_edges
+from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
+from circuitgraph.evaluation.circuits import kept_nodes, node_values, run_with_nodes
 from circuitgraph.metrics import build_metric
 from circuitgraph.nodes import Node, Site
-from circuitgraph.patching import patch_effects
-from circuitgraph.prune import prune_graph
-from circuitgraph.tokens import tokenize_pairs
+from circuitgraph.evaluation.patching import patch_effects
+from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.models.tokens import tokenize_pairs
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, *, terms: int = 1000, quadrature: float = 0.0) -> None:

@@ -16,22 +16,22 @@ from frozen_blocks import FrozenBlocks, change_of, run_without
 from test_laws import assert_close, build_case
 from traced_edges import trace
 
-from circuitgraph.attribution import node_sites, traced_errors
-from circuitgraph.check import check_splice
-from circuitgraph.dictionary import check_fit, reconstruct
+from circuitgraph.attribution.node_attribution import node_sites, traced_errors
+from circuitgraph.evaluation.dictionary_check import check_splice
+from circuitgraph.dictionaries.dictionary import check_fit, reconstruct
 from circuitgraph.discover import discover_circuit, path_start
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.evaluate import evaluate_circuit
-from circuitgraph.intervene import (
+from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.circuits import (
     _edit,
     kept_nodes,
     node_values,
     run_with_nodes,
     stack_kept,
 )
-from circuitgraph.model import load_model
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
-from circuitgraph.patching import patch_effects
+from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph_kernels import compute_dtype
 
 # transformers' norms are hooked beside their forward pass; that replacing a scale leaves it is what is wanted here.

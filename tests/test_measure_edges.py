@@ -11,17 +11,17 @@ from dictionary_kinds import random_kind
 from families import FAMILIES, save_family
 from test_laws import build_case
 
-from circuitgraph.activations import run_baseline, run_clean, sites_of
-from circuitgraph.attribution import Roles, attribute_nodes
+from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.node_attribution import Roles, attribute_nodes
 from circuitgraph.discover import frozen_components
-from circuitgraph.edges import Selection, attribute_edges
+from circuitgraph.edges.trace import Selection, attribute_edges
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.gradients import metric_gradients, mlp_slopes
-from circuitgraph.measure_edges import measure_edges
+from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
+from circuitgraph.evaluation.edge_effects import measure_edges
 from circuitgraph.metrics import Metric
-from circuitgraph.model import load_model
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
-from circuitgraph.tokens import tokenize_pairs
+from circuitgraph.models.tokens import tokenize_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:A forward hook edited")
 

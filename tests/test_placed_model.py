@@ -12,16 +12,16 @@ from families import save_family
 from test_alignment import EVERYTHING, FIRST, PLACES, SECOND, counted, places_of
 from test_laws import build_case
 
-from circuitgraph.alignment import align_pairs
+from circuitgraph.attribution.alignment import align_pairs
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError, GraphError
-from circuitgraph.evaluate import evaluate_circuit, measure_graph
-from circuitgraph.intervene import ERRORS, kept_nodes, run_with_nodes
-from circuitgraph.model import load_model
+from circuitgraph.evaluation.evaluate import evaluate_circuit, measure_graph
+from circuitgraph.evaluation.circuits import ERRORS, kept_nodes, run_with_nodes
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
-from circuitgraph.placed_model import place_model
+from circuitgraph.attribution.aligned_model import place_model
 from circuitgraph.prompts import PromptPair
-from circuitgraph.tokens import tokenize_pairs
+from circuitgraph.models.tokens import tokenize_pairs
 
 ALL_MEASURED = {"n_patched": 10_000, "n_edges": 10_000, "n_dropped": 0, "curves": False, "baselines": ("zero",)}
 

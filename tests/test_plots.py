@@ -8,13 +8,13 @@ import pytest
 import torch
 from test_component_circuits import component_graph
 
-from circuitgraph.attention_comparison import AttentionComparison
-from circuitgraph.component_evaluation import evaluate_components
+from circuitgraph.interventions.attention import AttentionComparison
+from circuitgraph.components.evaluate import evaluate_components
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import RenderError
-from circuitgraph.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.formats.eap import value_from_eap
-from circuitgraph.prune import prune_graph
+from circuitgraph.graphs.prune import prune_graph
 from circuitgraph.render import plots
 
 

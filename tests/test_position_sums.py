@@ -12,9 +12,9 @@ from families import save_family
 from test_alignment import EVERYTHING, FIRST, SECOND
 
 from circuitgraph.discover import discover_circuit
-from circuitgraph.edges import attribute_edges
-from circuitgraph.graph import check_graph
-from circuitgraph.model import load_model
+from circuitgraph.edges.trace import attribute_edges
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node
 from circuitgraph.prompts import PromptPair
 

@@ -11,9 +11,9 @@ from families import save_family
 
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.evaluate import evaluate_circuit
-from circuitgraph.graph import check_graph
-from circuitgraph.model import load_model
+from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.presets import PRESETS, find_preset
 

@@ -14,17 +14,17 @@ from traced_edges import shrunk, trace
 
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import GraphError, MetricError
-from circuitgraph.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.formats.native import graph_to_text, text_to_graph
-from circuitgraph.graph import check_graph
-from circuitgraph.inflow import Inflow
-from circuitgraph.intervene import node_values
-from circuitgraph.measure_edges import measure_edges
-from circuitgraph.model import load_model
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.edges.products import Inflow
+from circuitgraph.evaluation.circuits import node_values
+from circuitgraph.evaluation.edge_effects import measure_edges
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
-from circuitgraph.patching import patch_effects
-from circuitgraph.reading import READABLE
-from circuitgraph.targets import Probe, given_targets, recorded_goals
+from circuitgraph.evaluation.patching import patch_effects
+from circuitgraph.paths.input_paths import READABLE
+from circuitgraph.attribution.targets import Probe, given_targets, recorded_goals
 
 POS = 4
 

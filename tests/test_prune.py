@@ -6,10 +6,10 @@ import networkx as nx
 import pytest
 
 from circuitgraph.errors import GraphError
-from circuitgraph.graph import check_graph
+from circuitgraph.graphs.schema import check_graph
 from circuitgraph.nodes import Node
-from circuitgraph.prune import prune_graph
-from circuitgraph.summary import summary_text
+from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.summary import summary_text
 
 #   embed@1 --ov 1.0--> z.0/f7@2 --mlp 3.0--> mlp_out.0/f3@2 --metric 4.0--> metric@2
 #   embed@1 --k -0.5--> z.0/f7@2                       z.0/f7@2 --metric -2.0--> metric@2

@@ -10,17 +10,17 @@ from families import save_family
 from test_laws import assert_close
 from traced_edges import trace
 
-from circuitgraph.activations import CleanRun
+from circuitgraph.attribution.runs import CleanRun
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError, MetricError
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.formats.neuronpedia import neuronpedia_value
 from circuitgraph.formats.neuronpedia_read import value_from_neuronpedia
-from circuitgraph.graph import check_graph
-from circuitgraph.model import load_model
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.presets import PRESETS
-from circuitgraph.targets import Explained, LogitGoal, given_targets, likeliest_logits, make_targets
+from circuitgraph.attribution.targets import Explained, LogitGoal, given_targets, likeliest_logits, make_targets
 
 TOKENS = (6, 9, 4)
 CHOSEN = Explained(tuple(LogitGoal(n, (t,)) for n, t in zip("dgb", TOKENS, strict=True)), (0.5, 0.3, 0.2))

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from dictionary_kinds import random_kind
 
-from circuitgraph.activations import run_baseline, run_clean, sites_of
-from circuitgraph.attribution import Roles, attribute_nodes, through_sites
+from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.node_attribution import Roles, attribute_nodes, through_sites
 from circuitgraph.discover import node_gradients
-from circuitgraph.edges import TracedEdges, attribute_edges
-from circuitgraph.gradients import metric_gradients, mlp_slopes
+from circuitgraph.edges.trace import TracedEdges, attribute_edges
+from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
 from circuitgraph.metrics import build_metric
 from circuitgraph.nodes import Site
-from circuitgraph.tables import FeatureTable
-from circuitgraph.targets import Explained, make_targets
-from circuitgraph.through import component_through
-from circuitgraph.tokens import tokenize_pairs
+from circuitgraph.attribution.tables import FeatureTable
+from circuitgraph.attribution.targets import Explained, make_targets
+from circuitgraph.paths.linear_maps import component_through
+from circuitgraph.models.tokens import tokenize_pairs
 
 
 @dataclass

@@ -14,10 +14,10 @@ from typing import Any
 
 import networkx as nx
 
-from circuitgraph.attention_comparison import AttentionComparison
-from circuitgraph.component_evaluation import ComponentEvaluation
+from circuitgraph.interventions.attention import AttentionComparison
+from circuitgraph.components.evaluate import ComponentEvaluation
 from circuitgraph.errors import CircuitGraphError, RenderError
-from circuitgraph.evaluation import Evaluation
+from circuitgraph.evaluation.report import Evaluation
 from circuitgraph.files import write_atomically
 
 BLUE, RED, GREY = "#2166ac", "#b2182b", "#777777"

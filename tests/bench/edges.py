@@ -21,9 +21,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from circuitgraph.dictionary import Dictionary
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.discover import discover_circuit
-from circuitgraph.model import Model, load_model
+from circuitgraph.models.model import Model, load_model
 from circuitgraph.nodes import Site
 from circuitgraph.presets import PRESETS
 from circuitgraph.prompts import PromptPair
