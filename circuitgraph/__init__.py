@@ -17,23 +17,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuitgraph.interventions.attention import compare_attention
-    from circuitgraph.evaluation.dictionary_check import DictionaryCheck, check_dictionaries
+    from circuitgraph.attribution.targets import Probe
     from circuitgraph.components.evaluate import ComponentEvaluation, evaluate_components
     from circuitgraph.dictionaries.load import load_dictionaries
     from circuitgraph.discover import discover_circuit
     from circuitgraph.errors import CircuitGraphError
+    from circuitgraph.evaluation.dictionary_check import DictionaryCheck, check_dictionaries
     from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit, measure_graph
     from circuitgraph.evaluation.report import Evaluation
     from circuitgraph.formats import read_graph, write_graph
+    from circuitgraph.graphs.prune import prune_graph
+    from circuitgraph.interventions.attention import compare_attention
     from circuitgraph.interventions.generate import generate
+    from circuitgraph.interventions.run import run_with_interventions
     from circuitgraph.models.model import load_model
     from circuitgraph.nodes import Node, Site
     from circuitgraph.prompts import PromptPair, read_pairs
-    from circuitgraph.graphs.prune import prune_graph
     from circuitgraph.render import render_dot, render_html, render_svg, view_graph, write_rendering
-    from circuitgraph.interventions.run import run_with_interventions
-    from circuitgraph.attribution.targets import Probe
     from circuitgraph.tasks import make_pairs
 
 __version__ = "0.1.0"

@@ -130,7 +130,7 @@ class Node:
         return f"{self.site}@{self.pos}"
 
     @property
-    def place(self) -> dict[str, str | int | None]:
+    def fields(self) -> dict[str, str | int | None]:
         """Where the node stands, as the attributes that a graph carries: kind, site, layer, pos, feature."""
         site = self.site
         return {"kind": self.kind, "site": str(site), "layer": site.layer, "pos": self.pos, "feature": self.feature}

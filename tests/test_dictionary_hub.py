@@ -8,8 +8,8 @@ from test_dictionary_formats import save
 from test_dictionary_pairs import attention
 from test_dictionary_transcoders import config, save_clt, save_set
 
-from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.dictionaries.hub import fetch
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.errors import DictionaryError
 from circuitgraph.nodes import Site
 

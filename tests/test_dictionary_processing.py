@@ -13,7 +13,7 @@ from test_dictionary_formats import save
 
 from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.dictionaries.processing import Parts, translation
-from circuitgraph.dictionaries.sources import PROCESSINGS, Place
+from circuitgraph.dictionaries.sources import PROCESSINGS, DictionarySite
 from circuitgraph.errors import DictionaryError
 from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
@@ -177,7 +177,7 @@ class Loaded:
 
 
 def _translated(site, wanted, model):
-    place, translate = translation("one", frozenset(wanted), Place(Site(site, 0), Site(site, 0)), model)
+    place, translate = translation("one", frozenset(wanted), DictionarySite(Site(site, 0), Site(site, 0)), model)
     parts = Parts(
         {"W_enc": torch.eye(2) * 2, "b_enc": torch.zeros(2), "W_dec": torch.eye(2), "b_dec": torch.zeros(2)}, {}
     )

@@ -15,8 +15,8 @@ from circuitgraph.formats import export_graph, import_graph, read_graph, write_g
 from circuitgraph.formats.eap import component_edges, value_from_eap
 from circuitgraph.formats.mib import PERCENTAGES
 from circuitgraph.graphs.prune import prune_graph
-from circuitgraph.render import write_rendering
 from circuitgraph.graphs.summary import summary_text
+from circuitgraph.render import write_rendering
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "graphs" / "mib_ioi-eap-ig.json"
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from test_laws import assert_close
 
-from circuitgraph.interventions.attention import compare_attention
 from circuitgraph.errors import CircuitGraphError, PromptError
+from circuitgraph.interventions.attention import compare_attention
 from circuitgraph.interventions.generate import generate
-from circuitgraph.nodes import Site
 from circuitgraph.interventions.run import run_with_interventions
+from circuitgraph.nodes import Site
 
 PROMPTS = ["a b c d e", "c a h b d"]
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from circuitgraph.dictionaries.named_sets import list_sets, read_registry
-from circuitgraph.errors import CircuitGraphError
 from circuitgraph.dictionaries.registry import list_releases, ranges, registry_text
+from circuitgraph.errors import CircuitGraphError
 
 
 @pytest.fixture(scope="module")

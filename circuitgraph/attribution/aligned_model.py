@@ -13,12 +13,12 @@ from torch import Tensor
 
 from circuitgraph.attribution.alignment import Alignment
 from circuitgraph.models.model import Model, Replace
-from circuitgraph.nodes import Site
 from circuitgraph.models.tokens import TokenizedPairs
+from circuitgraph.nodes import Site
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PlacedModel(Model):
+class AlignedModel(Model):
     """The model for copies of these examples, [n * batch, places] at a time, in the order of the pairs."""
 
     pairs: TokenizedPairs
@@ -49,14 +49,14 @@ class PlacedModel(Model):
         return self.pairs.at_end(logits), places.gather(recorded)
 
 
-def place_model(model: Model, tokens: TokenizedPairs, alignment: Alignment) -> tuple[Model, TokenizedPairs]:
+def align_model(model: Model, tokens: TokenizedPairs, alignment: Alignment) -> tuple[Model, TokenizedPairs]:
     """The model by place and the pairs as it is run on them; both unchanged where places are positions."""
     if alignment.trivial:
         return model, tokens
     own = {field.name: getattr(model, field.name) for field in fields(model)}
     at = alignment.index.clamp(min=0)  # what stands where an example has no such place is never run
     placed = replace(tokens, clean=tokens.clean.gather(1, at), corrupted=tokens.corrupted.gather(1, at), lengths=None)
-    return PlacedModel(**own, pairs=tokens, alignment=alignment), placed
+    return AlignedModel(**own, pairs=tokens, alignment=alignment), placed
 
 
 def _by_place(site: Site, function: Replace, places: Alignment) -> Replace:

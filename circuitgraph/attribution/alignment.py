@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from circuitgraph.attribution.runs import Baseline, CleanRun
+from circuitgraph.attribution.tables import FeatureTable, NodeTable
 from circuitgraph.models.model import Model
+from circuitgraph.models.tokens import TokenizedPairs
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import END, START
-from circuitgraph.attribution.tables import FeatureTable, NodeTable
-from circuitgraph.models.tokens import TokenizedPairs
 
 ALIGN = ("position", "role")
 _QUERY_AND_KEY = ("pattern", "attn_scores")
@@ -35,7 +35,7 @@ _QUERY_AND_KEY = ("pattern", "attn_scores")
 class Alignment:
     """Places in reading order, and the position of each in every example, [batch, places], -1 where it has none."""
 
-    places: tuple[str, ...]
+    names: tuple[str, ...]
     index: Tensor
 
     @property
@@ -91,7 +91,7 @@ class Alignment:
         """For each of these runs' token ids [batch, pos] one string per place: the token's text, or the name of the place
         where the examples that have it differ in any of the runs."""
         rows: list[list[str]] = [[] for _ in ids]
-        for place, at in zip(self.places, self.index.T, strict=True):
+        for place, at in zip(self.names, self.index.T, strict=True):
             there = (at >= 0).nonzero().flatten()
             found = [set(run[there, at[there]].tolist()) for run in ids]
             same = all(len(tokens) == 1 for tokens in found)
@@ -113,7 +113,7 @@ class Alignment:
 
     def repeated(self, n: int) -> Alignment:
         """The alignment of n copies of the examples, one after the other."""
-        return Alignment(self.places, self.index.repeat(n, 1))
+        return Alignment(self.names, self.index.repeat(n, 1))
 
     @property
     def _present(self) -> Tensor:
@@ -144,13 +144,13 @@ def align_pairs(tokens: TokenizedPairs, align: str, known: Sequence[str] = ()) -
     if align == "position":
         return Alignment(tuple(map(str, range(n_pos))), torch.arange(n_pos).expand(batch, -1))
     lengths = tokens.lengths or (n_pos,) * batch
-    labels = [place_names(roles, length) for roles, length in zip(tokens.roles, lengths, strict=True)]
+    labels = [position_names(roles, length) for roles, length in zip(tokens.roles, lengths, strict=True)]
     places = [*known, *(place for place in _in_reading_order(labels) if place not in known)]
     rows = [{label: i for i, label in enumerate(row)} for row in labels]
     return Alignment(tuple(places), torch.tensor([[row.get(place, -1) for place in places] for row in rows]))
 
 
-def place_names(roles: Mapping[str, tuple[int, int]], length: int) -> list[str]:
+def position_names(roles: Mapping[str, tuple[int, int]], length: int) -> list[str]:
     """The place of each token of one example, from the (first, last) positions of its named words."""
     named = {last: name for name, (_, last) in roles.items()} | {length - 1: END}
     parts = {

@@ -17,8 +17,8 @@ from circuitgraph.attribution.runs import CleanRun
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model, Replace
-from circuitgraph.nodes import Site
 from circuitgraph.models.tokens import TokenizedPairs
+from circuitgraph.nodes import Site
 
 Rule = Literal["gauss-legendre", "midpoint", "left", "right"]
 RULES: tuple[Rule, ...] = ("gauss-legendre", "midpoint", "left", "right")

@@ -14,28 +14,28 @@ import torch
 from torch import Tensor
 
 from circuitgraph.attribution.runs import Baseline
+from circuitgraph.attribution.tables import FeatureTable, NodeTable, VectorTable
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, DictionaryError, did_you_mean
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Node, NodeKind, Site
-from circuitgraph.attribution.tables import FeatureTable, NodeTable, VectorTable
-from circuitgraph.paths.linear_maps import Through
+from circuitgraph.paths.linear_maps import LinearMap
 from circuitgraph_kernels import SaeAttribution, decode_entries, gather_dot, sae_attribution
 
 
 @dataclass(frozen=True)
-class Roles:
-    """What attention and MLPs without a dictionary are: "component" (one node per position, explained by nothing), "through"
-    (a linear map, frozen at the clean run, that reading vectors pass) or "cut" (left out: what they add is missing)."""
+class ComponentTreatment:
+    """What attention and MLPs without a dictionary are: "node" (one node per position, explained by nothing), "frozen"
+    (a linear map, frozen at the clean run, that input directions pass) or "dropped" (left out: what they add is missing)."""
 
-    attention: str = "component"
-    mlp: str = "component"
+    attention: str = "node"
+    mlp: str = "node"
 
     def __post_init__(self) -> None:
         for name, role in (("attention", self.attention), ("mlp", self.mlp)):
-            if role not in ROLES:
+            if role not in TREATMENTS:
                 raise CircuitGraphError(
-                    f"{name} is {role!r}; expected one of {', '.join(ROLES)}.{did_you_mean(role, ROLES)}"
+                    f"{name} is {role!r}; expected one of {', '.join(TREATMENTS)}.{did_you_mean(role, TREATMENTS)}"
                 )
 
     def of(self, site: Site) -> str:
@@ -43,7 +43,7 @@ class Roles:
         return self.attention if site.kind in ("z", "attn_out") else self.mlp
 
 
-ROLES = ("component", "through", "cut")
+TREATMENTS = ("node", "frozen", "dropped")
 
 
 def component_sites(model: Model, dictionaries: Mapping[Site, Dictionary]) -> list[Site]:
@@ -64,29 +64,33 @@ def component_sites(model: Model, dictionaries: Mapping[Site, Dictionary]) -> li
     return sites
 
 
-def node_sites(model: Model, dictionaries: Mapping[Site, Dictionary], roles: Roles | None = None) -> list[Site]:
+def node_sites(
+    model: Model, dictionaries: Mapping[Site, Dictionary], treatment: ComponentTreatment | None = None
+) -> list[Site]:
     """Every site that has nodes of its own besides the embeddings: dictionaries and components, in forward order.
 
-    Components that are not "component" are left out; `through_sites` are those that only pass on.
+    Components that are not "node" are left out; `frozen_outputs` are those that only pass on.
     """
-    roles, written = roles or Roles(), written_sites(dictionaries)
-    own = {site for site in component_sites(model, dictionaries) if roles.of(site) == "component"}
+    treatment, written = treatment or ComponentTreatment(), written_sites(dictionaries)
+    own = {site for site in component_sites(model, dictionaries) if treatment.of(site) == "node"}
     return sorted(own | written, key=lambda site: site.depth)
 
 
-def through_sites(model: Model, dictionaries: Mapping[Site, Dictionary], roles: Roles) -> list[Site]:
-    """The outputs of components without a dictionary whose role is "through", in forward order."""
+def frozen_outputs(model: Model, dictionaries: Mapping[Site, Dictionary], treatment: ComponentTreatment) -> list[Site]:
+    """The outputs of components without a dictionary whose role is "frozen", in forward order."""
     sites = set(component_sites(model, dictionaries)) - written_sites(dictionaries)
-    found = [site.output for site in sites if roles.of(site) == "through"]
+    found = [site.output for site in sites if treatment.of(site) == "frozen"]
     return sorted(found, key=lambda site: site.depth)
 
 
-def traced_errors(model: Model, dictionaries: Mapping[Site, Dictionary], roles: Roles | None = None) -> list[Site]:
+def error_targets(
+    model: Model, dictionaries: Mapping[Site, Dictionary], treatment: ComponentTreatment | None = None
+) -> list[Site]:
     """The sites whose errors can be targets, in forward order: components without a dictionary, and dictionaries that read
     where they alone write. A transcoder's error is the difference of two components and stays a source only."""
     return [
         site
-        for site in node_sites(model, dictionaries, roles)
+        for site in node_sites(model, dictionaries, treatment)
         if all(dictionary.reads == site for dictionary in dictionaries.values() if site in dictionary.sites)
     ]
 
@@ -103,9 +107,9 @@ def attribute_nodes(
     baseline: Baseline,
     gradients: Mapping[Site, Tensor],
     *,
-    roles: Roles | None = None,
-    throughs: Mapping[Site, Through] | None = None,
-    trace_errors: bool = False,
+    treatment: ComponentTreatment | None = None,
+    frozen: Mapping[Site, LinearMap] | None = None,
+    errors_as_targets: bool = False,
     backend: str = "auto",
 ) -> list[NodeTable]:
     """Every node's attribution, in tables in forward order.
@@ -119,16 +123,16 @@ def attribute_nodes(
     feature the products at all its sites are summed. A positive attribution says that the node's clean value supports the
     metric. Components without a dictionary are one error node per position: nothing of them is explained. With baseline
     zero a feature, an error and a bias are compared with nothing. A skip connection is no node: it is linear, so what
-    passes it belongs to the nodes before it. A component that is through (throughs: output site -> map) likewise: what its
-    frozen map does not carry is one node per position, a bias with baseline zero, an error with another. trace_errors:
-    give the errors of `traced_errors` the reading vectors that make them targets.
+    passes it belongs to the nodes before it. A component that is through (frozen: output site -> map) likewise: what its
+    frozen map does not carry is one node per position, a bias with baseline zero, an error with another. errors_as_targets:
+    give the errors of `error_targets` the input directions that make them targets.
     """
     tables = _embedding_tables(model, clean, baseline, gradients)
     explained: dict[Site, Tensor] = {}
-    for site, through in (throughs or {}).items():
+    for site, through in (frozen or {}).items():
         tables += _rest_table(model, site, through, clean, baseline.values, gradients)
-    targets = traced_errors(model, dictionaries, roles) if trace_errors else []
-    for site in node_sites(model, dictionaries, roles):
+    targets = error_targets(model, dictionaries, treatment) if errors_as_targets else []
+    for site in node_sites(model, dictionaries, treatment):
         dictionary, features = dictionaries.get(site), None
         if dictionary is not None:
             features = _attribute_features(model, dictionary, clean, baseline.values, gradients, backend, explained)
@@ -161,7 +165,7 @@ def error_reads(gradient: Tensor, features: FeatureTable | None) -> Tensor:
 def _rest_table(
     model: Model,
     site: Site,
-    through: Through,
+    through: LinearMap,
     clean: Mapping[Site, Tensor],
     base: Mapping[Site, Tensor] | None,
     gradients: Mapping[Site, Tensor],

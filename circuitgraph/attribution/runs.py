@@ -17,8 +17,8 @@ from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model, Replace
-from circuitgraph.nodes import Site
 from circuitgraph.models.tokens import TokenizedPairs
+from circuitgraph.nodes import Site
 
 BaselineKind = Literal["corrupted", "zero", "mean"]
 BASELINES: tuple[BaselineKind, ...] = ("corrupted", "zero", "mean")

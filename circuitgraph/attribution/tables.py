@@ -55,7 +55,7 @@ class FeatureTable:
     @cached_property
     def reads(self) -> Tensor:
         """d(pre-activation)/d(input) of each feature, [n, d_in]."""
-        return self.dictionary.reading_vectors(self.feature).to(self.acts.dtype)
+        return self.dictionary.input_directions(self.feature).to(self.acts.dtype)
 
     @property
     def delta(self) -> Tensor:

@@ -1,7 +1,7 @@
 """What a graph explains in place of a metric: logits, their differences, a feature at a position, a direction.
 
 In come the user's words for it and the clean and baseline runs; out come a `Metric`, their weighted sum, and one `Target` per
-goal, with the reading vector by which edges reach it. This module knows no edges.
+target, with the input direction by which edges reach it. This module knows no edges.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from circuitgraph.errors import CircuitGraphError, GraphError, MetricError, did_
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Node, Site
-from circuitgraph.paths.input_paths import READABLE, check_reader
+from circuitgraph.paths.input_paths import INPUT_SITES, check_input_site
 from circuitgraph_kernels import pre_activations
 
 LOGIT_MASS = 0.95
@@ -44,7 +44,7 @@ TargetSpec = str | tuple[str, str] | Probe
 
 
 @dataclass(frozen=True)
-class LogitGoal:
+class LogitTarget:
     """sum_j c_j (logit_j - mean logit) of the last position."""
 
     name: str
@@ -70,7 +70,7 @@ class LogitGoal:
 
 
 @dataclass(frozen=True, eq=False)
-class SiteGoal:
+class SiteTarget:
     """vector . x[pos] at a site, or with `feature` the pre-activation of a dictionary's feature that reads there.
 
     measured_at: where x is recorded: `site`, or the MLP's input for ln2_normalized, which some models compute aside.
@@ -105,47 +105,47 @@ class SiteGoal:
         return {"site": str(self.site), "pos": self.pos, "vector": self.vector.tolist()}
 
 
-Goal = LogitGoal | SiteGoal
+Target = LogitTarget | SiteTarget
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
+class Objective:
     """Goals and their weights: the metric is the weighted sum of their values."""
 
-    goals: tuple[Goal, ...]
+    targets: tuple[Target, ...]
     weights: tuple[float, ...]
 
     def metric(self) -> Metric:
-        """sum_i w_i t_i, called "logits" if all are single logits, else by the one goal's name or "targets"."""
-        goals = list(zip(self.goals, self.weights, strict=True))
+        """sum_i w_i t_i, called "logits" if all are single logits, else by the one target's name or "targets"."""
+        weighted = list(zip(self.targets, self.weights, strict=True))
 
         def targets(logits: Tensor, recorded: Mapping[Site, Tensor] | None = None) -> Tensor:
-            values = [weight * goal.value(logits, recorded or {}) for goal, weight in goals]
+            values = [weight * target.value(logits, recorded or {}) for target, weight in weighted]
             return torch.stack(values).sum(0)
 
-        plain = all(isinstance(goal, LogitGoal) and len(goal.tokens) == 1 for goal in self.goals)
-        name = "logits" if plain else self.goals[0].name if len(self.goals) == 1 else "targets"
-        sites = {site for goal in self.goals for site in goal.sites}
+        plain = all(isinstance(target, LogitTarget) and len(target.tokens) == 1 for target in self.targets)
+        name = "logits" if plain else self.targets[0].name if len(self.targets) == 1 else "targets"
+        sites = {site for target in self.targets for site in target.sites}
         return Metric(name, targets, tuple(sorted(sites, key=lambda site: site.depth)))
 
     @property
     def reads(self) -> list[Site]:
-        """The sites inside the model whose reading vectors are traced."""
-        return [goal.site for goal in self.goals if isinstance(goal, SiteGoal)]
+        """The sites inside the model whose input directions are traced."""
+        return [target.site for target in self.targets if isinstance(target, SiteTarget)]
 
     def nodes(self, n_pos: int) -> list[Node]:
-        """The node of each goal in a graph of so many positions."""
-        return _nodes(self.goals, n_pos)
+        """The node of each target in a graph of so many positions."""
+        return _nodes(self.targets, n_pos)
 
     def record(self) -> list[dict[str, Any]]:
-        """The goals as a graph keeps them; `recorded_goals` reads them."""
-        pairs = zip(self.goals, self.weights, strict=True)
-        return [{"name": goal.name, "weight": weight} | goal.record() for goal, weight in pairs]
+        """The targets as a graph keeps them; `recorded_objective` reads them."""
+        pairs = zip(self.targets, self.weights, strict=True)
+        return [{"name": target.name, "weight": weight} | target.record() for target, weight in pairs]
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
-    """A goal as a node at the top of the graph. weight [batch] is d metric / d target; clean, baseline [batch] its values in
+class TargetNode:
+    """A target as a node at the top of the graph. weight [batch] is d metric / d target; clean, baseline [batch] its values in
     both runs. gradient [batch, pos, d_model] is d target / d stream at its end; None for what stands inside the model, which
     reads `vector` [d] at the node's site."""
 
@@ -159,13 +159,13 @@ class Target:
     vector: Tensor | None = None
 
 
-def explained_logits(model: Model, tokens: Sequence[int], weights: Sequence[float]) -> Explained:
+def objective_of_logits(model: Model, tokens: Sequence[int], weights: Sequence[float]) -> Objective:
     """The logits of these token ids."""
     names = model.token_strings(list(tokens))
-    return Explained(tuple(LogitGoal(n, (t,)) for n, t in zip(names, tokens, strict=True)), tuple(weights))
+    return Objective(tuple(LogitTarget(n, (t,)) for n, t in zip(names, tokens, strict=True)), tuple(weights))
 
 
-def likeliest_logits(model: Model, logits: Tensor, *, mass: float = LOGIT_MASS, limit: int = MAX_LOGITS) -> Explained:
+def likeliest_logits(model: Model, logits: Tensor, *, mass: float = LOGIT_MASS, limit: int = MAX_LOGITS) -> Objective:
     """The most likely next tokens after the last position until they have that probability mass, at most `limit`.
 
     Probabilities are means over the examples and become the weights, scaled to sum to 1.
@@ -173,36 +173,36 @@ def likeliest_logits(model: Model, logits: Tensor, *, mass: float = LOGIT_MASS, 
     top = logits[:, -1].softmax(-1).mean(0).topk(min(limit, logits.shape[-1]))
     n = min(int((top.values.cumsum(0) < mass).sum()) + 1, len(top.values))
     chosen = top.values[:n] / top.values[:n].sum()
-    return explained_logits(model, top.indices[:n].tolist(), chosen.tolist())
+    return objective_of_logits(model, top.indices[:n].tolist(), chosen.tolist())
 
 
 def given_targets(
     model: Model,
     dictionaries: Mapping[Site, Dictionary],
-    targets: Sequence[TargetSpec] | Mapping[TargetSpec, float],
+    specs: Sequence[TargetSpec] | Mapping[TargetSpec, float],
     n_pos: int,
-) -> Explained:
+) -> Objective:
     """What these words mean, with the weights of a mapping or equal ones that sum to 1.
 
     MetricError for a text that is neither one known token nor a feature of a dictionary at a position of the prompt, a target
     that is given twice, or none at all.
     """
-    if not targets:
+    if not specs:
         raise MetricError("targets is an empty list; expected token texts such as ' Mary', or features, or probes")
-    goals = [_goal(model, dictionaries, spec, n_pos) for spec in targets]
-    names, nodes = [goal.name for goal in goals], _nodes(goals, n_pos)
+    targets = [_target(model, dictionaries, spec, n_pos) for spec in specs]
+    names, nodes = [target.name for target in targets], _nodes(targets, n_pos)
     for name, node in zip(names, nodes, strict=True):
         if names.count(name) > 1 or nodes.count(node) > 1:
             raise MetricError(f"target {name!r} is given twice; give every target once, and every probe a name")
-    if not isinstance(targets, Mapping):
-        return Explained(tuple(goals), (1 / len(goals),) * len(goals))
-    weights = tuple(targets.values())
-    for goal, weight in zip(goals, weights, strict=True):
+    if not isinstance(specs, Mapping):
+        return Objective(tuple(targets), (1 / len(targets),) * len(targets))
+    weights = tuple(specs.values())
+    for target, weight in zip(targets, weights, strict=True):
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < abs(weight) < float("inf"):
             raise MetricError(
-                f"the weight of target {goal.name!r} is {weight!r}; expected a finite number other than 0"
+                f"the weight of target {target.name!r} is {weight!r}; expected a finite number other than 0"
             )
-    return Explained(tuple(goals), tuple(map(float, weights)))
+    return Objective(tuple(targets), tuple(map(float, weights)))
 
 
 def read_targets(texts: Sequence[str], weights: Sequence[float] = ()) -> Any:
@@ -235,71 +235,71 @@ def _read_probe(text: str) -> Probe | None:
         ) from None
 
 
-def recorded_goals(
+def recorded_objective(
     model: Model, dictionaries: Mapping[Site, Dictionary], rows: Sequence[Mapping[str, Any]], n_pos: int
-) -> Explained:
-    """The goals of a graph's record. GraphError for a record that this version did not write."""
-    goals: list[Goal] = []
+) -> Objective:
+    """The targets of a graph's record. GraphError for a record that this version did not write."""
+    targets: list[Target] = []
     try:
         for row in rows:
             if "tokens" in row:
-                goals.append(LogitGoal(row["name"], tuple(row["tokens"]), tuple(row["coefficients"])))
+                targets.append(LogitTarget(row["name"], tuple(row["tokens"]), tuple(row["coefficients"])))
             elif "node" in row:
-                goals.append(_feature(model, dictionaries, row["node"], n_pos))
+                targets.append(_feature(model, dictionaries, row["node"], n_pos))
             else:
                 probe = Probe(row["site"], torch.tensor(row["vector"], dtype=torch.float64), row["pos"], row["name"])
-                goals.append(_probe(model, probe, n_pos))
-        return Explained(tuple(goals), tuple(float(row["weight"]) for row in rows))
+                targets.append(_probe(model, probe, n_pos))
+        return Objective(tuple(targets), tuple(float(row["weight"]) for row in rows))
     except (KeyError, TypeError, ValueError) as error:
         raise GraphError(f"the graph's targets cannot be read ({error!r}); build the graph again") from None
 
 
-def make_targets(model: Model, explained: Explained, clean: CleanRun, base: Baseline) -> list[Target]:
-    """One target per goal. The final norm's scale and the slope of a soft cap on the logits are those of the clean run."""
+def target_nodes(model: Model, objective: Objective, clean: CleanRun, base: Baseline) -> list[TargetNode]:
+    """One node per target. The final norm's scale and the slope of a soft cap on the logits are those of the clean run."""
     values = clean.values
     stream, scale = values[Site("resid_post", model.n_layers - 1)], values.get(Site("final_scale"))
-    nodes = _nodes(explained.goals, stream.shape[1])
+    nodes = _nodes(objective.targets, stream.shape[1])
     corrupted = base.recorded
-    targets = []
-    for goal, weight, node in zip(explained.goals, explained.weights, nodes, strict=True):
-        found = (goal.value(clean.logits, values), goal.value(base.logits, corrupted))
+    made = []
+    for target, weight, node in zip(objective.targets, objective.weights, nodes, strict=True):
+        found = (target.value(clean.logits, values), target.value(base.logits, corrupted))
         weights = torch.full_like(found[0], weight)
-        if isinstance(goal, SiteGoal):
-            vector = goal.vector.to(stream)
-            targets.append(Target(node, goal.name, weights, *found, reads=goal.site, vector=vector))
+        if isinstance(target, SiteTarget):
+            vector = target.vector.to(stream)
+            made.append(TargetNode(node, target.name, weights, *found, reads=target.site, vector=vector))
             continue
         last = clean.logits[:, -1]
-        vector = model.unembedding(goal.on_logits(last[0]), last).to(stream)
+        vector = model.unembedding(target.on_logits(last[0]), last).to(stream)
         reading = torch.zeros_like(stream)
         reading[:, -1] = vector if scale is None else vector / scale[:, -1]
-        targets.append(Target(node, goal.name, weights, *found, gradient=reading))
-    return targets
+        made.append(TargetNode(node, target.name, weights, *found, gradient=reading))
+    return made
 
 
-def _nodes(goals: Sequence[Goal], n_pos: int) -> list[Node]:
+def _nodes(targets: Sequence[Target], n_pos: int) -> list[Node]:
     nodes = []
-    for i, goal in enumerate(goals):
-        if isinstance(goal, SiteGoal):
-            nodes.append(Node("probe", goal.site, goal.pos, i))
-        elif goal.coefficients == (1.0,):
-            nodes.append(Node("logit", Site("logit"), n_pos - 1, goal.tokens[0]))
+    for i, target in enumerate(targets):
+        if isinstance(target, SiteTarget):
+            nodes.append(Node("probe", target.site, target.pos, i))
+        elif target.coefficients == (1.0,):
+            nodes.append(Node("logit", Site("logit"), n_pos - 1, target.tokens[0]))
         else:
             nodes.append(Node("probe", Site("logit"), n_pos - 1, i))
     return nodes
 
 
-def _goal(model: Model, dictionaries: Mapping[Site, Dictionary], spec: Any, n_pos: int) -> Goal:
+def _target(model: Model, dictionaries: Mapping[Site, Dictionary], spec: Any, n_pos: int) -> Target:
     if isinstance(spec, Probe):
         return _probe(model, spec, n_pos)
     if isinstance(spec, tuple) and len(spec) == 2:
         right, wrong = (_token(model, text) for text in spec)
         if right == wrong:
             raise MetricError(f"target {spec!r} is a logit less itself; expected two different tokens")
-        return LogitGoal(f"{spec[0]} -{spec[1]}", (right, wrong), (1.0, -1.0))
+        return LogitTarget(f"{spec[0]} -{spec[1]}", (right, wrong), (1.0, -1.0))
     if isinstance(spec, str) and re.fullmatch(r"[a-z_0-9.]+/f[^/@]*@.*", spec):
         return _feature(model, dictionaries, spec, n_pos)
     token = _token(model, spec)
-    return LogitGoal(model.token_strings([token])[0], (token,))
+    return LogitTarget(model.token_strings([token])[0], (token,))
 
 
 def _token(model: Model, text: Any) -> int:
@@ -318,7 +318,7 @@ def _token(model: Model, text: Any) -> int:
     return found[0]
 
 
-def _feature(model: Model, dictionaries: Mapping[Site, Dictionary], text: str, n_pos: int) -> SiteGoal:
+def _feature(model: Model, dictionaries: Mapping[Site, Dictionary], text: str, n_pos: int) -> SiteTarget:
     try:
         node = Node.parse(text)
     except GraphError as error:
@@ -333,17 +333,17 @@ def _feature(model: Model, dictionaries: Mapping[Site, Dictionary], text: str, n
     feature = node.feature or 0
     if feature >= dictionary.d_sae:
         raise MetricError(f"target {text!r}: dictionary {dictionary.name} has features 0-{dictionary.d_sae - 1}")
-    vector = dictionary.reading_vectors(torch.tensor([feature], device=dictionary.weights.b_enc.device))[0]
-    return _site_goal(model, text, dictionary.reads, _position(node.pos, n_pos, text), vector, dictionary, feature)
+    vector = dictionary.input_directions(torch.tensor([feature], device=dictionary.weights.b_enc.device))[0]
+    return _site_target(model, text, dictionary.reads, _position(node.pos, n_pos, text), vector, dictionary, feature)
 
 
-def _probe(model: Model, probe: Probe, n_pos: int) -> SiteGoal:
+def _probe(model: Model, probe: Probe, n_pos: int) -> SiteTarget:
     site = probe.site if isinstance(probe.site, Site) else Site.parse(probe.site)
     name = probe.name or f"direction at {site}@{probe.pos}"
     vector = torch.as_tensor(probe.vector).detach()  # a weight of a trained model may ask for gradients
-    if site.layer is None or site.kind not in READABLE or not model.has(site):
+    if site.layer is None or site.kind not in INPUT_SITES or not model.has(site):
         raise MetricError(
-            f"target {name!r}: a probe cannot read {site}; expected one of {', '.join(READABLE)} with a layer below"
+            f"target {name!r}: a probe cannot read {site}; expected one of {', '.join(INPUT_SITES)} with a layer below"
             f" {model.n_layers}"
         )
     if vector.shape != (model.width(site),) or not bool(torch.isfinite(vector).all()) or not bool(vector.any()):
@@ -352,7 +352,7 @@ def _probe(model: Model, probe: Probe, n_pos: int) -> SiteGoal:
             " all 0"
         )
     vector = vector.to(model.device, model.layout.dtype)
-    return _site_goal(model, name, site, _position(probe.pos, n_pos, name), vector)
+    return _site_target(model, name, site, _position(probe.pos, n_pos, name), vector)
 
 
 def _position(pos: Any, n_pos: int, name: str) -> int:
@@ -361,7 +361,7 @@ def _position(pos: Any, n_pos: int, name: str) -> int:
     return pos % n_pos
 
 
-def _site_goal(
+def _site_target(
     model: Model,
     name: str,
     site: Site,
@@ -369,14 +369,14 @@ def _site_goal(
     vector: Tensor,
     dictionary: Dictionary | None = None,
     feature: int | None = None,
-) -> SiteGoal:
-    check_reader(model, site)
+) -> SiteTarget:
+    check_input_site(model, site)
     norm, behind = model.norm(site, "ln2"), Site("mlp_in", site.layer)
     if site.kind != "ln2_normalized" or norm is None or not model.has(behind):
-        return SiteGoal(name, site, pos, vector, site, dictionary=dictionary, feature=feature)
+        return SiteTarget(name, site, pos, vector, site, dictionary=dictionary, feature=feature)
     if norm.gain is not None and bool((norm.gain == 0).any()):
         raise CircuitGraphError(
             f"target {name!r}: the norm in front of the MLP of layer {site.layer} has a gain of 0, so what stands before the"
             " gain cannot be measured; expected a model without"
         )
-    return SiteGoal(name, site, pos, vector, behind, norm.gain, norm.bias, dictionary, feature)
+    return SiteTarget(name, site, pos, vector, behind, norm.gain, norm.bias, dictionary, feature)

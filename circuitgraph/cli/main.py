@@ -109,17 +109,17 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 @_option(_DISCOVER, "attention", "Attention without a dictionary: component, through or cut.")
 @_option(_DISCOVER, "mlp", "MLPs without a dictionary: component, through or cut.")
 @_option(_DISCOVER, "qk", "q and k edges by derivative, or by recompute (the change of the pattern).")
-@click.option("--trace-errors", is_flag=True, default=False, help="Errors are targets too: trace what they read.")
+@click.option("--errors-as-targets", is_flag=True, default=False, help="Errors are targets too: trace what they read.")
 @_option(_DISCOVER, "align", "What is one node in several pairs: the same position, or the same role.")
 @_option(_DISCOVER, "positions", "Nodes at each position, or one node per feature: the sum over positions.")
 @_option(_DISCOVER, "max_nodes", "Candidates: the nodes with the largest attribution.")
-@_option(_DISCOVER, "max_readers", "Trace the inputs of so many features, the most influential first.", type=int)
+@_option(_DISCOVER, "max_traced", "Trace the inputs of so many features, the most influential first.", type=int)
 @_option(_DISCOVER, "edge_threshold", "Smallest |weight| of an edge, as a fraction of the metric's difference.")
 @_option(_DISCOVER, "relative_threshold", "Smallest share of an edge in what its target reads.")
 @_option(_DISCOVER, "top_k", "At most this many inputs per node.", type=int)
 @_option(_DISCOVER, "node_influence", "Keep the nodes that carry this share of all influence.", type=float)
 @_option(_DISCOVER, "edge_influence", "Keep the edges that carry this share of it.", type=float)
-@_option(_DISCOVER, "memory", "GiB that reading vectors may take at once.")
+@_option(_DISCOVER, "memory", "GiB that input directions may take at once.")
 @_option(_DISCOVER, "backend", "Backend of the attribution kernel.")
 @click.option("--length", type=int, help="Use only pairs of this many tokens.")
 @click.option("--examples", type=click.IntRange(min=1), help="Use only this many pairs, drawn at random.")
@@ -149,10 +149,10 @@ def discover(
     **settings: Any,
 ) -> None:
     """Build the circuit graph of the prompt pairs in PROMPTS (JSON lines, or auto-circuit's JSON)."""
+    from circuitgraph.attribution.targets import read_targets
     from circuitgraph.discover import discover_circuit
     from circuitgraph.files import check_writable
     from circuitgraph.formats import write_graph
-    from circuitgraph.attribution.targets import read_targets
 
     check_writable(output)
     settings["targets"] = read_targets(targets, target_weights)

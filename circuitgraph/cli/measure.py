@@ -203,8 +203,8 @@ def intervene(
     **settings: Any,
 ) -> None:
     """Run the clean prompts in PROMPTS with and without interventions: the metric, and the likeliest next tokens."""
-    from circuitgraph.interventions.report import report_interventions
     from circuitgraph.interventions.language import parse_intervention
+    from circuitgraph.interventions.report import report_interventions
 
     chosen = [parse_intervention(one) for one in interventions]
     with progress_bar(quiet) as progress:

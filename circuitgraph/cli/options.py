@@ -98,8 +98,8 @@ def load_all(
     from circuitgraph import demo as embedded
     from circuitgraph.dictionaries.load import load_dictionaries
     from circuitgraph.models.model import DTYPES, load_model
-    from circuitgraph.prompts import read_pairs
     from circuitgraph.models.tokens import pairs_of_length
+    from circuitgraph.prompts import read_pairs
 
     pairs = None if prompts is None else read_pairs(prompts)
     progress("loading the model", 0, 1)

@@ -19,19 +19,19 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.evaluation.agreement import Interval, ratio
 from circuitgraph.components.run import ComponentRun, component_metrics, component_shape, run_components
 from circuitgraph.components.shape import ComponentScores, component_scores, edge_order, first_edges, prune_edges
-from circuitgraph.evaluation.curves import FRACTIONS, ORDERS, area
 from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
+from circuitgraph.evaluation.agreement import Interval, ratio
+from circuitgraph.evaluation.curves import FRACTIONS, ORDERS, area
 from circuitgraph.evaluation.report import interval_text, number_text, plain_values
+from circuitgraph.interventions.run import resample_rows
 from circuitgraph.metrics import MetricFunction, build_metric
 from circuitgraph.models.model import Model
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair, pairs_to_text
-from circuitgraph.interventions.run import resample_rows
 from circuitgraph.text import table_text
-from circuitgraph.models.tokens import tokenize_pairs
 
 COMPONENT_BASELINES = ("corrupted", "zero", "mean", "resample")
 
@@ -40,7 +40,7 @@ COMPONENT_BASELINES = ("corrupted", "zero", "mean", "resample")
 class EdgeSetting:
     """The circuit C, its complement and no edge at all (0) where dropped edges bring one baseline.
 
-    faithfulness = (m(C) - m(0)) / (m(M) - m(0)), completeness the same of the complement; None where m(M) = m(0).
+    faithfulness = (m(C) - m(0)) / (m(M) - m(0)), complement_faithfulness the same of the complement; None where m(M) = m(0).
     """
 
     baseline: str
@@ -48,7 +48,7 @@ class EdgeSetting:
     metric_circuit: float
     metric_complement: float
     faithfulness: Interval | None
-    completeness: Interval | None
+    complement_faithfulness: Interval | None
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ class ComponentEvaluation:
         return plain_values(asdict(self))  # type: ignore[no-any-return]
 
     def summary(self) -> dict[str, Any]:
-        """The record with the faithfulness and completeness of the first baseline beside it: a graph's evidence."""
+        """The record with the faithfulness and complement_faithfulness of the first baseline beside it: a graph's evidence."""
         first = self.settings[0]
-        measured = {"faithfulness": first.faithfulness, "completeness": first.completeness}
+        measured = {"faithfulness": first.faithfulness, "complement_faithfulness": first.complement_faithfulness}
         values = {name: interval.value for name, interval in measured.items() if interval is not None}
         return self.record() | {"baseline": first.baseline} | values
 
@@ -190,7 +190,7 @@ def component_evaluation_text(evaluation: ComponentEvaluation) -> str:
         f"metric     {e.metric}, clean {e.metric_clean:.4f}",
         "",
         *table_text(
-            ["baseline", "m(empty)", "m(circuit)", "faithfulness", "m(complement)", "completeness"],
+            ["baseline", "m(empty)", "m(circuit)", "faithfulness", "m(complement)", "complement_faithfulness"],
             [
                 [
                     row.baseline,
@@ -198,7 +198,7 @@ def component_evaluation_text(evaluation: ComponentEvaluation) -> str:
                     number_text(row.metric_circuit),
                     interval_text(row.faithfulness),
                     number_text(row.metric_complement),
-                    interval_text(row.completeness),
+                    interval_text(row.complement_faithfulness),
                 ]
                 for row in e.settings
             ],

@@ -16,8 +16,8 @@ from torch import Tensor
 from circuitgraph.components.shape import ComponentShape
 from circuitgraph.errors import ModelError
 from circuitgraph.metrics import Metric
-from circuitgraph.models.model import Model
 from circuitgraph.models.formulas import AttentionState
+from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
 
 _ELEMENTS = 1 << 25  # numbers held at once for all circuits of one pass

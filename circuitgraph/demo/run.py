@@ -19,9 +19,9 @@ from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.evaluate import measure_graph
 from circuitgraph.files import check_writable
 from circuitgraph.formats import write_graph
+from circuitgraph.graphs.prune import prune_graph
 from circuitgraph.models.model import load_model
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
-from circuitgraph.graphs.prune import prune_graph
 from circuitgraph.render import write_rendering
 from circuitgraph.tasks import TASKS, make_pairs
 

@@ -19,7 +19,7 @@ from circuitgraph.dictionaries.dictionary import Dictionary, check_fit
 from circuitgraph.dictionaries.files import Tensors
 from circuitgraph.dictionaries.lazy import Deferred, DeferredWeights
 from circuitgraph.dictionaries.processing import Parts, Translate, translation
-from circuitgraph.dictionaries.sources import Place
+from circuitgraph.dictionaries.sources import DictionarySite
 from circuitgraph.errors import DictionaryError
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
@@ -34,7 +34,7 @@ class Request:
     """What to load a dictionary for. place and processing: given with the source, else None. lazy: read weights later."""
 
     model: Model
-    place: Place | None = None
+    place: DictionarySite | None = None
     processing: frozenset[str] | None = None
     lazy: bool = False
 
@@ -43,7 +43,7 @@ def build(
     name: str,
     tensors: Tensors,
     interpret: Callable[[Mapping[str, Tensor]], Parts],
-    place: Place,
+    place: DictionarySite,
     request: Request,
     *,
     trained_on: frozenset[str] = frozenset(),
@@ -106,7 +106,7 @@ def refuse_unknown(name: str, tensors: Mapping[str, Tensor], known: set[str], ki
         )
 
 
-def check_layer(name: str, layer: object, place: Place) -> None:
+def check_layer(name: str, layer: object, place: DictionarySite) -> None:
     """DictionaryError if the file says that it was trained for another layer than that of the place."""
     if isinstance(layer, int) and not isinstance(layer, bool) and place.reads.layer != layer:
         raise DictionaryError(

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.build import Request, build, feature_count, pick, refuse_unknown
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.files import from_reader, from_safetensors, read_npz, read_yaml
 from circuitgraph.dictionaries.hub import PREFIX, fetch
 from circuitgraph.dictionaries.processing import Parts
 from circuitgraph.dictionaries.publishers import gemma_scope_2
-from circuitgraph.dictionaries.sources import Place
+from circuitgraph.dictionaries.sources import DictionarySite
 from circuitgraph.errors import DictionaryError, did_you_mean
 from circuitgraph.models.layout import site_of_hook
 
@@ -60,7 +60,7 @@ def read_transcoder_set(folder: Path, request: Request) -> list[Dictionary]:
 # one layer -----------------------------------------------------------------------------------------------------
 
 
-def _per_layer(name: str, path: Path, config: Mapping[str, Any], place: Place, request: Request) -> Dictionary:
+def _per_layer(name: str, path: Path, config: Mapping[str, Any], place: DictionarySite, request: Request) -> Dictionary:
     """y = f(x W_enc^T + b_enc) W_dec + b_dec (+ x W_skip^T); W_enc is stored as [d_sae, d_in], W_skip as [d_out, d_in]."""
 
     def interpret(tensors: Mapping[str, Tensor]) -> Parts:
@@ -96,7 +96,9 @@ def _activation(name: str, config: Mapping[str, Any], threshold: bool) -> dict[s
     )
 
 
-def _cross_layer(name: str, layer: int, paths: tuple[Path, ...], places: list[Place], request: Request) -> Dictionary:
+def _cross_layer(
+    name: str, layer: int, paths: tuple[Path, ...], places: list[DictionarySite], request: Request
+) -> Dictionary:
     """Layer `layer` of a cross-layer transcoder: W_enc [d_sae, d], W_dec [d_sae, n_sites, d]; b_dec is this layer's."""
     writes = [place.writes for place in places[layer:]]
 
@@ -179,7 +181,7 @@ def _listed(name: str, folder: Path, item: str) -> Path:
     return folder / item
 
 
-def _place(name: str, config: Mapping[str, Any], layer: int) -> Place:
+def _place(name: str, config: Mapping[str, Any], layer: int) -> DictionarySite:
     sites = []
     for key in ("feature_input_hook", "feature_output_hook"):
         hook = config.get(key)
@@ -194,7 +196,7 @@ def _place(name: str, config: Mapping[str, Any], layer: int) -> Place:
                 reason = "is the residual stream between attention and MLP, which is no site here"
             raise DictionaryError(f"dictionary {name}: {key} {hook!r} {reason}; it is not supported")
         sites.append(site)
-    return Place(sites[0], sites[1])
+    return DictionarySite(sites[0], sites[1])
 
 
 def _say_if_for_another_model(name: str, trained: object, model: str) -> None:

@@ -1,6 +1,6 @@
 """A sparse dictionary at its place in the model.
 
-In come weights and sites; out come feature activations, reconstructions, reading vectors and write vectors. The formulas
+In come weights and sites; out come feature activations, reconstructions, input directions and write vectors. The formulas
 live in circuitgraph_kernels; this module adds where the dictionary reads and writes, and knows no file format.
 """
 
@@ -98,7 +98,7 @@ class Dictionary:
             )
         return x @ W_skip.to(x.dtype)
 
-    def reading_vectors(self, features: Tensor) -> Tensor:
+    def input_directions(self, features: Tensor) -> Tensor:
         """d(pre-activation)/d(input) of the features [n], [n, d_in], scale and shift of a normalised input frozen.
 
         Columns of W_enc; for a gated SAE times the scale of its magnitude path; centred where the input is.

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.build import Request
+from circuitgraph.dictionaries.circuit_tracer import read_transcoder_set
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.hub import PREFIX, fetch
+from circuitgraph.dictionaries.named_sets import is_set, set_sources, suggestions
 from circuitgraph.dictionaries.neurons import neurons
 from circuitgraph.dictionaries.pt_files import read_pair
 from circuitgraph.dictionaries.publishers import read_dictionary_learning, read_gemma_scope, read_gemma_scope_2
@@ -23,9 +25,7 @@ from circuitgraph.dictionaries.sae_lens import (
     load_sae_lens_release,
     read_sae_lens_folder,
 )
-from circuitgraph.dictionaries.named_sets import is_set, set_sources, suggestions
 from circuitgraph.dictionaries.sources import NEURONS, Source, parse_source
-from circuitgraph.dictionaries.circuit_tracer import read_transcoder_set
 from circuitgraph.errors import DictionaryError
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site

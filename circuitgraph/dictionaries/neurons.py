@@ -10,8 +10,8 @@ import weakref
 
 import torch
 
-from circuitgraph.dictionaries.dictionary import Dictionary, check_fit
 from circuitgraph.dictionaries.build import Request
+from circuitgraph.dictionaries.dictionary import Dictionary, check_fit
 from circuitgraph.dictionaries.sources import NEURONS
 from circuitgraph.errors import DictionaryError
 from circuitgraph.nodes import Site

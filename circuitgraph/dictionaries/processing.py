@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitgraph.dictionaries.sources import Place
+from circuitgraph.dictionaries.sources import DictionarySite
 from circuitgraph.errors import DictionaryError
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
@@ -42,7 +42,9 @@ class Parts:
 Translate = Callable[[Parts], Parts]
 
 
-def translation(name: str, wanted: frozenset[str], place: Place, model: Model) -> tuple[Place, Translate]:
+def translation(
+    name: str, wanted: frozenset[str], place: DictionarySite, model: Model
+) -> tuple[DictionarySite, Translate]:
     """The dictionary's place in this model, and what to do to its parts, for one trained on a model processed as `wanted`.
 
     Raises DictionaryError where this model is itself processed in a way that the dictionary does not know and that
@@ -83,7 +85,7 @@ def translation(name: str, wanted: frozenset[str], place: Place, model: Model) -
     return place, translate
 
 
-def _refuse(name: str, wanted: frozenset[str], has: frozenset[str], place: Place) -> None:
+def _refuse(name: str, wanted: frozenset[str], has: frozenset[str], place: DictionarySite) -> None:
     """Where this model lacks what the dictionary needs and nothing can bring it back."""
     extra = has - wanted
     sites = {place.reads.kind, place.writes.kind}

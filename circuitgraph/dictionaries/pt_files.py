@@ -13,11 +13,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.build import Request, build, pick, refuse_unknown, short_name
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.files import from_reader, read_json, read_state_dict
 from circuitgraph.dictionaries.processing import Parts, without_input_bias
-from circuitgraph.dictionaries.sources import PROCESSINGS, Place, agreed_place
+from circuitgraph.dictionaries.sources import PROCESSINGS, DictionarySite, agreed_site
 from circuitgraph.errors import DictionaryError
 from circuitgraph.models.layout import site_of_hook
 from circuitgraph.nodes import Site
@@ -53,7 +53,7 @@ def _read_sae(path: Path, settings: Path, key_of_hook: str, request: Request) ->
             f"dictionary {name}: {key_of_hook} in {settings.name} is {hook!r}{layer}; expected the hook of a residual"
             " stream, attention or MLP, for instance 'mlp.hook_post' with its layer"
         )
-    place = agreed_place(name, Place(site, site), request.place)
+    place = agreed_site(name, DictionarySite(site, site), request.place)
 
     def interpret(tensors: Mapping[str, Tensor]) -> Parts:
         picked = pick(name, tensors, _NAMES)
@@ -69,7 +69,7 @@ def _read_transcoder(path: Path, match: re.Match[str], request: Request) -> Dict
     name = short_name(path)
     reads = site_of_hook(f"blocks.{match[1]}.{match[2]}")
     assert reads is not None
-    place = agreed_place(name, Place(reads, Site("mlp_out", reads.layer)), request.place)
+    place = agreed_site(name, DictionarySite(reads, Site("mlp_out", reads.layer)), request.place)
 
     def interpret(tensors: Mapping[str, Tensor]) -> Parts:
         picked = pick(name, tensors, _NAMES | {"b_dec_out": "b_dec_out"})

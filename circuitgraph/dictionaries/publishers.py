@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor
 
-from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.build import (
     Request,
     build,
@@ -25,9 +24,10 @@ from circuitgraph.dictionaries.build import (
     refuse_unknown,
     short_name,
 )
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.files import from_reader, from_safetensors, read_json, read_npz, read_state_dict
 from circuitgraph.dictionaries.processing import Parts
-from circuitgraph.dictionaries.sources import Place, agreed_place, site_of_module
+from circuitgraph.dictionaries.sources import DictionarySite, agreed_site, site_of_module
 from circuitgraph.errors import DictionaryError
 
 _PLAIN = {key: key for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
@@ -44,7 +44,7 @@ def read_gemma_scope(path: Path, request: Request) -> Dictionary:
         raise DictionaryError(
             f"dictionary {name} is one of Gemma Scope's for embeddings, which are scaled; not supported"
         )
-    place = agreed_place(name, None, request.place)
+    place = agreed_site(name, None, request.place)
     check_layer(name, _layer_of(path), place)
 
     def interpret(tensors: Mapping[str, Tensor]) -> Parts:
@@ -62,7 +62,7 @@ def read_gemma_scope_2(path: Path, request: Request) -> Dictionary:
     cfg = read_json(config, name) if config.is_file() else {}
     reads = site_of_module(str(cfg.get("hf_hook_point_in")))
     writes = site_of_module(str(cfg.get("hf_hook_point_out"))) if cfg.get("hf_hook_point_out") else reads
-    place = agreed_place(name, Place(reads, writes) if reads and writes else None, request.place)
+    place = agreed_site(name, DictionarySite(reads, writes) if reads and writes else None, request.place)
     check_layer(name, _layer_of(path), place)
 
     def interpret(tensors: Mapping[str, Tensor]) -> Parts:
@@ -117,7 +117,7 @@ def read_dictionary_learning(path: Path, request: Request) -> Dictionary:
     config = path.parent / "config.json"
     trainer = read_json(config, name).get("trainer") if config.is_file() else None
     trainer = trainer if isinstance(trainer, dict) else {}
-    place = agreed_place(name, None, request.place)
+    place = agreed_site(name, None, request.place)
     check_layer(name, trainer.get("layer"), place)
 
     def interpret(tensors: Mapping[str, Tensor]) -> Parts:

@@ -15,15 +15,15 @@ from typing import Any
 
 from torch import Tensor
 
-from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.build import Request, build, feature_count, pick
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.files import Tensors, from_safetensors, held, read_json
-from circuitgraph.dictionaries.processing import Parts
 from circuitgraph.dictionaries.named_sets import suggestions
-from circuitgraph.dictionaries.sources import PROCESSINGS, Place, agreed_place, site_of_module
+from circuitgraph.dictionaries.processing import Parts
+from circuitgraph.dictionaries.sources import PROCESSINGS, DictionarySite, agreed_site, site_of_module
 from circuitgraph.errors import DictionaryError
-from circuitgraph.models.model import Model
 from circuitgraph.models.layout import site_of_hook
+from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
 
 # sae-lens architecture -> activation of SaeWeights; BatchTopK and Matryoshka save themselves as jumprelu
@@ -157,7 +157,7 @@ def _from_sae_lens(
     metadata = cfg.get("metadata") or cfg
     if not isinstance(metadata, dict):
         raise DictionaryError(f"dictionary {name}: metadata in cfg.json is {metadata!r}; expected an object")
-    place = agreed_place(name, _own_place(name, metadata, request), request.place)
+    place = agreed_site(name, _own_place(name, metadata, request), request.place)
     transcoder = "transcoder" in architecture
     settings = {
         "activation": _ARCHITECTURES[architecture],
@@ -216,7 +216,7 @@ def _normalization(name: str, normalization: object, transcoder: bool) -> str:
     return str(normalization)
 
 
-def _processing(name: str, metadata: Mapping[str, Any], place: Place) -> frozenset[str]:
+def _processing(name: str, metadata: Mapping[str, Any], place: DictionarySite) -> frozenset[str]:
     """What was done to the weights of the model: sae-lens loads it without processing, except for these arguments."""
     arguments = metadata.get("model_from_pretrained_kwargs") or {}
     if not isinstance(arguments, dict):
@@ -231,7 +231,7 @@ def _processing(name: str, metadata: Mapping[str, Any], place: Place) -> frozens
     return frozenset(key for key in PROCESSINGS if arguments.get(key) is True)
 
 
-def _own_place(name: str, metadata: Mapping[str, Any], request: Request) -> Place | None:
+def _own_place(name: str, metadata: Mapping[str, Any], request: Request) -> DictionarySite | None:
     """The place its hooks name; None for a dictionary that names no hook but was given a place."""
     hook = metadata.get("hook_name")
     if not hook:
@@ -248,7 +248,9 @@ def _own_place(name: str, metadata: Mapping[str, Any], request: Request) -> Plac
         )
     reads = _site(name, str(hook), metadata.get("hf_hook_name"), request.model)
     out = metadata.get("hook_name_out")
-    return Place(reads, _site(name, str(out), metadata.get("hf_hook_name_out"), request.model) if out else reads)
+    return DictionarySite(
+        reads, _site(name, str(out), metadata.get("hf_hook_name_out"), request.model) if out else reads
+    )
 
 
 def _site(name: str, hook: str, module: object, model: Model) -> Site:

@@ -32,7 +32,7 @@ _MODULES = {
 
 
 @dataclass(frozen=True)
-class Place:
+class DictionarySite:
     """What a dictionary reads and writes; for an SAE the same site twice."""
 
     reads: Site
@@ -51,7 +51,7 @@ class Source:
     """
 
     path: str
-    place: Place | None = None
+    place: DictionarySite | None = None
     kind: str | None = None
     processing: frozenset[str] | None = None
 
@@ -76,7 +76,7 @@ def parse_source(text: str) -> Source:
         return Source(path, kind=before, processing=processing)
     reads, arrow, writes = before.partition(">")
     first = _parse_site(reads, path)
-    return Source(path, Place(first, _parse_site(writes, path) if arrow else first), processing=processing)
+    return Source(path, DictionarySite(first, _parse_site(writes, path) if arrow else first), processing=processing)
 
 
 def _parse_site(text: str, path: str) -> Site:
@@ -104,7 +104,7 @@ def _parse_processing(path: str, text: str) -> frozenset[str]:
     return names
 
 
-def agreed_place(name: str, own: Place | None, given: Place | None) -> Place:
+def agreed_site(name: str, own: DictionarySite | None, given: DictionarySite | None) -> DictionarySite:
     """The place a file names or the one given for it; DictionaryError if they differ or if there is none."""
     if own is None and given is None:
         raise DictionaryError(

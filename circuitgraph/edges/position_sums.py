@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.tables import FeatureTable, NodeTable, VectorTable
+from circuitgraph.attribution.targets import TargetNode
+from circuitgraph.edges.influence import node_influence
+from circuitgraph.edges.products import Block
 from circuitgraph.edges.table import EdgeCollector
 from circuitgraph.edges.trace import TracedEdges, Tracer
-from circuitgraph.edges.products import Block
-from circuitgraph.edges.influence import node_influence
 from circuitgraph.nodes import EdgeKind, Node
-from circuitgraph.attribution.tables import FeatureTable, NodeTable, VectorTable
-from circuitgraph.attribution.targets import Target
 
 POSITIONS = ("each", "sum")
 ALL = "all positions"
@@ -60,7 +60,7 @@ def sum_positions(table: NodeTable) -> NodeTable:
     )
 
 
-def addends(table: NodeTable, total: NodeTable) -> NodeTable:
+def terms(table: NodeTable, total: NodeTable) -> NodeTable:
     """The columns of the table that the sums in `total` are made of."""
     if isinstance(table, FeatureTable) and isinstance(total, FeatureTable):
         return table.take(torch.isin(table.feature, total.feature))
@@ -89,7 +89,7 @@ class SumTracer(Tracer):
         """The ids of the sums to which these columns belong; targets and the metric follow the sums as they follow columns."""
         return self.numbers[ids.to("cpu", torch.int64)]
 
-    def trace_targets(self, metric_gradient: Tensor, targets: Sequence[Target]) -> None:
+    def trace_targets(self, metric_gradient: Tensor, targets: Sequence[TargetNode]) -> None:
         """The inputs of the metric, or of the targets and their edges to the metric."""
         self.numbers = torch.cat([self.numbers, torch.arange(self.n_sums, self.n_sums + len(targets) + 1)])
         super().trace_targets(metric_gradient, targets)
@@ -132,10 +132,10 @@ class SumTracer(Tracer):
     def result(self) -> TracedEdges:
         """The edges between sums, and what their targets read in all."""
         streams: dict[int, float] = {}
-        for column, value in self.streams.items():
+        for column, value in self.stream_inputs.items():
             number = int(self.number(torch.tensor([column])))
             streams[number] = streams.get(number, 0.0) + value
-        inflows = {int(self.number(torch.tensor([i]))): value for i, value in self.inflows.items()}
+        inflows = {int(self.number(torch.tensor([i]))): value for i, value in self.total_inputs.items()}
         return TracedEdges(self.collector.table(), inflows, streams, self._weights())
 
     def _weights(self) -> Tensor:

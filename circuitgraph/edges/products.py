@@ -1,8 +1,8 @@
-"""What readers read of every node: products of reading vectors and write vectors, one per table and position.
+"""What readers read of every node: products of input directions and write vectors, one per table and position.
 
 In come node tables, paths, and the linear maps that stand between; out come blocks of local weights. Without anything
 between, sources are projected once per reading layer into the space that its heads read, which costs a head-count less
-than spelling reading vectors out; with something between, reading vectors are carried down the stream. This module selects
+than spelling input directions out; with something between, input directions are carried down the stream. This module selects
 nothing.
 """
 
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.tables import FeatureTable, NodeTable
 from circuitgraph.nodes import EdgeKind, Site
 from circuitgraph.paths.input_paths import Path, Projection
-from circuitgraph.attribution.tables import FeatureTable, NodeTable
-from circuitgraph.paths.linear_maps import Through
+from circuitgraph.paths.linear_maps import LinearMap
 
 _FAR = 1 << 29
 
@@ -46,17 +46,17 @@ class _Part:
     amount: Tensor | None
 
 
-class Inflow:
+class EdgeProducts:
     """The writers of a graph, ready to be read.
 
-    throughs: linear maps that reading vectors pass. floors: depths of residual-stream dictionaries; what is written below
+    maps: linear maps that input directions pass. barriers: depths of residual-stream dictionaries; what is written below
     one reaches readers above it through its nodes only.
     """
 
-    def __init__(self, tables: Sequence[NodeTable], throughs: Sequence[Through], floors: Sequence[int]) -> None:
+    def __init__(self, tables: Sequence[NodeTable], maps: Sequence[LinearMap], barriers: Sequence[int]) -> None:
         parts = [part for i, table in enumerate(tables) for part in _parts(i, table)]
         self.parts = sorted(parts, key=lambda part: -part.depth)
-        self.throughs, self.floors = throughs, floors
+        self.maps, self.barriers = maps, barriers
         self.projected: dict[tuple[int, int], Tensor] = {}
 
     def forget(self) -> None:
@@ -77,14 +77,14 @@ class Inflow:
                 blocks += self._direct(path)
         return blocks
 
-    def crossed(self, entry: int) -> list[Through]:
+    def crossed(self, entry: int) -> list[LinearMap]:
         """The maps between readers that read below `entry` and their sources."""
-        floor = self.floor(entry)
-        return [through for through in self.throughs if floor <= through.out < entry]
+        barrier = self.barrier(entry)
+        return [through for through in self.maps if barrier <= through.out < entry]
 
-    def floor(self, entry: int) -> int:
+    def barrier(self, entry: int) -> int:
         """The depth of the nearest residual-stream dictionary below: nothing under it is read directly."""
-        return max((floor for floor in self.floors if floor < entry), default=-_FAR)
+        return max((barrier for barrier in self.barriers if barrier < entry), default=-_FAR)
 
     def _direct(self, path: Path) -> list[Block]:
         sums = _Sums(path.kind)
@@ -103,7 +103,7 @@ class Inflow:
         sums = _Sums(kind)
         last = first + dense.shape[3] - 1
         waiting = sorted(self.crossed(entry), key=lambda through: -through.out)
-        entered: list[tuple[int, Through, Tensor, int]] = []
+        entered: list[tuple[int, LinearMap, Tensor, int]] = []
         for part, _ in self._below(entry, 0, _FAR):
             while (waiting and waiting[0].out > part.depth) or (entered and entered[0][0] > part.depth):
                 if entered and (not waiting or entered[0][0] >= waiting[0].out):
@@ -124,9 +124,9 @@ class Inflow:
 
     def _below(self, entry: int, first: int, last: int) -> Iterator[tuple[_Part, slice]]:
         """Parts that are read, the highest first, with their columns at positions first..last."""
-        floor = self.floor(entry)
+        barrier = self.barrier(entry)
         for part in self.parts:
-            if floor <= part.depth < entry:
+            if barrier <= part.depth < entry:
                 columns = _columns(part, first, last)
                 if columns.start < columns.stop:
                     yield part, columns
@@ -210,6 +210,6 @@ def _runs(at: Tensor) -> list[tuple[int, int, int]]:
     return list(zip(values.tolist(), [0, *stops[:-1]], stops, strict=True))
 
 
-def floors(sites: Sequence[Site]) -> list[int]:
+def barriers(sites: Sequence[Site]) -> list[int]:
     """The depths of the residual-stream sites among these."""
     return [site.depth for site in sites if site.kind in ("resid_pre", "resid_post")]

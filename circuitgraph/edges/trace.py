@@ -1,11 +1,11 @@
 """Typed edges between nodes, with exact derivatives, from the targets down.
 
 In come node tables, clean activations and targets; out comes a table of edges. Norm scales and everything outside the path
-are frozen at the clean run. This module decides who reads and which edges stay; reading vectors are `reading`'s, products
-`inflow`'s, and it knows no graph.
+are frozen at the clean run. This module decides who reads and which edges stay; input directions are `reading`'s, products
+`products`', and it knows no graph.
 
 Edge u -> v: u writes write_u * delta_u (or a difference vector) into the residual stream at its position, v reads it
-through a path of one kind with reading vector r:
+through a path of one kind with input direction r:
 
     local_weight = (write_u . r) * delta_u                contribution to v's pre-activation
     weight       = node_gradient(v) * local_weight        contribution to the metric through v
@@ -23,19 +23,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.tables import FeatureTable, NodeTable
+from circuitgraph.attribution.targets import TargetNode
 from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.edges.influence import node_influence
+from circuitgraph.edges.products import Block, EdgeProducts, barriers
 from circuitgraph.edges.table import EdgeCollector, EdgeTable
 from circuitgraph.errors import CircuitGraphError, DictionaryError
-from circuitgraph.edges.products import Block, Inflow, floors
-from circuitgraph.edges.influence import node_influence
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Node, Site
-from circuitgraph.paths.input_paths import Reader, check_reader
-from circuitgraph.attribution.tables import FeatureTable, NodeTable
-from circuitgraph.attribution.targets import Target
-from circuitgraph.paths.linear_maps import Through, skip_through
+from circuitgraph.paths.input_paths import InputPaths, check_input_site
+from circuitgraph.paths.linear_maps import LinearMap, skip_map
 
-QK = ("derivative", "recompute")
+QK = ("derivative", "ablate")
 _TYPED = ("ov", "q", "k")  # kinds that keep a loading per head
 
 # Sites whose value is added to the stream, or is the stream.
@@ -46,27 +46,27 @@ _ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 class Selection:
     """Which edges stay. threshold: smallest |weight|, in the metric's unit. relative_threshold: smallest |local_weight|
     as a share of what the target reads in all, sum of |local_weight|. top_k: inputs per target, and those as
-    large as the last of them. max_readers: features (and errors that are targets) whose inputs are traced, the most
+    large as the last of them. max_traced: features (and errors that are targets) whose inputs are traced, the most
     influential first; None traces every one that a kept edge leaves."""
 
     threshold: float = 0.0
     relative_threshold: float = 0.0
     top_k: int | None = None
-    max_readers: int | None = None
+    max_traced: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class TracedEdges:
     """The edges that stay, and per target that was traced what it reads in all, by node id, means over the examples.
 
-    inflow: sum of local weights of all sources before selection; stream: what it reads of the difference of the streams
+    total_input: sum of local weights of all sources before selection; stream_input: what it reads of the difference of the streams
     themselves, which does not know the nodes. The two are equal up to rounding where every source is a node. Differences
-    of patterns (qk "recompute") are no sums and are left out of both. weights [n_nodes]: of the targets in the metric.
+    of patterns (qk "ablate") are no sums and are left out of both. weights [n_nodes]: of the targets in the metric.
     """
 
     table: EdgeTable
-    inflow: Mapping[int, float]
-    stream: Mapping[int, float]
+    total_input: Mapping[int, float]
+    stream_input: Mapping[int, float]
     weights: Tensor
 
 
@@ -77,9 +77,9 @@ def attribute_edges(
     metric_gradient: Tensor,
     *,
     base: Mapping[Site, Tensor] | None = None,
-    targets: Sequence[Target] = (),
+    targets: Sequence[TargetNode] = (),
     slopes: Mapping[Site, Tensor] | None = None,
-    throughs: Sequence[Through] = (),
+    maps: Sequence[LinearMap] = (),
     qk: str = "derivative",
     selection: Selection | None = None,
     memory: int = 1 << 30,
@@ -89,38 +89,34 @@ def attribute_edges(
     """Edges that pass the selection and reach the metric.
 
     First the inputs of the targets (of the metric itself without any), then those of every feature that was kept as the
-    source of a kept edge: layer by layer downwards, or with max_readers the most influential first. metric_gradient
+    source of a kept edge: layer by layer downwards, or with max_traced the most influential first. metric_gradient
     [batch, pos, d_model] is dm/d(resid_post of the last layer). base: the baseline's activations, None for zero. slopes:
-    `gradients.mlp_slopes`, needed for dictionaries that read behind an MLP's neurons. qk "recompute" takes the difference
-    of the pattern with and without each source for q and k edges. memory: bytes that reading vectors and what they read
+    `gradients.mlp_slopes`, needed for dictionaries that read behind an MLP's neurons. qk "ablate" takes the difference
+    of the pattern with and without each source for q and k edges. memory: bytes that input directions and what they read
     may take at once; one reader at one position, and the targets' own vectors, are held whatever they take.
     tracer_type: `position_sums.SumTracer` for sums over positions.
-    Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced, CircuitGraphError for qk "recompute"
+    Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced, CircuitGraphError for qk "ablate"
     through components.
     """
-    if qk == "recompute" and throughs:
-        raise CircuitGraphError(
-            "qk 'recompute' passes no component that is 'through'; take 'derivative' or 'component'"
-        )
-    if qk == "recompute" and not any(site.kind == "attn_scores" for site in clean):
-        raise CircuitGraphError(
-            "qk 'recompute' needs the attention scores; record them with sites_of(..., scores=True)"
-        )
-    tracer = (tracer_type or Tracer)(model, tables, clean, base, slopes, throughs, qk, selection or Selection(), memory)
+    if qk == "ablate" and maps:
+        raise CircuitGraphError("qk 'ablate' passes no component that is 'frozen'; take 'derivative' or 'node'")
+    if qk == "ablate" and not any(site.kind == "attn_scores" for site in clean):
+        raise CircuitGraphError("qk 'ablate' needs the attention scores; record them with sites_of(..., scores=True)")
+    tracer = (tracer_type or Tracer)(model, tables, clean, base, slopes, maps, qk, selection or Selection(), memory)
     tracer.trace_targets(metric_gradient, targets)
-    if tracer.selection.max_readers is None:
+    if tracer.selection.max_traced is None:
         for done, index in enumerate(tracer.readable):
             progress("tracing edges", done, len(tracer.readable))
             tracer.trace(index, tracer.kept[index].nonzero().flatten())
     else:
-        tracer.trace_most_influential(tracer.selection.max_readers, progress)
+        tracer.trace_most_influential(tracer.selection.max_traced, progress)
     return tracer.result()
 
 
-def check_readers(model: Model, dictionaries: Iterable[Dictionary], qk: str = "derivative") -> None:
+def check_inputs(model: Model, dictionaries: Iterable[Dictionary], qk: str = "derivative") -> None:
     """DictionaryError or ModelError unless the inputs of all these dictionaries' features can be traced."""
     for dictionary in dictionaries:
-        check_reader(model, dictionary.reads)
+        check_input_site(model, dictionary.reads)
         reads, sites = dictionary.reads, dictionary.sites
         if astray := [site for site in sites if site.output.kind not in _ADDED or (site.output != site and sites[1:])]:
             raise DictionaryError(
@@ -133,9 +129,9 @@ def check_readers(model: Model, dictionaries: Iterable[Dictionary], qk: str = "d
                 f"dictionary {dictionary.name} skips from {reads} to {', '.join(map(str, sites))}; edges pass skip"
                 " connections from the MLP's input to the mlp_out of the same layer only"
             )
-        if dictionary.skips and qk == "recompute":
+        if dictionary.skips and qk == "ablate":
             raise DictionaryError(
-                f"dictionary {dictionary.name} skips, and qk 'recompute' passes no skip connections; take 'derivative'"
+                f"dictionary {dictionary.name} skips, and qk 'ablate' passes no skip connections; take 'derivative'"
             )
 
 
@@ -149,7 +145,7 @@ class Tracer:
         clean: Mapping[Site, Tensor],
         base: Mapping[Site, Tensor] | None,
         slopes: Mapping[Site, Tensor] | None,
-        throughs: Sequence[Through],
+        maps: Sequence[LinearMap],
         qk: str,
         selection: Selection,
         memory: int,
@@ -157,14 +153,12 @@ class Tracer:
         self.model, self.tables, self.clean, self.base, self.slopes = model, tables, clean, base, slopes
         self.qk, self.selection, self.memory = qk, selection, memory
         dictionaries = [table.dictionary for table in tables if isinstance(table, FeatureTable)]
-        check_readers(model, dictionaries, qk)
+        check_inputs(model, dictionaries, qk)
         skips = [
-            skip_through(model, d.reads, d.writes, W_skip, clean)
-            for d in dictionaries
-            if (W_skip := d.W_skip) is not None
+            skip_map(model, d.reads, d.writes, W_skip, clean) for d in dictionaries if (W_skip := d.W_skip) is not None
         ]
         written = [dictionary.writes for dictionary in dictionaries]
-        self.inflow = Inflow(tables, [*skips, *throughs], floors(written))
+        self.products = EdgeProducts(tables, [*skips, *maps], barriers(written))
         self.nodes: list[Node] = [node for table in tables for node in table.nodes()]
         sizes = torch.tensor([0, *(len(table) for table in tables)])
         self.offsets: list[int] = sizes.cumsum(0).tolist()
@@ -173,10 +167,10 @@ class Tracer:
         readable = [i for i, table in enumerate(tables) if table.reads_at is not None]
         self.readable = sorted(readable, key=lambda i: -tables[i].site.depth)
         self.weights = torch.zeros(len(self.nodes), dtype=torch.float64)
-        self.inflows: dict[int, float] = {}
-        self.streams: dict[int, float] = {}
+        self.total_inputs: dict[int, float] = {}
+        self.stream_inputs: dict[int, float] = {}
 
-    def trace_targets(self, metric_gradient: Tensor, targets: Sequence[Target]) -> None:
+    def trace_targets(self, metric_gradient: Tensor, targets: Sequence[TargetNode]) -> None:
         """The inputs of the metric, or of the targets and their edges to the metric."""
         metric = Node("metric", Site("metric"), metric_gradient.shape[1] - 1)
         first = len(self.nodes)
@@ -185,7 +179,7 @@ class Tracer:
         if not targets:
             self.weights[-1] = 1
             ones = torch.ones_like(metric_gradient[:, :1, 0])
-            self._keep(torch.tensor([first]), ones, self.inflow.of_stream(metric_gradient[:, None]))
+            self._keep(torch.tensor([first]), ones, self.products.of_stream(metric_gradient[:, None]))
             self._note([first], (metric_gradient * self._stream_end()).sum((1, 2))[:, None])
             return
         ids = torch.arange(first, first + len(targets))
@@ -193,7 +187,7 @@ class Tracer:
         outer = [i for i, target in enumerate(targets) if target.gradient is not None]
         if outer:
             gradient = torch.stack([t.gradient for t in targets if t.gradient is not None], 1)
-            self._keep(ids[outer], weights[:, outer], self.inflow.of_stream(gradient))
+            self._keep(ids[outer], weights[:, outer], self.products.of_stream(gradient))
             self._note(ids[outer].tolist(), torch.einsum("brpd,bpd->br", gradient, self._stream_end()))
         for i, target in enumerate(targets):
             if target.reads is not None and target.vector is not None:
@@ -224,14 +218,14 @@ class Tracer:
                 assert readers.reads is not None
                 self._trace_vectors(reader, readers.reads, pos, ids, readers.node_gradient)
 
-    def _reader(self, reads: Site) -> Reader:
-        self.inflow.forget()
-        return Reader(self.model, reads, self.clean, self.slopes, recompute=self.qk == "recompute")
+    def _reader(self, reads: Site) -> InputPaths:
+        self.products.forget()
+        return InputPaths(self.model, reads, self.clean, self.slopes, ablate=self.qk == "ablate")
 
-    def _trace_vectors(self, reader: Reader, vectors: Tensor, pos: int, ids: Tensor, node_gradient: Tensor) -> None:
+    def _trace_vectors(self, reader: InputPaths, vectors: Tensor, pos: int, ids: Tensor, node_gradient: Tensor) -> None:
         """The inputs of the nodes ids [r] that read vectors [r, d_in] or [batch, r, d_in] at one position."""
         paths = reader.paths(vectors, pos)
-        self._keep(ids, node_gradient, self.inflow.of_paths(paths))
+        self._keep(ids, node_gradient, self.products.of_paths(paths))
         change = self._stream_before(reader.reads)
         linear = [path.of_stream(change).sum(2) for path in paths if path.softmax is None]
         self._note(ids.tolist(), torch.stack(torch.broadcast_tensors(*linear)).sum(0))
@@ -256,12 +250,12 @@ class Tracer:
                 here = chosen[(chosen >= start) & (chosen < stop)] - start
                 self.trace(index, here.to(self.tables[index].pos.device))
 
-    def _group(self, reader: Reader, pos: int) -> int:
+    def _group(self, reader: InputPaths, pos: int) -> int:
         """How many readers at one position fit into the memory, with what they read of every source by path and head."""
         kinds, heads = (3, self.model.n_heads) if reader.state is not None else (1, 1)
         sources = sum(len(table) for table in self.tables if table.site.depth < reader.entry)
         numbers = kinds * (heads + 2) * sources  # by head, their sum, and that times the gradient
-        if self.inflow.crossed(reader.entry):
+        if self.products.crossed(reader.entry):
             numbers += heads * (pos + 1) * self.model.d_model * 4
         return max(1, self.memory // (8 * len(self.clean[Site("embed")]) * max(1, numbers)))
 
@@ -286,7 +280,7 @@ class Tracer:
 
     def _note(self, ids: Sequence[int], stream: Tensor) -> None:
         for i, value in zip(ids, stream.mean(0).tolist(), strict=True):
-            self.streams[i] = value
+            self.stream_inputs[i] = value
 
     def _keep(self, ids: Tensor, node_gradient: Tensor, blocks: Sequence[Block]) -> None:
         """Collect the edges of these blocks into readers ids [r] that pass; mark their sources in `kept`."""
@@ -297,9 +291,9 @@ class Tracer:
         """The same with the local weights and weights [batch, r, columns] of each block."""
         means = [_mean(weight) for weight in weights]
         local_means = [_mean(values) for values in local]
-        linear = [v for v, b in zip(local_means, blocks, strict=True) if self.qk != "recompute" or b.kind not in "qk"]
-        inflow = torch.stack([values.sum(-1) for values in linear]).sum(0) if linear else torch.zeros(len(ids))
-        self.inflows |= dict(zip(ids.tolist(), inflow.tolist(), strict=True))
+        linear = [v for v, b in zip(local_means, blocks, strict=True) if self.qk != "ablate" or b.kind not in "qk"]
+        total = torch.stack([values.sum(-1) for values in linear]).sum(0) if linear else torch.zeros(len(ids))
+        self.total_inputs |= dict(zip(ids.tolist(), total.tolist(), strict=True))
         for block, weight, mean, local_mean, keep in zip(
             blocks, weights, means, local_means, self._passing(means, local_means), strict=True
         ):
@@ -327,7 +321,7 @@ class Tracer:
 
     def result(self) -> TracedEdges:
         """Everything found so far."""
-        return TracedEdges(self.collector.table(), self.inflows, self.streams, self.weights)
+        return TracedEdges(self.collector.table(), self.total_inputs, self.stream_inputs, self.weights)
 
     def _passing(self, means: Sequence[Tensor], local_means: Sequence[Tensor]) -> list[Tensor]:
         """Which edges [readers, columns] of each block pass the selection."""
@@ -341,8 +335,8 @@ class Tracer:
             ]
         if select.top_k is not None and means:
             everything = torch.cat([mean.abs() * keep for mean, keep in zip(means, passed, strict=True)], -1)
-            floor = everything.topk(min(select.top_k, everything.shape[-1]), dim=-1).values[:, -1:]
-            passed = [keep & (mean.abs() >= floor) for mean, keep in zip(means, passed, strict=True)]
+            smallest = everything.topk(min(select.top_k, everything.shape[-1]), dim=-1).values[:, -1:]
+            passed = [keep & (mean.abs() >= smallest) for mean, keep in zip(means, passed, strict=True)]
         return passed
 
 

@@ -11,27 +11,27 @@ from typing import Any
 
 import networkx as nx
 
-from circuitgraph.attribution.runs import Baseline, CleanRun, run_baseline, run_clean, sites_of
+from circuitgraph.attribution.aligned_model import align_model
 from circuitgraph.attribution.alignment import align_pairs
-from circuitgraph.attribution.node_attribution import Roles, attribute_nodes
+from circuitgraph.attribution.node_attribution import ComponentTreatment, attribute_nodes
+from circuitgraph.attribution.runs import Baseline, CleanRun, run_baseline, run_clean, sites_of
+from circuitgraph.attribution.tables import NodeTable
+from circuitgraph.attribution.targets import Target, recorded_objective
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.discover import frozen_components, node_gradients
+from circuitgraph.edges.position_sums import ALL
 from circuitgraph.errors import CircuitGraphError, GraphError
+from circuitgraph.interventions.run import resample_rows
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import Node, Site
-from circuitgraph.attribution.aligned_model import place_model
-from circuitgraph.edges.position_sums import ALL
-from circuitgraph.prompts import PromptPair, pair_of
-from circuitgraph.interventions.run import resample_rows
-from circuitgraph.attribution.tables import NodeTable
-from circuitgraph.attribution.targets import Goal, recorded_goals
 from circuitgraph.models.tokens import TokenizedPairs, tokenize_pairs
+from circuitgraph.nodes import Node, Site
+from circuitgraph.prompts import PromptPair, pair_of
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """The runs that every measurement shares; bases[name] for each baseline, of which `baseline` is the graph's. goals: what
+    """The runs that every measurement shares; bases[name] for each baseline, of which `baseline` is the graph's. targets: what
     the graph's targets stand for, none in a graph of a metric."""
 
     model: Model
@@ -43,8 +43,8 @@ class Case:
     bases: Mapping[str, Baseline]
     tables: Sequence[NodeTable]
     baseline: str
-    roles: Roles
-    goals: Mapping[Node, Goal]
+    treatment: ComponentTreatment
+    targets: Mapping[Node, Target]
 
 
 def build_case(
@@ -67,14 +67,14 @@ def build_case(
             f"the prompts have {tokens.clean.shape[1]} tokens, the graph's have {length}; nodes are aligned by position"
         )
     targets = settings.get("targets")
-    explained = recorded_goals(model, dictionaries, targets, length) if isinstance(targets, list) else None
-    if metric is None and explained is not None:
-        score = explained.metric()
+    objective = recorded_objective(model, dictionaries, targets, length) if isinstance(targets, list) else None
+    if metric is None and objective is not None:
+        score = objective.metric()
     else:
         chosen = metric if metric is not None else settings["metric"]
         score = build_metric(chosen, tokens.answers, tokens.wrong_answers)
-    roles = Roles(settings.get("attention", "component"), settings.get("mlp", "component"))
-    sites = sites_of(model, dictionaries.values(), neurons=roles.mlp == "through")
+    treatment = ComponentTreatment(settings.get("attention", "node"), settings.get("mlp", "node"))
+    sites = sites_of(model, dictionaries.values(), neurons=treatment.mlp == "frozen")
     clean = run_clean(model, tokens, sites, score)
     corrupted = run_baseline(model, tokens, sites, score, "corrupted")
     assert corrupted.values is not None
@@ -95,14 +95,16 @@ def build_case(
     settings = {"method": "gradient", "steps": 1, "rule": "left"} | settings
     how: dict[str, Any] = {key: settings[key] for key in ("method", "steps", "rule")}
     gradients = node_gradients(model, dictionaries, tokens, clean, bases[names[0]], score, **how)
-    throughs = frozen_components(model, dictionaries, clean, roles, places)
+    frozen = frozen_components(model, dictionaries, clean, treatment, places)
     # from here on, places stand where positions were
     clean, bases = places.of_run(model, clean), {name: places.of_baseline(base) for name, base in bases.items()}
     base, gradients = bases[names[0]], places.gather(gradients)
-    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients, roles=roles, throughs=throughs)
-    model, tokens = place_model(model, tokens, places)
-    goals = {} if explained is None else dict(zip(explained.nodes(length), explained.goals, strict=True))
-    return Case(model, dictionaries, pairs, tokens, score, clean, bases, places.mask(tables), names[0], roles, goals)
+    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients, treatment=treatment, frozen=frozen)
+    model, tokens = align_model(model, tokens, places)
+    targets = {} if objective is None else dict(zip(objective.nodes(length), objective.targets, strict=True))
+    return Case(
+        model, dictionaries, pairs, tokens, score, clean, bases, places.mask(tables), names[0], treatment, targets
+    )
 
 
 def built_from(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any]]:

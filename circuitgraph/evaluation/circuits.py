@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.node_attribution import ComponentTreatment, affine_part, node_sites
 from circuitgraph.attribution.runs import Baseline
-from circuitgraph.attribution.node_attribution import Roles, affine_part, node_sites
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model, Replace
@@ -29,7 +29,7 @@ BATCH_ROWS = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class CircuitMask:
     """The nodes that keep the value they have in the run: features[site] [pos, d_sae], errors[site] [pos], biases[site]
     [pos] and embeddings [pos], all boolean, of one circuit; of several, with one more dimension in front. Every other node
     takes its baseline value."""
@@ -66,11 +66,11 @@ def node_values(
     model: Model,
     dictionaries: Mapping[Site, Dictionary],
     values: Mapping[Site, Tensor] | None,
-    roles: Roles | None = None,
+    treatment: ComponentTreatment | None = None,
 ) -> NodeValues:
     """The nodes of the run with these activations. None stands for baseline zero: no features, errors and embeddings, and
     biases that are left alone. Components that are through or cut by their role are no nodes: they run on what they get."""
-    sites = node_sites(model, dictionaries, roles)
+    sites = node_sites(model, dictionaries, treatment)
     if values is None:
         zero = torch.zeros((), device=model.device)
         return NodeValues(dict.fromkeys(dictionaries, zero), dict.fromkeys(sites, zero), {}, zero)
@@ -88,7 +88,7 @@ def node_values(
     return NodeValues(acts, errors, biases, values[Site("embed")])
 
 
-def kept_nodes(
+def circuit_mask(
     model: Model,
     dictionaries: Mapping[Site, Dictionary],
     nodes: Iterable[Node],
@@ -96,7 +96,7 @@ def kept_nodes(
     errors: Errors = "circuit",
     *,
     complement: bool = False,
-) -> Kept:
+) -> CircuitMask:
     """The masks of these nodes, or of all others. errors: "keep" keeps every error node, "remove" none, "circuit" those
     of the circuit (or complement), "residual" those of it at dictionaries of the residual stream."""
     sites = node_sites(model, dictionaries)
@@ -127,16 +127,16 @@ def kept_nodes(
         elif errors == "remove" or (errors == "residual" and not site.kind.startswith("resid_")):
             mask[:] = False
     moved = [{site: mask.to(model.device) for site, mask in group.items()} for group in masks]
-    return Kept(moved[0], moved[1], moved[2], embeddings.to(model.device))
+    return CircuitMask(moved[0], moved[1], moved[2], embeddings.to(model.device))
 
 
-def stack_kept(circuits: Sequence[Kept]) -> Kept:
+def stack_masks(circuits: Sequence[CircuitMask]) -> CircuitMask:
     """The masks of several circuits as one."""
 
     def stack(groups: Sequence[Mapping[Site, Tensor]]) -> dict[Site, Tensor]:
         return {site: torch.stack([group[site] for group in groups]) for site in groups[0]}
 
-    return Kept(
+    return CircuitMask(
         stack([kept.features for kept in circuits]),
         stack([kept.errors for kept in circuits]),
         stack([kept.biases for kept in circuits]),
@@ -145,30 +145,30 @@ def stack_kept(circuits: Sequence[Kept]) -> Kept:
 
 
 def run_with_nodes(
-    model: Model, dictionaries: Mapping[Site, Dictionary], tokens: Tensor, baseline: Baseline, kept: Kept
+    model: Model, dictionaries: Mapping[Site, Dictionary], tokens: Tensor, baseline: Baseline, kept: CircuitMask
 ) -> Tensor:
     """Logits [batch, pos, vocab] of tokens [batch, pos] where the nodes outside `kept` have their baseline value.
 
-    Kept nodes have the value that the edited run gives them. Baseline zero leaves positions and biases alone: they are
+    CircuitMask nodes have the value that the edited run gives them. Baseline zero leaves positions and biases alone: they are
     constants of the model. Components without a dictionary are all error. Skip connections are no nodes: they pass on
     what the edited run puts into them.
     """
-    held = node_values(model, dictionaries, baseline.values)
-    return run_circuits(model, dictionaries, tokens, held, stack_kept([kept]))[0][0]
+    baseline_nodes = node_values(model, dictionaries, baseline.values)
+    return run_circuits(model, dictionaries, tokens, baseline_nodes, stack_masks([kept]))[0][0]
 
 
 def run_circuits(
     model: Model,
     dictionaries: Mapping[Site, Dictionary],
     tokens: Tensor,
-    held: NodeValues,
-    kept: Kept,
+    baseline_nodes: NodeValues,
+    kept: CircuitMask,
     *,
     observe: Sequence[Site] = (),
     start: tuple[int, Tensor] | None = None,
 ) -> tuple[Tensor, dict[Site, Tensor]]:
     """`run_with_nodes` of n circuits in one forward pass: logits [n, batch, pos, vocab] and what stands at the observed
-    sites, [n, batch, pos, d] each. Nodes outside the circuits have the values `held`.
+    sites, [n, batch, pos, d] each. Nodes outside the circuits have the values `baseline_nodes`.
 
     start: (layer, clean stream entering it) where every circuit keeps all nodes below that layer, and no dictionary that writes
     from there on reads below it.
@@ -177,12 +177,16 @@ def run_circuits(
     first = 0 if start is None else start[0]
     replace: dict[Site, Replace] = {}
     if start is None:
-        replace[Site("embed")] = _edit(Site("embed"), [], held.embeddings, held, kept.embeddings, kept, shape)
+        replace[Site("embed")] = _edit(
+            Site("embed"), [], baseline_nodes.embeddings, baseline_nodes, kept.embeddings, kept, shape
+        )
     reads: set[Site] = set()
-    for site in held.errors:
+    for site in baseline_nodes.errors:
         if (site.layer or 0) >= first:
             writers = _writers(dictionaries, site)
-            replace[site] = _edit(site, writers, held.errors[site], held, kept.errors[site], kept, shape)
+            replace[site] = _edit(
+                site, writers, baseline_nodes.errors[site], baseline_nodes, kept.errors[site], kept, shape
+            )
             reads |= {dictionary.reads for _, dictionary in writers}
     begin = None if start is None else (first, start[1].repeat(shape[0], 1, 1))
     record = sorted(reads | set(observe), key=lambda s: s.depth)
@@ -194,9 +198,9 @@ def circuit_metrics(
     model: Model,
     dictionaries: Mapping[Site, Dictionary],
     tokens: Tensor,
-    held: NodeValues,
+    baseline_nodes: NodeValues,
     metric: Metric,
-    circuits: Sequence[Callable[[], Kept]],
+    circuits: Sequence[Callable[[], CircuitMask]],
     *,
     batch_rows: int = BATCH_ROWS,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -206,8 +210,8 @@ def circuit_metrics(
     found = []
     for first in range(0, len(circuits), step):
         progress(first, len(circuits))
-        kept = stack_kept([make() for make in circuits[first : first + step]])
-        runs, observed = run_circuits(model, dictionaries, tokens, held, kept, observe=metric.sites)
+        kept = stack_masks([make() for make in circuits[first : first + step]])
+        runs, observed = run_circuits(model, dictionaries, tokens, baseline_nodes, kept, observe=metric.sites)
         found += [metric(logits, {s: x[i] for s, x in observed.items()}) for i, logits in enumerate(runs)]
     return torch.stack(found)
 
@@ -223,15 +227,15 @@ def _edit(
     site: Site,
     writers: Sequence[tuple[Site, Dictionary]],
     held_error: Tensor,
-    held: NodeValues,
+    baseline_nodes: NodeValues,
     errors: Tensor,
-    kept: Kept,
+    kept: CircuitMask,
     shape: tuple[int, int],
 ) -> Replace:
-    """x [circuits * batch, pos, d] with the features, errors and biases outside the masks at their held value.
+    """x [circuits * batch, pos, d] with the features, errors and biases outside the masks at their baseline_nodes value.
 
-    As x = acts @ W_dec + affine + error, what a feature adds to x where the error is kept, or to the held error where it is
-    not, is its held activation if it is not kept, and its own one times (feature kept) - (error kept).
+    As x = acts @ W_dec + affine + error, what a feature adds to x where the error is kept, or to the baseline_nodes error where it is
+    not, is its baseline_nodes activation if it is not kept, and its own one times (feature kept) - (error kept).
     """
 
     def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
@@ -244,14 +248,14 @@ def _edit(
             affine = affine + affine_part(dictionary, read)[..., columns]
             own = kept.features[key][:, None]
             amounts = dictionary.encode(read) * (own.to(x.dtype) - errors[:, None, :, None].to(x.dtype))
-            amounts = amounts.addcmul_(held.acts[key].to(x.dtype), (~own).to(x.dtype))
+            amounts = amounts.addcmul_(baseline_nodes.acts[key].to(x.dtype), (~own).to(x.dtype))
             change = change + amounts @ W_dec
-            if site in held.biases and dictionary.weights.normalize != "none":
+            if site in baseline_nodes.biases and dictionary.weights.normalize != "none":
                 change = change - torch.where(
                     kept.biases[site][:, None, :, None], 0, dictionary.bias(read)[..., columns]
                 )
-        if site in held.biases:
-            change = change + torch.where(kept.biases[site][:, None, :, None], 0, held.biases[site])
+        if site in baseline_nodes.biases:
+            change = change + torch.where(kept.biases[site][:, None, :, None], 0, baseline_nodes.biases[site])
         edited: Tensor = torch.where(errors[:, None, :, None], x, held_error + affine) + change
         return edited.flatten(0, 1)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.dictionaries.dictionary import Dictionary
-from circuitgraph.evaluation.circuits import Errors, Kept, NodeValues, circuit_metrics, kept_nodes
+from circuitgraph.evaluation.circuits import CircuitMask, Errors, NodeValues, circuit_mask, circuit_metrics
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Node, Site
@@ -31,7 +31,7 @@ class Point:
     fraction: float
     n_nodes: int
     faithfulness: float
-    completeness: float
+    complement_faithfulness: float
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def size_curves(
     model: Model,
     dictionaries: Mapping[Site, Dictionary],
     tokens: Tensor,
-    held: NodeValues,
+    baseline_nodes: NodeValues,
     metric: Metric,
     ranked: Sequence[tuple[float, Node]],
     full: float,
@@ -79,14 +79,18 @@ def size_curves(
     sizes = [int(len(ranked) * fraction) for fraction in FRACTIONS]
     n_pos = tokens.shape[1]
     circuits = [
-        lambda nodes=by_order[order][:size], other=other: kept_nodes(
+        lambda nodes=by_order[order][:size], other=other: circuit_mask(
             model, dictionaries, nodes, n_pos, errors, complement=other
         )
         for order in ORDERS
         for size in sizes
         for other in (False, True)
     ]
-    means = circuit_metrics(model, dictionaries, tokens, held, metric, circuits, progress=progress).double().mean(1)
+    means = (
+        circuit_metrics(model, dictionaries, tokens, baseline_nodes, metric, circuits, progress=progress)
+        .double()
+        .mean(1)
+    )
     values = ((means - empty) / (full - empty)).view(len(ORDERS), len(sizes), 2).tolist()
     return tuple(
         Curve(order, tuple(Point(f, n, *pair) for f, n, pair in zip(FRACTIONS, sizes, rows, strict=True)))
@@ -124,14 +128,14 @@ def noise_curve(
     n_pos = clean_tokens.shape[1]
     nodes = [node for node in nodes if node.kind in ("feature", "error")]
 
-    def others() -> Kept:
-        return kept_nodes(model, dictionaries, nodes, n_pos, "circuit", complement=True)
+    def others() -> CircuitMask:
+        return circuit_mask(model, dictionaries, nodes, n_pos, "circuit", complement=True)
 
     points = []
     for share in SHARES:
-        held = corrupted.mixed(clean, share)
+        baseline_nodes = corrupted.mixed(clean, share)
         noising, denoising = (
-            float(circuit_metrics(model, dictionaries, tokens, held, metric, [others]).mean())
+            float(circuit_metrics(model, dictionaries, tokens, baseline_nodes, metric, [others]).mean())
             for tokens in (clean_tokens, corrupted_tokens)
         )
         points.append(NoisePoint(share, noising, denoising))

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
 from circuitgraph.attribution.node_attribution import attribute_nodes, written_sites
+from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.tables import NodeTable
 from circuitgraph.dictionaries.dictionary import Dictionary, reconstruct
 from circuitgraph.discover import Progress, node_gradients
 from circuitgraph.errors import CircuitGraphError, DictionaryError, PromptError
 from circuitgraph.metrics import MetricFunction, build_metric
 from circuitgraph.models.model import Model, Replace
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
 from circuitgraph.text import table_text
-from circuitgraph.attribution.tables import NodeTable
-from circuitgraph.models.tokens import tokenize_pairs
 
 # A spliced model may differ from the model by this many roundings of its largest logit.
 _ROUNDINGS = 1000

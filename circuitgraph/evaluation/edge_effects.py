@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from circuitgraph.attribution.node_attribution import Roles, through_sites, written_sites
+from circuitgraph.attribution.node_attribution import ComponentTreatment, frozen_outputs, written_sites
+from circuitgraph.attribution.tables import FeatureTable, NodeTable
+from circuitgraph.attribution.targets import Target
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model, Replace
 from circuitgraph.nodes import Node, Site
-from circuitgraph.attribution.tables import FeatureTable, NodeTable
-from circuitgraph.attribution.targets import Goal
 from circuitgraph_kernels import pre_activations
 
 _FROZEN = {"norms": ("ln1_scale", "ln1_post_scale", "ln2_scale", "ln2_post_scale"), "attention": ("pattern",)}
@@ -35,32 +35,32 @@ def measure_edges(
     tables: Sequence[NodeTable],
     pairs: Sequence[tuple[Node, Node]],
     *,
-    roles: Roles | None = None,
+    treatment: ComponentTreatment | None = None,
     freeze: Sequence[str] = (),
-    goals: Mapping[Node, Goal] | None = None,
+    targets: Mapping[Node, Target] | None = None,
     batch_rows: int = 512,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Tensor:
     """The measured effect of each (source, target), [pairs, batch]: the target's value in the clean run minus its value when
     what the source writes (clean minus baseline) is taken from the stream that the target reads.
 
-    The value of a feature is its pre-activation, that of the metric the metric, and that of a target what its goal says. roles:
+    The value of a feature is its pre-activation, that of the metric the metric, and that of a target what its target says. treatment:
     what components without a dictionary are. freeze: "norms" (their scales) and "attention" (patterns) keep their clean values; with norms frozen it is comparable with
     the sum of `local_weight` over the kinds of edges between the two, with both with that over the kinds that are neither q
     nor k. The pairs' sources must be in the tables.
     """
     check_freeze(freeze)
-    _check_targets([target for _, target in pairs], goals or {}, metric)
+    _check_targets([target for _, target in pairs], targets or {}, metric)
     places = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
-    goals = goals or {}
+    targets = targets or {}
     groups: dict[Site, list[int]] = {}
     for i, (_, target) in enumerate(pairs):
-        groups.setdefault(_read_at(model, dictionaries, goals, target), []).append(i)
-    run = _Runs.of(model, dictionaries, tokens, roles or Roles(), freeze, {*groups, *metric.sites})
+        groups.setdefault(_read_at(model, dictionaries, targets, target), []).append(i)
+    run = _Runs.of(model, dictionaries, tokens, treatment or ComponentTreatment(), freeze, {*groups, *metric.sites})
 
     def value(target: Node, logits: Tensor, read: Tensor) -> Tensor:
-        if target in goals:
-            return goals[target].value(logits, dict.fromkeys(goals[target].sites, read))
+        if target in targets:
+            return targets[target].value(logits, dict.fromkeys(targets[target].sites, read))
         return _pre(dictionaries, target, read) if target.kind == "feature" else metric(logits)
 
     batch, done = len(tokens), 0
@@ -90,23 +90,25 @@ def check_freeze(freeze: Sequence[str]) -> None:
             )
 
 
-def _check_targets(targets: Sequence[Node], goals: Mapping[Node, Goal], metric: Metric) -> None:
+def _check_targets(nodes: Sequence[Node], targets: Mapping[Node, Target], metric: Metric) -> None:
     """CircuitGraphError for a target whose value is not known: an error, or a metric of what stands inside the model."""
-    for target in targets:
-        if target not in goals and (
+    for target in nodes:
+        if target not in targets and (
             target.kind not in ("feature", "metric") or (target.kind == "metric" and metric.sites)
         ):
             raise CircuitGraphError(
-                f"edges into {str(target)!r} are not measured; expected a feature, a target with its goal, or a metric of logits"
+                f"edges into {str(target)!r} are not measured; expected a feature, a target with its target, or a metric of logits"
             )
 
 
-def _read_at(model: Model, dictionaries: Mapping[Site, Dictionary], goals: Mapping[Node, Goal], target: Node) -> Site:
-    """Where the target reads: its goal's or dictionary's site, or for logits and the metric the end of the residual stream.
+def _read_at(
+    model: Model, dictionaries: Mapping[Site, Dictionary], targets: Mapping[Node, Target], target: Node
+) -> Site:
+    """Where the target reads: its target's or dictionary's site, or for logits and the metric the end of the residual stream.
 
     What enters a block is read where it leaves the one before, as nothing is taken in between.
     """
-    sites = goals[target].sites if target in goals else ()
+    sites = targets[target].sites if target in targets else ()
     if not sites and target.kind != "feature":
         return Site("resid_post", model.n_layers - 1)
     reads = sites[0] if sites else dictionaries[target.site].reads
@@ -147,7 +149,7 @@ class _Runs:
         model: Model,
         dictionaries: Mapping[Site, Dictionary],
         tokens: Tensor,
-        roles: Roles,
+        treatment: ComponentTreatment,
         freeze: Sequence[str],
         read: Collection[Site],
     ) -> _Runs:
@@ -161,7 +163,7 @@ class _Runs:
         between = {site for site in written_sites(dictionaries) if site.kind in _STREAM}
         sites = {*parts, *frozen, *read, *between, *(dictionary.reads for dictionary in skipping)}
         logits, clean = model.run(tokens, record=sorted(sites, key=lambda site: site.depth))
-        through = through_sites(model, dictionaries, roles)
+        through = frozen_outputs(model, dictionaries, treatment)
         return cls(model, tokens, logits, clean, frozen, through, skips, between)
 
     def without(self, sources: Sequence[tuple[NodeTable, int]], at: Site) -> tuple[Tensor, Tensor]:

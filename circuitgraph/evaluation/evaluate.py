@@ -15,22 +15,22 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution.runs import BASELINES
-from circuitgraph.evaluation.agreement import Agreement, Interval, compare, ratio
 from circuitgraph.attribution.node_attribution import rank_nodes
+from circuitgraph.attribution.runs import BASELINES
 from circuitgraph.components.evaluate import ComponentEvaluation
-from circuitgraph.evaluation.curves import Curve, NoisePoint, cmd, cpr, noise_curve, size_curves
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.discover import Progress
 from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
-from circuitgraph.evaluation.report import NOT_NEEDED, Evaluation, Setting
+from circuitgraph.evaluation.agreement import Agreement, Interval, compare, ratio
 from circuitgraph.evaluation.case import Case, build_case, built_from
-from circuitgraph.evaluation.circuits import ERRORS, Kept, circuit_metrics, kept_nodes, node_values
+from circuitgraph.evaluation.circuits import ERRORS, CircuitMask, circuit_mask, circuit_metrics, node_values
+from circuitgraph.evaluation.curves import Curve, NoisePoint, cmd, cpr, noise_curve, size_curves
 from circuitgraph.evaluation.edge_effects import check_freeze, measure_edges
+from circuitgraph.evaluation.patching import patch_effects
+from circuitgraph.evaluation.report import NOT_NEEDED, Evaluation, Setting
 from circuitgraph.metrics import MetricFunction
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node, Site
-from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.prompts import PromptPair, pairs_to_text
 
 EVALUATION_BASELINES = (*BASELINES, "resample")
@@ -55,8 +55,8 @@ def evaluate_circuit(
 ) -> Evaluation:
     """Run the circuit of the graph and patch its n_patched strongest nodes, on the prompts and baseline it was built from.
 
-    pairs: other prompts of the same length, or with the same roles for a graph that is aligned by them. metric: needed only if the graph was built with a function of the user's.
-    baselines: further ones (corrupted, zero, mean, resample) under which faithfulness and completeness are measured; None:
+    pairs: other prompts of the same length, or with the same treatment for a graph that is aligned by them. metric: needed only if the graph was built with a function of the user's.
+    baselines: further ones (corrupted, zero, mean, resample) under which faithfulness and complement_faithfulness are measured; None:
     all that the number of pairs allows.
     n_edges: the strongest pairs of connected nodes to measure, with "norms" and "attention" frozen if said; n_dropped: the weakest nodes to drop one by one;
     curves: circuits of growing size over all nodes, noising and denoising. seed: resampling, bootstrap and random order.
@@ -105,7 +105,7 @@ def evaluate_circuit(
         faithfulness=_value(by_errors["keep"].faithfulness),
         faithfulness_errors_of_circuit=_value(by_errors["circuit"].faithfulness),
         faithfulness_errors_removed=_value(by_errors["remove"].faithfulness),
-        completeness=_value(by_errors["keep"].completeness),
+        complement_faithfulness=_value(by_errors["keep"].complement_faithfulness),
         pearson_r=agreement.pearson_r,
         n_patched=len(strongest),
         nodes=agreement,
@@ -171,8 +171,8 @@ def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evaluation | ComponentEv
 
 def _measure_settings(case: Case, baseline: str, nodes: Sequence[Node], seed: int) -> list[Setting]:
     """Circuit and complement under every treatment of errors, in one forward pass where they fit."""
-    masks = functools.partial(kept_nodes, case.model, case.dictionaries, n_pos=case.tokens.clean.shape[1])
-    circuits: list[Callable[[], Kept]] = [lambda: masks([], errors="remove")]
+    masks = functools.partial(circuit_mask, case.model, case.dictionaries, n_pos=case.tokens.clean.shape[1])
+    circuits: list[Callable[[], CircuitMask]] = [lambda: masks([], errors="remove")]
     for errors in ERRORS:
         for other in (False, True):
             circuits.append(functools.partial(masks, nodes, errors=errors, complement=other))
@@ -195,12 +195,12 @@ def _measure_settings(case: Case, baseline: str, nodes: Sequence[Node], seed: in
 def _metrics(
     case: Case,
     baseline: str,
-    circuits: Sequence[Callable[[], Kept]],
+    circuits: Sequence[Callable[[], CircuitMask]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
-    held = node_values(case.model, case.dictionaries, case.bases[baseline].values, case.roles)
+    baseline_nodes = node_values(case.model, case.dictionaries, case.bases[baseline].values, case.treatment)
     return circuit_metrics(
-        case.model, case.dictionaries, case.tokens.clean, held, case.metric, circuits, progress=progress
+        case.model, case.dictionaries, case.tokens.clean, baseline_nodes, case.metric, circuits, progress=progress
     )
 
 
@@ -209,9 +209,11 @@ def _patch(case: Case, nodes: Sequence[Node], *, missing_is_nothing: bool, progr
     there = {node for table in case.tables for node in table.nodes()}
     chosen = [node for node in nodes if not missing_is_nothing or node in there]
     model, dictionaries, tokens = case.model, case.dictionaries, case.tokens.clean
-    held = node_values(model, dictionaries, case.bases[case.baseline].values, case.roles)
+    baseline_nodes = node_values(model, dictionaries, case.bases[case.baseline].values, case.treatment)
     clean, score = case.clean.values, case.metric
-    found = patch_effects(model, dictionaries, tokens, clean, held, score, case.tables, chosen, progress=progress)
+    found = patch_effects(
+        model, dictionaries, tokens, clean, baseline_nodes, score, case.tables, chosen, progress=progress
+    )
     by_node = dict(zip(chosen, found.mean(1).tolist(), strict=True))
     return torch.tensor([by_node.get(node, 0.0) for node in nodes], dtype=found.dtype)
 
@@ -223,7 +225,7 @@ def _drop_nodes(
     weakest = sorted(nodes, key=lambda node: (abs(graph.nodes[str(node)]["attribution"]), node.order))[:n]
     if not weakest or total == 0:
         return {}
-    masks = functools.partial(kept_nodes, case.model, case.dictionaries, n_pos=case.tokens.clean.shape[1])
+    masks = functools.partial(circuit_mask, case.model, case.dictionaries, n_pos=case.tokens.clean.shape[1])
     circuits = [functools.partial(masks, [n for n in nodes if n != node]) for node in [None, *weakest]]
     whole, *without = (
         _metrics(case, case.baseline, circuits, lambda done, of: progress("dropping nodes", done, of)).mean(1).tolist()
@@ -250,7 +252,12 @@ def _edges(
     strongest = sorted(weights, key=lambda pair: (-abs(weights[pair][0]), Node.parse(pair[0]).order, pair[1]))[:n]
     pairs = [(Node.parse(source), Node.parse(target)) for source, target in strongest]
     tokens, clean = case.tokens.clean, case.metric
-    settings: dict[str, Any] = {"roles": case.roles, "freeze": freeze, "goals": case.goals, "progress": progress}
+    settings: dict[str, Any] = {
+        "treatment": case.treatment,
+        "freeze": freeze,
+        "targets": case.targets,
+        "progress": progress,
+    }
     measured = measure_edges(case.model, case.dictionaries, tokens, clean, case.tables, pairs, **settings).mean(1)
     predicted = torch.tensor([weights[pair][1] for pair in strongest])
     agreement = compare([" -> ".join(pair) for pair in strongest], predicted, measured, top_k=top_k)
@@ -271,7 +278,7 @@ def _curves(
             model,
             dictionaries,
             tokens.clean,
-            node_values(model, dictionaries, case.bases[case.baseline].values, case.roles),
+            node_values(model, dictionaries, case.bases[case.baseline].values, case.treatment),
             case.metric,
             ranked,
             full,
@@ -281,7 +288,8 @@ def _curves(
         )
     progress("noising and denoising", 0, 1)
     clean, corrupted = (
-        node_values(model, dictionaries, run, case.roles) for run in (case.clean.values, case.bases["corrupted"].values)
+        node_values(model, dictionaries, run, case.treatment)
+        for run in (case.clean.values, case.bases["corrupted"].values)
     )
     noise = noise_curve(model, dictionaries, tokens.clean, tokens.corrupted, clean, corrupted, case.metric, nodes)
     return found, noise

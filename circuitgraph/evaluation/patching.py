@@ -11,13 +11,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.tables import NodeTable
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import GraphError
-from circuitgraph.evaluation.circuits import BATCH_ROWS, NodeValues, circuits_at_once, kept_nodes, run_circuits, stack_kept
+from circuitgraph.evaluation.circuits import (
+    BATCH_ROWS,
+    NodeValues,
+    circuit_mask,
+    circuits_at_once,
+    run_circuits,
+    stack_masks,
+)
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model, Replace
 from circuitgraph.nodes import Node, Site
-from circuitgraph.attribution.tables import NodeTable
 
 
 def patch_effects(
@@ -25,7 +32,7 @@ def patch_effects(
     dictionaries: Mapping[Site, Dictionary],
     tokens: Tensor,
     clean: Mapping[Site, Tensor],
-    held: NodeValues,
+    baseline_nodes: NodeValues,
     metric: Metric,
     tables: Sequence[NodeTable],
     nodes: Sequence[Node | Collection[Node]],
@@ -34,7 +41,7 @@ def patch_effects(
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Tensor:
     """Measured effect of each node or set of nodes, [nodes, batch]: metric clean - metric with these at their baseline value
-    (`held`, and in the tables) and all others free to run.
+    (`baseline_nodes`, and in the tables) and all others free to run.
 
     Exact activation patching, many at once; the sign is that of attribution. Each batch starts at the lowest layer that it
     touches. The effect of a set is not the sum of its nodes' effects. Nodes must be in the tables: the others are the same
@@ -42,7 +49,7 @@ def patch_effects(
     """
     sets = [frozenset((item,)) if isinstance(item, Node) else frozenset(item) for item in nodes]
     places = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
-    _check(sets, places, held)
+    _check(sets, places, baseline_nodes)
     clean_metric = metric(*model.run(tokens, record=metric.sites))
     effects = torch.zeros(len(nodes), len(tokens), dtype=clean_metric.dtype, device=clean_metric.device)
     order = sorted((i for i, chosen in enumerate(sets) if chosen), key=lambda i: min(node.order for node in sets[i]))
@@ -63,21 +70,21 @@ def patch_effects(
                 logits, observed = flat.unflatten(0, shape), {s: x.unflatten(0, shape) for s, x in seen.items()}
             else:
                 together = [sets[i] for i in chunk]
-                logits, observed = _run_sets(model, dictionaries, tokens, clean, held, together, metric.sites)
+                logits, observed = _run_sets(model, dictionaries, tokens, clean, baseline_nodes, together, metric.sites)
             after = [metric(patched, {s: x[i] for s, x in observed.items()}) for i, patched in enumerate(logits)]
             effects[chunk] = clean_metric - torch.stack(after)
             done += len(chunk)
     return effects
 
 
-def _check(sets: Sequence[Collection[Node]], places: Collection[Node], held: NodeValues) -> None:
+def _check(sets: Sequence[Collection[Node]], places: Collection[Node], baseline_nodes: NodeValues) -> None:
     for node in (node for chosen in sets for node in chosen):
         if node not in places:
             raise GraphError(
                 f"node {str(node)!r} is the same in the clean run and the baseline; there is nothing to patch"
             )
     for node in (node for chosen in sets if len(chosen) > 1 for node in chosen):
-        if node.kind == "pos_embedding" or (node.kind == "bias" and node.site not in held.biases):
+        if node.kind == "pos_embedding" or (node.kind == "bias" and node.site not in baseline_nodes.biases):
             raise GraphError(f"node {str(node)!r} is a constant of the model; patch it alone, not in a set")
 
 
@@ -86,13 +93,13 @@ def _run_sets(
     dictionaries: Mapping[Site, Dictionary],
     tokens: Tensor,
     clean: Mapping[Site, Tensor],
-    held: NodeValues,
+    baseline_nodes: NodeValues,
     sets: Sequence[Collection[Node]],
     observe: Sequence[Site],
 ) -> tuple[Tensor, dict[Site, Tensor]]:
-    """Logits [sets, batch, pos, vocab] and the observed sites; what stands upstream in a set reaches the others, which are held all the same."""
+    """Logits [sets, batch, pos, vocab] and the observed sites; what stands upstream in a set reaches the others, which are baseline_nodes all the same."""
     n_pos = tokens.shape[1]
-    kept = [kept_nodes(model, dictionaries, chosen, n_pos, complement=True) for chosen in sets]
+    kept = [circuit_mask(model, dictionaries, chosen, n_pos, complement=True) for chosen in sets]
     touched = [*(node.site for chosen in sets for node in chosen), *observe]
     lowest = 0 if any(site.layer is None for site in touched) else min(site.layer or 0 for site in touched)
     reaches = sorted(
@@ -101,7 +108,7 @@ def _run_sets(
     for last, read in reaches:  # a dictionary that writes from there on must run whole
         lowest = min(lowest, read) if last >= lowest else lowest
     start = (lowest, clean[Site("resid_post", lowest - 1)]) if lowest else None
-    return run_circuits(model, dictionaries, tokens, held, stack_kept(kept), observe=observe, start=start)
+    return run_circuits(model, dictionaries, tokens, baseline_nodes, stack_masks(kept), observe=observe, start=start)
 
 
 def _run_patched(

@@ -21,7 +21,7 @@ class Setting:
     """The circuit C, its complement and the empty circuit 0 under one baseline and one treatment of error nodes.
 
     errors: "keep" (all run freely), "circuit" (those of the circuit, or complement), "residual" (those of it at
-    residual-stream dictionaries), "remove" (none). faithfulness = (m(C) - m(0)) / (m(M) - m(0)), completeness the same of
+    residual-stream dictionaries), "remove" (none). faithfulness = (m(C) - m(0)) / (m(M) - m(0)), complement_faithfulness the same of
     the complement, with bootstrap bounds over the examples; None where m(M) = m(0). m(0) has every error removed.
     """
 
@@ -31,7 +31,7 @@ class Setting:
     metric_circuit: float
     metric_complement: float
     faithfulness: Interval | None
-    completeness: Interval | None
+    complement_faithfulness: Interval | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Evaluation:
     the graph run freely and every other node has its baseline value; `faithfulness` lets all error nodes run freely too
     (against a corrupted baseline they carry only what the circuit puts into them: without any other node the corrupted
     run comes out), `faithfulness_errors_of_circuit` those among its nodes, `faithfulness_errors_removed` none. None where
-    m(M) = m(0). completeness is the faithfulness of the complement, errors free.
+    m(M) = m(0). complement_faithfulness is the faithfulness of the complement, errors free.
     pearson_r and `nodes` compare attribution and measured patching effect of the n_patched strongest nodes; `edges` compares
     local_weight, summed over kinds, and measured effect on the target. prompts: SHA-256 of the prompt pairs as JSON lines.
     settings: the same for every baseline and treatment of errors. Only where asked for: n_not_needed (nodes whose removal
@@ -63,7 +63,7 @@ class Evaluation:
     faithfulness: float | None
     faithfulness_errors_of_circuit: float | None
     faithfulness_errors_removed: float | None
-    completeness: float | None
+    complement_faithfulness: float | None
     pearson_r: float | None
     n_patched: int
     nodes: Agreement
@@ -98,7 +98,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
         f"metric     clean {e.metric_clean:.4f}  empty {e.metric_empty:.4f} (baseline {e.baseline})",
         "",
         *table_text(
-            ["baseline", "errors", "m(circuit)", "faithfulness", "m(complement)", "completeness"],
+            ["baseline", "errors", "m(circuit)", "faithfulness", "m(complement)", "complement_faithfulness"],
             [
                 [
                     row.baseline,
@@ -106,7 +106,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
                     number_text(row.metric_circuit),
                     interval_text(row.faithfulness),
                     number_text(row.metric_complement),
-                    interval_text(row.completeness),
+                    interval_text(row.complement_faithfulness),
                 ]
                 for row in e.settings
             ],
@@ -125,7 +125,8 @@ def evaluation_text(evaluation: Evaluation) -> str:
         header = ["nodes", *(f"{curve.order} {part}" for curve in e.curves for part in ("f", "c"))]
         points = zip(*(curve.points for curve in e.curves), strict=True)
         rows = [
-            [str(p[0].n_nodes), *(number_text(v) for q in p for v in (q.faithfulness, q.completeness))] for p in points
+            [str(p[0].n_nodes), *(number_text(v) for q in p for v in (q.faithfulness, q.complement_faithfulness))]
+            for p in points
         ]
         lines += table_text(header, rows)
     if e.noise:

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from circuitgraph.attribution.runs import Baseline, CleanRun
 from circuitgraph.attribution.alignment import Alignment
+from circuitgraph.attribution.runs import Baseline, CleanRun
 from circuitgraph.dictionaries.dictionary import Dictionary
-from circuitgraph.models.model import Model
-from circuitgraph.nodes import Site
 from circuitgraph.edges.position_sums import ALL
-from circuitgraph.prompts import PromptPair, record_of
+from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import TokenizedPairs
+from circuitgraph.nodes import Site
+from circuitgraph.prompts import PromptPair, record_of
 
 
 def graph_facts(
@@ -38,7 +38,7 @@ def graph_facts(
         shown = [model.token_strings(ids[0].tolist()) for ids in runs]
     else:
         shown = places.shown(runs, lambda token: model.token_strings([token])[0])
-        aligned["alignment"] = {"places": list(places.places), "index": places.index.tolist()}
+        aligned["alignment"] = {"places": list(places.names), "index": places.index.tolist()}
     if settings["positions"] == "sum":
         shown = [[ALL], [ALL]]
     libraries = ("circuitgraph-engine", "torch", "transformers", "transformer-lens", "sae-lens")

@@ -63,7 +63,7 @@ def prune_graph(
 def _explain_less(graph: nx.MultiDiGraph, result: nx.MultiDiGraph) -> None:
     """Add what the removed edges explained to `unexplained` of their targets; recomputed q and k edges are in neither."""
     settings = graph.graph.get("provenance", {}).get("settings", {})
-    left_out = ("q", "k") if settings.get("qk") == "recompute" else ()
+    left_out = ("q", "k") if settings.get("qk") == "ablate" else ()
     for node, unexplained in result.nodes(data="unexplained"):
         if unexplained is not None:
             before, after = (

@@ -13,7 +13,7 @@ Node attributes
     top_tokens            tokens that the write vector promotes directly, features only
     token                 the text of a logit's token
     target, target_weight what a logit or probe stands for, in words, and d metric / d target
-    inflow, unexplained   what a target reads of clean minus baseline through its (linear) paths, measured on the streams,
+    stream_input, unexplained   what a target reads of clean minus baseline through its (linear) paths, measured on the streams,
                           and the part of it that none of its edges explains; targets whose inputs were traced only
     effect                measured contribution, once it was measured
     label, note           the user's words
@@ -42,12 +42,12 @@ import networkx as nx
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.tables import FeatureTable, NodeTable
+from circuitgraph.attribution.targets import TargetNode
 from circuitgraph.edges.table import EdgeTable
 from circuitgraph.errors import GraphError
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node
-from circuitgraph.attribution.tables import FeatureTable, NodeTable
-from circuitgraph.attribution.targets import Target
 
 N_TOP_TOKENS = 5
 _OPTIONAL = ("effect", "weight_abs", "activation", "baseline_activation")
@@ -59,12 +59,12 @@ def build_graph(
     edges: EdgeTable,
     facts: dict[str, Any],
     *,
-    targets: Sequence[Target] = (),
-    inflow: Mapping[int, tuple[float, float]] | None = None,
+    targets: Sequence[TargetNode] = (),
+    inputs: Mapping[int, tuple[float, float]] | None = None,
 ) -> nx.MultiDiGraph:
     """The graph of these edges, their end nodes and the metric. `facts` become the graph attributes.
 
-    The edges' nodes are those of the tables, one table after the other, then the targets and the metric. inflow: number of a
+    The edges' nodes are those of the tables, one table after the other, then the targets and the metric. inputs: number of a
     target -> (what it reads, what of it no edge explains). facts["metric"] holds the metric's clean and corrupted means,
     whose difference is the metric node's attribution.
     """
@@ -85,9 +85,9 @@ def build_graph(
     rows[len(edges.nodes) - 1] = {"attribution": facts["metric"]["clean"] - facts["metric"]["corrupted"]}
     names = {i: str(edges.nodes[i]) for i in rows}
     for i, attributes in rows.items():
-        if i in (inflow or {}):
-            attributes["inflow"], attributes["unexplained"] = (inflow or {})[i]
-        graph.add_node(names[i], **edges.nodes[i].place, **attributes)
+        if i in (inputs or {}):
+            attributes["stream_input"], attributes["unexplained"] = (inputs or {})[i]
+        graph.add_node(names[i], **edges.nodes[i].fields, **attributes)
     loadings = dict(zip(edges.head_of.tolist(), edges.heads.tolist(), strict=True))
     columns_ = (edges.source, edges.target, edges.kind, edges.weight, edges.local_weight, edges.weight_abs)
     for i, (u, v, k, w, lw, m) in enumerate(zip(*(column.tolist() for column in columns_), strict=True)):
@@ -127,7 +127,7 @@ def check_graph(graph: nx.MultiDiGraph) -> None:
     for key, attributes in graph.nodes(data=True):
         node = Node.parse(key)
         depth[key] = node.site.depth
-        for name, expected in node.place.items():
+        for name, expected in node.fields.items():
             if name not in attributes or attributes[name] != expected:
                 raise GraphError(f"node {key!r} has {name} {attributes.get(name)!r}; its name says {expected!r}")
         _check_numbers(f"node {key!r}", attributes, ("attribution",))

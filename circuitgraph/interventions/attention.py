@@ -14,9 +14,9 @@ from torch import Tensor
 
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError
+from circuitgraph.interventions.run import Interventions, Prompts, prompt_tokens, run_intervention_sets
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
-from circuitgraph.interventions.run import Interventions, Prompts, prompt_tokens, run_intervention_sets
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping
 
 from circuitgraph.dictionaries.dictionary import Dictionary
-from circuitgraph.interventions.edits import sites_written
 from circuitgraph.errors import CircuitGraphError, did_you_mean
+from circuitgraph.interventions.edits import sites_written
 from circuitgraph.interventions.language import (
     Delete,
     Intervention,

@@ -15,9 +15,9 @@ from torch import Tensor
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, PromptError
 from circuitgraph.interventions.language import Intervention, Patch, Span, parse_intervention
+from circuitgraph.interventions.run import Interventions, Prompts, prompt_tokens, run_with_interventions
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
-from circuitgraph.interventions.run import Interventions, Prompts, prompt_tokens, run_with_interventions
 
 
 @dataclass(frozen=True, eq=False)

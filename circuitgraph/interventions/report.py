@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.interventions.language import Intervention
+from circuitgraph.interventions.run import run_intervention_sets
 from circuitgraph.metrics import build_metric
 from circuitgraph.models.model import Model
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
-from circuitgraph.interventions.run import run_intervention_sets
 from circuitgraph.text import table_text
-from circuitgraph.models.tokens import tokenize_pairs
 
 
 def report_interventions(

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from circuitgraph.dictionaries.dictionary import Dictionary
-from circuitgraph.interventions.edits import ZERO, RunValues, edit_rows, sites_read, sites_written
 from circuitgraph.errors import CircuitGraphError, PromptError, did_you_mean
 from circuitgraph.interventions.checks import check_interventions
+from circuitgraph.interventions.edits import ZERO, RunValues, edit_rows, sites_read, sites_written
 from circuitgraph.interventions.language import Delete, Intervention, Patch, Steer
 from circuitgraph.models.model import Model, Replace
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
-from circuitgraph.models.tokens import tokenize_pairs
 
 Prompts = Tensor | Sequence[str] | Sequence[PromptPair]
 Interventions = Sequence[Intervention | str]

@@ -33,7 +33,7 @@ class Rotation:
         return torch.cat([turned, x[..., size:].expand(*turned.shape[:-1], -1)], -1)
 
     def undo(self, x: Tensor, at: Tensor | slice = slice(None)) -> Tensor:
-        """R^T x: a reading vector behind the rotation as one before it."""
+        """R^T x: a input direction behind the rotation as one before it."""
         size = self.cos.shape[-1]
         cos, sin = self._at(x, at)
         turned = x[..., :size] * cos - self._quarter(x[..., :size] * sin)

@@ -1,4 +1,4 @@
-"""How a feature's pre-activation depends on the residual stream: reading vectors, one path per kind of edge.
+"""How a feature's pre-activation depends on the residual stream: input directions, one path per kind of edge.
 
 In come encoder vectors, the state of a component in the clean run and norms; out come `Path`s, which read what nodes
 write without spelling out a vector per head and position, or as dense vectors where something linear stands between.
@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from circuitgraph.errors import ModelError
-from circuitgraph.models.model import Model
 from circuitgraph.models.formulas import AttentionState, Rotation
 from circuitgraph.models.layout import Norm
+from circuitgraph.models.model import Model
 from circuitgraph.nodes import EdgeKind, Site
 from circuitgraph.paths.linear_maps import mlp_entry
 
@@ -167,7 +167,7 @@ class Path:
         return self.read(self.projection.of(x[:, pos], pos), pos, None).sum(-1)
 
     def dense(self) -> Tensor:
-        """The reading vectors themselves, [batch, readers, heads, last - first + 1, d_model]."""
+        """The input directions themselves, [batch, readers, heads, last - first + 1, d_model]."""
         pos = torch.arange(self.first, self.last + 1, device=self.factor.device)
         batch = len(self.factor)
         readers = max(self.vectors.shape[1], self.factor.shape[1])
@@ -176,14 +176,14 @@ class Path:
 
 
 # What a dictionary may read for its inputs to be traced.
-READABLE = ("resid_pre", "z", "attn_out", "ln2_normalized", "mlp_in", "mlp_post", "mlp_out", "resid_post")
+INPUT_SITES = ("resid_pre", "z", "attn_out", "ln2_normalized", "mlp_in", "mlp_post", "mlp_out", "resid_post")
 
 
-def check_reader(model: Model, site: Site) -> None:
+def check_input_site(model: Model, site: Site) -> None:
     """ModelError unless what a dictionary reads at the site can be traced into the stream."""
-    if site.kind not in READABLE:
+    if site.kind not in INPUT_SITES:
         raise ModelError(
-            f"{model.name}: what is read at {site} cannot be traced into the stream; expected one of {', '.join(READABLE)}"
+            f"{model.name}: what is read at {site} cannot be traced into the stream; expected one of {', '.join(INPUT_SITES)}"
         )
     if site.kind in ("z", "attn_out"):
         model.attention(site.layer or 0)
@@ -191,7 +191,7 @@ def check_reader(model: Model, site: Site) -> None:
         model.mlp(site.layer or 0)
 
 
-class Reader:
+class InputPaths:
     """Makes the paths of one dictionary's features, position by position.
 
     reads: the site that is read. slopes: d mlp_post / d mlp_pre (and / d mlp_gate), for what reads behind the neurons.
@@ -205,10 +205,10 @@ class Reader:
         clean: Mapping[Site, Tensor],
         slopes: Mapping[Site, Tensor] | None = None,
         *,
-        recompute: bool = False,
+        ablate: bool = False,
     ) -> None:
         self.model, self.reads, self.clean, self.slopes = model, reads, clean, slopes or {}
-        self.recompute = recompute
+        self.ablate = ablate
         layer, kind = reads.layer or 0, reads.kind
         self.state: AttentionState | None = None
         if kind in ("z", "attn_out"):
@@ -295,7 +295,7 @@ class Reader:
             k_factor = k_factor / state.per_query_head(state.k_scale[:, seen], 2).transpose(1, 2)
         k_factor = k_factor.expand(-1, heads[0], -1)
         paths = [self._path("ov", e, (pattern / scale[:, None, seen])[:, None], 0, last)]
-        if self.recompute:
+        if self.ablate:
             query, ones = state.q[:, pos], torch.ones_like(q_factor)[:, None, :, None]
             hidden = self.clean[Site("attn_scores", self.reads.layer)][:, :, pos, seen] < self.model.hidden_below
             softmax = Softmax(query, keys, s, hidden, state.weights.scale, state.weights.soft_cap)

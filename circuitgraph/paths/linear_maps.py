@@ -1,7 +1,7 @@
-"""Linear maps of the residual stream that reading vectors pass: skip connections, and components frozen at the clean run.
+"""Linear maps of the residual stream that input directions pass: skip connections, and components frozen at the clean run.
 
 In come weights, the clean run's patterns, norm scales and slopes; out come maps with `apply` (what arrives at the output
-when the stream changes) and `pull_back` (its transpose, for reading vectors). Nothing is run again and no autograd graph is
+when the stream changes) and `pull_back` (its transpose, for input directions). Nothing is run again and no autograd graph is
 kept. This module knows no nodes and no edges.
 """
 
@@ -14,13 +14,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from circuitgraph.models.model import Model
 from circuitgraph.models.formulas import AttentionState
 from circuitgraph.models.layout import MlpWeights, Norm
+from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
 
 
-class Through(Protocol):
+class LinearMap(Protocol):
     """A map from the stream at depth `entry` to what is added to it at depth `out`."""
 
     @property
@@ -35,8 +35,8 @@ class Through(Protocol):
         """What a change x [batch, pos, d_model] of the stream adds at the output, [batch, pos, d_model]."""
 
     def pull_back(self, dense: Tensor, first: int) -> tuple[Tensor, int]:
-        """Reading vectors dense [batch, readers, heads, n, d_model] at positions from `first` on, at the output, as
-        reading vectors at the entry, and the position of their first row."""
+        """Input directions dense [batch, readers, heads, n, d_model] at positions from `first` on, at the output, as
+        input directions at the entry, and the position of their first row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class InputNorm:
 
 
 @dataclass(frozen=True, eq=False)
-class SkipThrough:
+class SkipMap:
     """The linear skip connection of a transcoder: x_out += norm(x) @ W_skip, position by position."""
 
     out: int
@@ -74,12 +74,12 @@ class SkipThrough:
         return self.norm.apply(x) @ self.W_skip
 
     def pull_back(self, dense: Tensor, first: int) -> tuple[Tensor, int]:
-        """Reading vectors before the skip."""
+        """Input directions before the skip."""
         return self.norm.pull_back(dense @ self.W_skip.T, first), first
 
 
 @dataclass(frozen=True, eq=False)
-class MlpThrough:
+class FrozenMlp:
     """An MLP linearised at the clean run: slopes [batch, pos, d_mlp] of the neurons by their inputs, post-norm frozen."""
 
     out: int
@@ -107,7 +107,7 @@ class MlpThrough:
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionThrough:
+class FrozenAttention:
     """Attention with the clean run's pattern: every position passes on its value, no query or key changes."""
 
     out: int
@@ -140,13 +140,15 @@ class AttentionThrough:
         return self.norm.pull_back(values.view(batch, readers, outer, last, d), 0), 0
 
 
-def skip_through(model: Model, reads: Site, writes: Site, W_skip: Tensor, clean: Mapping[Site, Tensor]) -> Through:
+def skip_map(model: Model, reads: Site, writes: Site, W_skip: Tensor, clean: Mapping[Site, Tensor]) -> LinearMap:
     """The skip connection of a transcoder that reads the MLP's input."""
     norm = input_norm(model, "ln2", reads, clean, gain=reads.kind != "ln2_normalized")
-    return SkipThrough(writes.depth, mlp_entry(model, reads), norm, W_skip.to(clean[writes].dtype))
+    return SkipMap(writes.depth, mlp_entry(model, reads), norm, W_skip.to(clean[writes].dtype))
 
 
-def component_through(model: Model, site: Site, clean: Mapping[Site, Tensor], slopes: Mapping[Site, Tensor]) -> Through:
+def frozen_component(
+    model: Model, site: Site, clean: Mapping[Site, Tensor], slopes: Mapping[Site, Tensor]
+) -> LinearMap:
     """Attention (z, attn_out) or MLP (mlp_out) of the site's layer, frozen at the clean run. ModelError if its formula is
     not known."""
     layer = site.layer or 0
@@ -155,10 +157,10 @@ def component_through(model: Model, site: Site, clean: Mapping[Site, Tensor], sl
     if post == "ln1_post":
         norm = input_norm(model, "ln1", site, clean)
         out, entry = Site("attn_out", layer).depth, Site("ln1_scale", layer).depth
-        return AttentionThrough(out, entry, norm, model.attention_state(layer, clean), behind)
+        return FrozenAttention(out, entry, norm, model.attention_state(layer, clean), behind)
     own = slopes[Site("mlp_pre", layer)], slopes.get(Site("mlp_gate", layer))
     norm = input_norm(model, "ln2", site, clean)
-    return MlpThrough(Site("mlp_out", layer).depth, mlp_entry(model, site), norm, model.mlp(layer), own, behind)
+    return FrozenMlp(Site("mlp_out", layer).depth, mlp_entry(model, site), norm, model.mlp(layer), own, behind)
 
 
 def input_norm(model: Model, name: str, site: Site, clean: Mapping[Site, Tensor], *, gain: bool = True) -> InputNorm:

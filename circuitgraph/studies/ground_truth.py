@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from circuitgraph.evaluation.agreement import auroc
+from circuitgraph.interventions.run import resample_rows
 from circuitgraph.models.model import Model, Replace
 from circuitgraph.nodes import Site
-from circuitgraph.interventions.run import resample_rows
 from circuitgraph.studies.programs import Program, build_model, gate, histogram, read_tracr
 
 KINDS = ("zero", "mean", "resample", "corrupted", "denoising")

@@ -105,7 +105,7 @@ def main() -> None:
             pairs.append(PromptPair(clean, corrupted, (" w5",), (" w6",)))
         settings = dict(PRESETS[options.preset])
         if options.preset == "attribution-graph":
-            settings["max_readers"] = options.readers
+            settings["max_traced"] = options.readers
         if options.edge_threshold is not None:
             settings["edge_threshold"] = options.edge_threshold
         start = time.process_time()
