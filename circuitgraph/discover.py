@@ -17,7 +17,6 @@ from circuitgraph.attribution.alignment import ALIGN, Alignment, align_pairs
 from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.attribution.node_attribution import (
     ComponentTreatment,
-    affine_part,
     attribute_nodes,
     error_targets,
     frozen_outputs,
@@ -27,7 +26,7 @@ from circuitgraph.attribution.node_attribution import (
 from circuitgraph.attribution.runs import Baseline, CleanRun, run_baseline, run_clean, sites_of
 from circuitgraph.attribution.tables import NodeTable
 from circuitgraph.attribution.targets import Objective, TargetSpec, given_targets, likeliest_logits, target_nodes
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.edges.influence import GraphScores, graph_scores, prune_by_influence
 from circuitgraph.edges.influence import node_influence as influence_of
 from circuitgraph.edges.position_sums import POSITIONS, SumTracer, sum_positions, terms
@@ -52,7 +51,7 @@ Progress = Callable[[str, int, int], None]
 
 def discover_circuit(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     pairs: Sequence[PromptPair],
     *,
     metric: str | MetricFunction = "logit_difference",
@@ -193,7 +192,7 @@ def _why_empty(tables: Sequence[NodeTable], n_pairs: int) -> str:
 
 def frozen_components(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     clean: CleanRun,
     treatment: ComponentTreatment,
     places: Alignment | None = None,
@@ -208,7 +207,7 @@ def frozen_components(
 
 def _objective(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     tokens: TokenizedPairs,
     targets: str | Sequence[TargetSpec] | Mapping[TargetSpec, float],
     places: Alignment,
@@ -304,7 +303,7 @@ def input_report(traced: TracedEdges) -> list[str]:
 
 def node_gradients(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     tokens: TokenizedPairs,
     clean: CleanRun,
     base: Baseline,
@@ -320,23 +319,21 @@ def node_gradients(
     """
     written = {Site("embed"), *node_sites(model, dictionaries)}
     outputs = {site.output for site in written}
-    gradients = metric_gradients(clean, sorted(written | outputs, key=lambda site: site.depth))
+    gradients = metric_gradients(clean, sorted(written | outputs))
     if method == "integrated":
         start = {site: path_start(dictionaries, base, clean.values, site) for site in written}
         gradients |= integrated_gradients(model, tokens, clean.values, start, metric, steps=steps, rule=rule)
     return gradients
 
 
-def path_start(
-    dictionaries: Mapping[Site, Dictionary], base: Baseline, clean: Mapping[Site, Tensor], site: Site
-) -> Tensor:
+def path_start(dictionaries: Dictionaries, base: Baseline, clean: Mapping[Site, Tensor], site: Site) -> Tensor:
     """x at the baseline end of the path: with baseline zero no feature and no error, which leaves biases and skips."""
     if base.values is not None:
         return base.values[site]
     start = torch.zeros_like(clean[site])
     for dictionary in dictionaries.values():
         if site in dictionary.sites:
-            start = start + affine_part(dictionary, clean[dictionary.reads])[..., dictionary.columns(site)]
+            start = start + dictionary.affine(clean[dictionary.reads])[..., dictionary.columns(site)]
     return start
 
 

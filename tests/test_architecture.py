@@ -14,10 +14,11 @@ PACKAGE = ROOT / "circuitgraph"
 
 # A module imports only from rows above its own.
 FLOW = [
-    {"errors", "text", "circuitgraph_kernels"},
+    {"errors", "text", "embedded", "circuitgraph_kernels"},
     {"files", "nodes", "prompts"},
     {"models", "metrics", "tasks"},
     {"dictionaries", "paths"},
+    {"doors"},
     {"attribution"},
     {"edges", "interventions"},
     {"graphs"},

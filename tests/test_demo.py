@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from test_laws import assert_close, build_case
 
 from circuitgraph.cli.main import main
-from circuitgraph.demo import DICTIONARIES, MODEL, circuit_dictionaries
 from circuitgraph.dictionaries.load import load_dictionaries
+from circuitgraph.embedded import DICTIONARIES, MODEL, circuit_dictionaries
 from circuitgraph.evaluation.circuits import circuit_mask, run_with_nodes
 from circuitgraph.formats import read_graph
 from circuitgraph.graphs.schema import check_graph

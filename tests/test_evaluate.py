@@ -11,9 +11,9 @@ import torch
 from naive_circuits import Naive
 from test_laws import assert_close, build_case
 
-from circuitgraph.demo import MODEL, circuit_dictionaries
 from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.discover import discover_circuit
+from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluation.agreement import auroc, compare, ranks, ratio
 from circuitgraph.evaluation.curves import FRACTIONS, Curve, Point, cmd, cpr

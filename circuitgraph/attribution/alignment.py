@@ -56,7 +56,7 @@ class Alignment:
             return run
         values, angles = run.values, {}
         for site in values:
-            if site.kind == "pattern" and (found := model.layout.rotary_cos_sin(site.layer or 0)) is not None:
+            if site.kind == "pattern" and (found := model.layout.rotary_cos_sin(site.block)) is not None:
                 n_pos = values[site].shape[-1]
                 for kind, table in zip(("rotary_cos", "rotary_sin"), found, strict=True):
                     angles[Site(kind, site.layer)] = table[None, :n_pos]

@@ -96,7 +96,7 @@ def integrated_gradients(
         value = clean[site]
         alpha = alphas.to(value).repeat_interleave(batch).view(-1, 1, 1)
         path = (base.repeat(steps, 1, 1) + alpha * (value - base).repeat(steps, 1, 1)).requires_grad_()
-        first = min(site.layer or 0, *(read.layer or 0 for read in metric.sites), model.n_layers)
+        first = min(site.block, *(read.block for read in metric.sites), model.n_layers)
         start = (first, clean[Site("resid_post", first - 1)].repeat(steps, 1, 1)) if first else None
         with torch.enable_grad():
             logits, recorded = model.run(

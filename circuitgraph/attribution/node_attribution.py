@@ -15,6 +15,7 @@ from torch import Tensor
 
 from circuitgraph.attribution.runs import Baseline
 from circuitgraph.attribution.tables import FeatureTable, NodeTable, VectorTable
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, DictionaryError, did_you_mean
 from circuitgraph.models.model import Model
@@ -46,13 +47,13 @@ class ComponentTreatment:
 TREATMENTS = ("node", "frozen", "dropped")
 
 
-def component_sites(model: Model, dictionaries: Mapping[Site, Dictionary]) -> list[Site]:
+def component_sites(model: Model, dictionaries: Dictionaries) -> list[Site]:
     """One site per component that writes to the residual stream, in forward order: attention then MLP of each layer.
 
     Attention is taken at `attn_out` where a dictionary writes there, else at `z`; an MLP at `mlp_post` where a dictionary
     writes there, else at `mlp_out`. DictionaryError for dictionaries at both in one layer.
     """
-    written = written_sites(dictionaries)
+    written = set(dictionaries.written)
     sites = []
     for layer in range(model.n_layers):
         for usual, other, part in (("z", "attn_out", "attention"), ("mlp_out", "mlp_post", "MLP")):
@@ -64,45 +65,36 @@ def component_sites(model: Model, dictionaries: Mapping[Site, Dictionary]) -> li
     return sites
 
 
-def node_sites(
-    model: Model, dictionaries: Mapping[Site, Dictionary], treatment: ComponentTreatment | None = None
-) -> list[Site]:
+def node_sites(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment | None = None) -> list[Site]:
     """Every site that has nodes of its own besides the embeddings: dictionaries and components, in forward order.
 
     Components that are not "node" are left out; `frozen_outputs` are those that only pass on.
     """
-    treatment, written = treatment or ComponentTreatment(), written_sites(dictionaries)
+    treatment, written = treatment or ComponentTreatment(), set(dictionaries.written)
     own = {site for site in component_sites(model, dictionaries) if treatment.of(site) == "node"}
-    return sorted(own | written, key=lambda site: site.depth)
+    return sorted(own | written)
 
 
-def frozen_outputs(model: Model, dictionaries: Mapping[Site, Dictionary], treatment: ComponentTreatment) -> list[Site]:
+def frozen_outputs(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment) -> list[Site]:
     """The outputs of components without a dictionary whose role is "frozen", in forward order."""
-    sites = set(component_sites(model, dictionaries)) - written_sites(dictionaries)
+    sites = set(component_sites(model, dictionaries)) - set(dictionaries.written)
     found = [site.output for site in sites if treatment.of(site) == "frozen"]
-    return sorted(found, key=lambda site: site.depth)
+    return sorted(found)
 
 
-def error_targets(
-    model: Model, dictionaries: Mapping[Site, Dictionary], treatment: ComponentTreatment | None = None
-) -> list[Site]:
+def error_targets(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment | None = None) -> list[Site]:
     """The sites whose errors can be targets, in forward order: components without a dictionary, and dictionaries that read
     where they alone write. A transcoder's error is the difference of two components and stays a source only."""
     return [
         site
         for site in node_sites(model, dictionaries, treatment)
-        if all(dictionary.reads == site for dictionary in dictionaries.values() if site in dictionary.sites)
+        if all(dictionary.reads == site for dictionary in dictionaries.writers(site))
     ]
-
-
-def written_sites(dictionaries: Mapping[Site, Dictionary]) -> set[Site]:
-    """Every site that one of the dictionaries writes."""
-    return {site for dictionary in dictionaries.values() for site in dictionary.sites}
 
 
 def attribute_nodes(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     clean: Mapping[Site, Tensor],
     baseline: Baseline,
     gradients: Mapping[Site, Tensor],
@@ -223,19 +215,13 @@ def _attribute_features(
     else:
         decoded = decode_entries(found.token, found.feature, delta, weights.W_dec, batch * n_pos)
     decoded = decoded.unflatten(0, (batch, -1))
-    rest = affine_part(dictionary, read)
+    rest = dictionary.affine(read)
     if base is not None:
-        rest = rest - affine_part(dictionary, base[dictionary.reads])
+        rest = rest - dictionary.affine(base[dictionary.reads])
     for site in dictionary.sites:
         part = (decoded + rest)[..., dictionary.columns(site)].to(read.dtype)
         explained[site] = part + explained[site] if site in explained else part
     return _feature_table(model, dictionary, found, gradient, clean)
-
-
-def affine_part(dictionary: Dictionary, x: Tensor) -> Tensor:
-    """What the dictionary adds besides its features for x at its reading site, [..., d_out]: bias and skip connection."""
-    bias = dictionary.bias(x)
-    return bias + dictionary.skipped(x) if dictionary.skips else bias
 
 
 def _feature_table(
@@ -311,7 +297,7 @@ def _embedding_tables(
 def _bias_table(
     model: Model,
     site: Site,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     clean: Mapping[Site, Tensor],
     base: Mapping[Site, Tensor] | None,
     gradients: Mapping[Site, Tensor],

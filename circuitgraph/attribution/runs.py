@@ -98,7 +98,7 @@ def sites_of(
         kinds += ("attn_scores",)
     for layer in range(model.n_layers):
         sites |= {*model.attention_sites(layer), *(Site(kind, layer) for kind in kinds)}
-    return sorted((site for site in sites if model.has(site)), key=lambda site: site.depth)
+    return sorted(site for site in sites if model.has(site))
 
 
 def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric) -> CleanRun:
@@ -118,7 +118,7 @@ def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric
 
     logits, recorded = model.run(
         pairs.clean,
-        record=sorted({*sites, *metric.sites}, key=lambda site: site.depth),
+        record=sorted({*sites, *metric.sites}),
         replace={site: pass_on(site) for site in metric.sites},
         differentiable=True,
     )
@@ -145,7 +145,7 @@ def run_baseline(
         raise CircuitGraphError(
             "baseline 'mean' is the mean over the corrupted prompts and needs at least two pairs; got 1"
         )
-    record = sorted({*sites, *metric.sites}, key=lambda site: site.depth)
+    record = sorted({*sites, *metric.sites})
     logits, recorded = model.run(pairs.corrupted, record=record)
     logits = pairs.at_end(logits)
     values: dict[Site, Tensor] | None = recorded

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.attribution.runs import Baseline, CleanRun
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, GraphError, MetricError, did_you_mean
 from circuitgraph.metrics import Metric
@@ -126,7 +127,7 @@ class Objective:
         plain = all(isinstance(target, LogitTarget) and len(target.tokens) == 1 for target in self.targets)
         name = "logits" if plain else self.targets[0].name if len(self.targets) == 1 else "targets"
         sites = {site for target in self.targets for site in target.sites}
-        return Metric(name, targets, tuple(sorted(sites, key=lambda site: site.depth)))
+        return Metric(name, targets, tuple(sorted(sites)))
 
     @property
     def reads(self) -> list[Site]:
@@ -178,7 +179,7 @@ def likeliest_logits(model: Model, logits: Tensor, *, mass: float = LOGIT_MASS, 
 
 def given_targets(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     specs: Sequence[TargetSpec] | Mapping[TargetSpec, float],
     n_pos: int,
 ) -> Objective:
@@ -236,7 +237,7 @@ def _read_probe(text: str) -> Probe | None:
 
 
 def recorded_objective(
-    model: Model, dictionaries: Mapping[Site, Dictionary], rows: Sequence[Mapping[str, Any]], n_pos: int
+    model: Model, dictionaries: Dictionaries, rows: Sequence[Mapping[str, Any]], n_pos: int
 ) -> Objective:
     """The targets of a graph's record. GraphError for a record that this version did not write."""
     targets: list[Target] = []
@@ -288,7 +289,7 @@ def _nodes(targets: Sequence[Target], n_pos: int) -> list[Node]:
     return nodes
 
 
-def _target(model: Model, dictionaries: Mapping[Site, Dictionary], spec: Any, n_pos: int) -> Target:
+def _target(model: Model, dictionaries: Dictionaries, spec: Any, n_pos: int) -> Target:
     if isinstance(spec, Probe):
         return _probe(model, spec, n_pos)
     if isinstance(spec, tuple) and len(spec) == 2:
@@ -318,7 +319,7 @@ def _token(model: Model, text: Any) -> int:
     return found[0]
 
 
-def _feature(model: Model, dictionaries: Mapping[Site, Dictionary], text: str, n_pos: int) -> SiteTarget:
+def _feature(model: Model, dictionaries: Dictionaries, text: str, n_pos: int) -> SiteTarget:
     try:
         node = Node.parse(text)
     except GraphError as error:

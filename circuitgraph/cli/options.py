@@ -95,7 +95,7 @@ def load_all(
     """The model, its dictionaries and the pairs that the options name; the prompts are read first, None without any."""
     import random
 
-    from circuitgraph import demo as embedded
+    from circuitgraph import embedded
     from circuitgraph.dictionaries.load import load_dictionaries
     from circuitgraph.models.model import DTYPES, load_model
     from circuitgraph.models.tokens import pairs_of_length

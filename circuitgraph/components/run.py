@@ -58,7 +58,7 @@ def run_components(model: Model, tokens: Tensor) -> ComponentRun:
     if missing := [str(site) for site in scores if not model.has(site)]:
         raise ModelError(f"{model.name} does not show its attention scores ({missing[0]}); its edges cannot be run")
     sites = {Site("resid_pre", 0), *scores, *(site for layer in layers for site in model.attention_sites(layer))}
-    logits, values = model.run(tokens, record=sorted(sites, key=lambda site: site.depth))
+    logits, values = model.run(tokens, record=sorted(sites))
     states = [model.attention_state(layer, values) for layer in layers]
     # masks add the smallest number of the model's type; a float32 mask may stand in a float64 model
     bottom = max(-1e30, torch.finfo(model.dtype).min / 2)

@@ -74,14 +74,14 @@ class ComponentShape:
         """The row of a graph's node."""
         if node.kind == "embedding":
             return 0
-        first = self.writers_before(node.site.layer or 0)
+        first = self.writers_before(node.site.block)
         return first + (node.feature or 0 if node.site.kind == "z" else self.n_heads)
 
     def reader(self, node: Node, kind: str) -> int:
         """The column of a graph's edge of that kind into the node."""
         if node.kind == "metric":
             return self.n_readers - 1
-        first = (node.site.layer or 0) * (3 * self.n_heads + 1)
+        first = node.site.block * (3 * self.n_heads + 1)
         if node.site.kind != "z":
             return first + 3 * self.n_heads
         return first + (_INPUTS.index(kind) if kind in _INPUTS else 0) * self.n_heads + (node.feature or 0)
@@ -134,7 +134,7 @@ def _component(shape: ComponentShape, key: str) -> Node:
     """The node of this name; GraphError unless it is input, a head or an MLP of the shape, or the metric."""
     node = Node.parse(key)
     size = {"z": shape.n_heads, "mlp_out": 1}.get(node.site.kind, 0)
-    inside = node.kind == "feature" and (node.site.layer or 0) < shape.n_layers and (node.feature or 0) < size
+    inside = node.kind == "feature" and node.site.block < shape.n_layers and (node.feature or 0) < size
     if not inside and node.kind not in ("embedding", "metric"):
         raise GraphError(
             f"node {key!r} is no head or MLP of {shape.n_layers} layers with {shape.n_heads} heads; give the graph as it was"

@@ -18,7 +18,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, GraphError, PromptError
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Node, Site
@@ -113,7 +113,7 @@ class Activity:
             self.limit[narrow] *= 2
 
 
-def features_of(graph: nx.MultiDiGraph, dictionaries: Mapping[Site, Dictionary]) -> dict[Site, list[int]]:
+def features_of(graph: nx.MultiDiGraph, dictionaries: Dictionaries) -> dict[Site, list[int]]:
     """The features of the graph by site; GraphError where there are none, or they are of no dictionary that is given."""
     found: dict[Site, set[int]] = {}
     for node in map(Node.parse, graph):
@@ -121,7 +121,7 @@ def features_of(graph: nx.MultiDiGraph, dictionaries: Mapping[Site, Dictionary])
             found.setdefault(node.site, set()).add(node.feature)
     if not found:
         raise GraphError("the graph has no features; expected one that was built with dictionaries")
-    found = {site: found[site] for site in sorted(found, key=lambda site: site.depth)}
+    found = {site: found[site] for site in sorted(found)}
     for site, features in found.items():
         if site not in dictionaries:
             raise GraphError(
@@ -138,7 +138,7 @@ def features_of(graph: nx.MultiDiGraph, dictionaries: Mapping[Site, Dictionary])
 
 def run_corpus(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     features: Mapping[Site, Iterable[int]],
     texts: Iterable[str],
     *,
@@ -160,7 +160,7 @@ def run_corpus(
         n = len(numbers)
         found[site] = Activity(numbers, Windows.none(n, n_top, n_tokens), Windows.none(n, n_drawn, n_tokens))
     n_start, n_windows = len(model.tokens("")[:1]), 0
-    reads = sorted({dictionaries[site].reads for site in features}, key=lambda site: site.depth)
+    reads = sorted({dictionaries[site].reads for site in features})
     for tokens, draws in batches(windows_of(model, texts, n_tokens), batch_size, seed):
         values = model.run(tokens, record=reads)[1]
         for site, activity in found.items():

@@ -6,7 +6,7 @@ running is done in `corpus`, the layout of a file in `formats.feature_examples`;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.corpus.activity import Activity, Progress, features_of, run_corpus
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.formats.feature_examples import N_BINS, examples_value, write_feature_examples
 from circuitgraph.formats.neuronpedia_links import model_id_of
@@ -28,7 +29,7 @@ N_LOGITS, N_SLICE = 10, 5  # tokens that a feature promotes most and least; exam
 def write_corpus_examples(
     graph: nx.MultiDiGraph,
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     texts: Iterable[str],
     folder: str | Path,
     *,
@@ -60,7 +61,7 @@ def write_corpus_examples(
     left_out = []
     for site in sorted(found, key=lambda site: (site.kind in ATTENTION_SITES, site.depth)):
         for number, value in enumerate(_values(model, dictionaries[site], site, found[site])):
-            place = (site.layer or 0, int(found[site].features[number]))
+            place = (site.block, int(found[site].features[number]))
             if place in values:
                 left_out.append(f"{site}/f{place[1]} has no file: another feature of layer {place[0]} has its number")
             else:

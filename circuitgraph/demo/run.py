@@ -12,9 +12,9 @@ from pathlib import Path
 
 import networkx as nx
 
-from circuitgraph.demo import MODEL, circuit_dictionaries
 from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.discover import Progress, discover_circuit
+from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.evaluate import measure_graph
 from circuitgraph.files import check_writable

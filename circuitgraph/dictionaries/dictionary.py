@@ -6,8 +6,6 @@ live in circuitgraph_kernels; this module adds where the dictionary reads and wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -89,6 +87,10 @@ class Dictionary:
         """What the decoder adds whatever the activations: b_dec [d_out], or [..., d_out] where x is normalised."""
         return output_bias(self.weights, x)
 
+    def affine(self, x: Tensor) -> Tensor:
+        """What it adds besides its features, [..., d_out], for x [..., d_in]: the bias and what passes the skip connection."""
+        return self.bias(x) + self.skipped(x) if self.skips else self.bias(x)
+
     def skipped(self, x: Tensor | None) -> Tensor:
         """x @ W_skip [..., d_out]; DictionaryError without x, or for a dictionary that does not skip."""
         W_skip = self.W_skip
@@ -109,22 +111,6 @@ class Dictionary:
         if weights.r_mag is not None:
             vectors = vectors * weights.r_mag[features].to(vectors.dtype).exp()[:, None]
         return vectors - vectors.mean(-1, keepdim=True) if weights.normalize == "layer_norm" else vectors
-
-
-def reconstruct(dictionaries: Mapping[Site, Dictionary], site: Site, values: Mapping[Site, Tensor]) -> Tensor:
-    """x_hat [..., d] at a site from the activations read: the sum over all dictionaries that write there.
-
-    Raises DictionaryError if none does.
-    """
-    parts = [
-        dictionary.decode(dictionary.encode(x), x)[..., dictionary.columns(site)]
-        for dictionary in dictionaries.values()
-        if site in dictionary.sites
-        for x in [values[dictionary.reads]]
-    ]
-    if not parts:
-        raise DictionaryError(f"no dictionary writes {site}; nothing is reconstructed there")
-    return sum(parts[1:], parts[0])
 
 
 def check_fit(dictionary: Dictionary, model: Model) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from circuitgraph.dictionaries.build import Request
 from circuitgraph.dictionaries.circuit_tracer import read_transcoder_set
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.hub import PREFIX, fetch
 from circuitgraph.dictionaries.named_sets import is_set, set_sources, suggestions
@@ -39,8 +40,8 @@ _SUFFIXES = (".npz", ".pt", ".safetensors")
 
 def load_dictionaries(
     sources: str | Path | SAE | Iterable[str | Path | SAE], model: Model, *, lazy: bool = False
-) -> dict[Site, Dictionary]:
-    """{site written: Dictionary} of all sources, in forward order, in the model's dtype and on its device.
+) -> Dictionaries:
+    """The dictionaries of all sources, by the site that they write, in forward order, in the model's dtype and on its device.
 
     lazy: sizes are checked now, and weights are read when they are used and freed when nobody holds them, so that large sets
     need not fit in memory; what is wrong with their values is found then. Matrices stored in half precision stay in it,
@@ -83,7 +84,7 @@ def load_dictionaries(
             found[dictionary.writes] = dictionary
     if not found:
         raise DictionaryError("no dictionaries were given; expected at least one folder or sae-lens name")
-    return dict(sorted(found.items(), key=lambda item: item[0].depth))
+    return Dictionaries(found)
 
 
 def _parse(source: str | Path | SAE) -> Source | SAE:

@@ -265,7 +265,7 @@ class Tracer:
 
     def _stream_before(self, reads: Site) -> Tensor:
         """The difference of the streams that a component reads, [batch, pos, d_model]."""
-        layer = reads.layer or 0
+        layer = reads.block
         if reads.kind in ("resid_pre", "resid_post"):
             return self._difference(reads)
         before = self._difference(Site("resid_post", layer - 1)) if layer else self._difference(Site("embed"))

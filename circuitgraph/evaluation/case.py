@@ -17,7 +17,7 @@ from circuitgraph.attribution.node_attribution import ComponentTreatment, attrib
 from circuitgraph.attribution.runs import Baseline, CleanRun, run_baseline, run_clean, sites_of
 from circuitgraph.attribution.tables import NodeTable
 from circuitgraph.attribution.targets import Target, recorded_objective
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discover import frozen_components, node_gradients
 from circuitgraph.edges.position_sums import ALL
 from circuitgraph.errors import CircuitGraphError, GraphError
@@ -25,7 +25,7 @@ from circuitgraph.interventions.run import resample_rows
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import TokenizedPairs, tokenize_pairs
-from circuitgraph.nodes import Node, Site
+from circuitgraph.nodes import Node
 from circuitgraph.prompts import PromptPair, pair_of
 
 
@@ -35,7 +35,7 @@ class Case:
     the graph's targets stand for, none in a graph of a metric."""
 
     model: Model
-    dictionaries: Mapping[Site, Dictionary]
+    dictionaries: Dictionaries
     pairs: Sequence[PromptPair]
     tokens: TokenizedPairs
     metric: Metric
@@ -50,7 +50,7 @@ class Case:
 def build_case(
     graph: nx.MultiDiGraph,
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     pairs: list[PromptPair],
     metric: str | MetricFunction | None,
     settings: dict[str, Any],

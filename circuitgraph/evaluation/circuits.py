@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution.node_attribution import ComponentTreatment, affine_part, node_sites
+from circuitgraph.attribution.node_attribution import ComponentTreatment, node_sites
 from circuitgraph.attribution.runs import Baseline
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model, Replace
@@ -64,7 +65,7 @@ class NodeValues:
 
 def node_values(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     values: Mapping[Site, Tensor] | None,
     treatment: ComponentTreatment | None = None,
 ) -> NodeValues:
@@ -74,15 +75,12 @@ def node_values(
     if values is None:
         zero = torch.zeros((), device=model.device)
         return NodeValues(dict.fromkeys(dictionaries, zero), dict.fromkeys(sites, zero), {}, zero)
-    acts = {key: dictionary.encode(values[dictionary.reads]) for key, dictionary in dictionaries.items()}
-    errors: dict[Site, Tensor] = {}
+    acts = dictionaries.encode(values)
+    errors = {site: dictionaries.error(site, values, acts) for site in sites}
     biases: dict[Site, Tensor] = {}
     for site in sites:
-        errors[site] = values[site]
-        for key, dictionary in _writers(dictionaries, site):
+        for dictionary in dictionaries.writers(site):
             columns, read = dictionary.columns(site), values[dictionary.reads]
-            W_dec = dictionary.weights.W_dec[:, columns].to(acts[key].dtype)
-            errors[site] = errors[site] - acts[key] @ W_dec - affine_part(dictionary, read)[..., columns]
             if dictionary.weights.normalize != "none":
                 biases[site] = biases.get(site, 0) + dictionary.bias(read)[..., columns]
     return NodeValues(acts, errors, biases, values[Site("embed")])
@@ -90,7 +88,7 @@ def node_values(
 
 def circuit_mask(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     nodes: Iterable[Node],
     n_pos: int,
     errors: Errors = "circuit",
@@ -145,7 +143,7 @@ def stack_masks(circuits: Sequence[CircuitMask]) -> CircuitMask:
 
 
 def run_with_nodes(
-    model: Model, dictionaries: Mapping[Site, Dictionary], tokens: Tensor, baseline: Baseline, kept: CircuitMask
+    model: Model, dictionaries: Dictionaries, tokens: Tensor, baseline: Baseline, kept: CircuitMask
 ) -> Tensor:
     """Logits [batch, pos, vocab] of tokens [batch, pos] where the nodes outside `kept` have their baseline value.
 
@@ -159,7 +157,7 @@ def run_with_nodes(
 
 def run_circuits(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     tokens: Tensor,
     baseline_nodes: NodeValues,
     kept: CircuitMask,
@@ -182,21 +180,21 @@ def run_circuits(
         )
     reads: set[Site] = set()
     for site in baseline_nodes.errors:
-        if (site.layer or 0) >= first:
-            writers = _writers(dictionaries, site)
+        if site.block >= first:
+            writers = dictionaries.writers(site)
             replace[site] = _edit(
                 site, writers, baseline_nodes.errors[site], baseline_nodes, kept.errors[site], kept, shape
             )
-            reads |= {dictionary.reads for _, dictionary in writers}
+            reads |= {dictionary.reads for dictionary in writers}
     begin = None if start is None else (first, start[1].repeat(shape[0], 1, 1))
-    record = sorted(reads | set(observe), key=lambda s: s.depth)
+    record = sorted(reads | set(observe))
     logits, recorded = model.run(tokens.repeat(shape[0], 1), record=record, replace=replace, start=begin)
     return logits.unflatten(0, shape), {site: recorded[site].unflatten(0, shape) for site in observe}
 
 
 def circuit_metrics(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     tokens: Tensor,
     baseline_nodes: NodeValues,
     metric: Metric,
@@ -216,7 +214,7 @@ def circuit_metrics(
     return torch.stack(found)
 
 
-def circuits_at_once(dictionaries: Mapping[Site, Dictionary], tokens: Tensor, batch_rows: int = BATCH_ROWS) -> int:
+def circuits_at_once(dictionaries: Dictionaries, tokens: Tensor, batch_rows: int = BATCH_ROWS) -> int:
     """How many circuits on tokens [batch, pos] one forward pass takes."""
     batch, n_pos = tokens.shape
     widest = max((dictionary.d_sae for dictionary in dictionaries.values()), default=1)
@@ -225,7 +223,7 @@ def circuits_at_once(dictionaries: Mapping[Site, Dictionary], tokens: Tensor, ba
 
 def _edit(
     site: Site,
-    writers: Sequence[tuple[Site, Dictionary]],
+    writers: Sequence[Dictionary],
     held_error: Tensor,
     baseline_nodes: NodeValues,
     errors: Tensor,
@@ -242,13 +240,13 @@ def _edit(
         x = x.unflatten(0, shape)
         affine: Tensor | float = 0.0
         change: Tensor | float = 0.0
-        for key, dictionary in writers:
+        for dictionary in writers:
             columns, read = dictionary.columns(site), recorded[dictionary.reads].unflatten(0, shape)
             W_dec = dictionary.weights.W_dec[:, columns].to(x.dtype)
-            affine = affine + affine_part(dictionary, read)[..., columns]
-            own = kept.features[key][:, None]
+            affine = affine + dictionary.affine(read)[..., columns]
+            own = kept.features[dictionary.writes][:, None]
             amounts = dictionary.encode(read) * (own.to(x.dtype) - errors[:, None, :, None].to(x.dtype))
-            amounts = amounts.addcmul_(baseline_nodes.acts[key].to(x.dtype), (~own).to(x.dtype))
+            amounts = amounts.addcmul_(baseline_nodes.acts[dictionary.writes].to(x.dtype), (~own).to(x.dtype))
             change = change + amounts @ W_dec
             if site in baseline_nodes.biases and dictionary.weights.normalize != "none":
                 change = change - torch.where(
@@ -260,7 +258,3 @@ def _edit(
         return edited.flatten(0, 1)
 
     return edit
-
-
-def _writers(dictionaries: Mapping[Site, Dictionary], site: Site) -> list[tuple[Site, Dictionary]]:
-    return [(key, dictionary) for key, dictionary in dictionaries.items() if site in dictionary.sites]

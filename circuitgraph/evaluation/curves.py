@@ -7,17 +7,17 @@ measured with `intervene`; this module attributes nothing.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.evaluation.circuits import CircuitMask, Errors, NodeValues, circuit_mask, circuit_metrics
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import Node, Site
+from circuitgraph.nodes import Node
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # Mueller et al. 2025, MIB
 SHARES = tuple(step / 10 for step in range(11))
@@ -55,7 +55,7 @@ class NoisePoint:
 
 def size_curves(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     tokens: Tensor,
     baseline_nodes: NodeValues,
     metric: Metric,
@@ -116,7 +116,7 @@ def cmd(curve: Curve) -> float:
 
 def noise_curve(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     clean_tokens: Tensor,
     corrupted_tokens: Tensor,
     clean: NodeValues,

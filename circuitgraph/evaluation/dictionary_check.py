@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution.node_attribution import attribute_nodes, written_sites
+from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
 from circuitgraph.attribution.tables import NodeTable
-from circuitgraph.dictionaries.dictionary import Dictionary, reconstruct
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discover import Progress, node_gradients
 from circuitgraph.errors import CircuitGraphError, DictionaryError, PromptError
 from circuitgraph.metrics import MetricFunction, build_metric
@@ -94,7 +94,7 @@ class DictionaryCheck:
 
 def check_dictionaries(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     pairs: Sequence[PromptPair],
     *,
     metric: str | MetricFunction = "logit_difference",
@@ -133,7 +133,7 @@ def check_dictionaries(
         progress("running each dictionary", i, len(dictionaries))
         x = values[site]
         acts = dictionary.encode(values[dictionary.reads])
-        x_hat = reconstruct(dictionaries, site, values)
+        x_hat = dictionaries.reconstruct(site, values)
         zero = _loss_with(model, tokens.clean, values, site, torch.zeros_like(x))
         spliced = _loss_with(model, tokens.clean, values, site, x_hat)
         error, total = error_effects(tables, site, n_examples, n_pos)
@@ -169,9 +169,7 @@ def check_dictionaries(
     )
 
 
-def check_splice(
-    model: Model, dictionaries: Mapping[Site, Dictionary], tokens: Tensor, logits: Tensor
-) -> tuple[float, float]:
+def check_splice(model: Model, dictionaries: Dictionaries, tokens: Tensor, logits: Tensor) -> tuple[float, float]:
     """(largest |logit difference| of the splice of all dictionaries with their errors, what rounding allows).
 
     Activations and error of each dictionary are those of the spliced run. DictionaryError, with the site that does most
@@ -179,15 +177,15 @@ def check_splice(
     """
     tolerance = _ROUNDINGS * model.eps * float(logits.abs().max())
 
-    def difference(chosen: Mapping[Site, Dictionary]) -> float:
-        reads = sorted({dictionary.reads for dictionary in chosen.values()}, key=lambda site: site.depth)
-        replace = {site: _with_error(chosen, site) for site in written_sites(chosen)}
+    def difference(chosen: Dictionaries) -> float:
+        reads = sorted({dictionary.reads for dictionary in chosen.values()})
+        replace = {site: _with_error(chosen, site) for site in set(chosen.written)}
         largest = (model.run(tokens, record=reads, replace=replace)[0] - logits).abs().max()
         return float(largest.nan_to_num(nan=torch.inf))
 
     found = difference(dictionaries)
     if found > tolerance:
-        alone = {site: difference({site: dictionary}) for site, dictionary in dictionaries.items()}
+        alone = {site: difference(Dictionaries([dictionary])) for site, dictionary in dictionaries.items()}
         worst = max(alone, key=lambda site: alone[site])
         raise DictionaryError(
             f"dictionaries spliced in with their errors change the logits of {model.name} by {found:.2g}, where rounding"
@@ -248,9 +246,9 @@ def _listed(model: Model, tokens: Tensor, error: Tensor, total: Tensor, n: int) 
     )
 
 
-def _with_error(dictionaries: Mapping[Site, Dictionary], site: Site) -> Replace:
+def _with_error(dictionaries: Dictionaries, site: Site) -> Replace:
     def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
-        x_hat = reconstruct(dictionaries, site, recorded)
+        x_hat = dictionaries.reconstruct(site, recorded)
         return x_hat + (x - x_hat)
 
     return edit

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from circuitgraph.attribution.node_attribution import ComponentTreatment, frozen_outputs, written_sites
+from circuitgraph.attribution.node_attribution import ComponentTreatment, frozen_outputs
 from circuitgraph.attribution.tables import FeatureTable, NodeTable
 from circuitgraph.attribution.targets import Target
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
@@ -29,7 +30,7 @@ _STREAM = ("resid_pre", "resid_post")
 
 def measure_edges(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     tokens: Tensor,
     metric: Metric,
     tables: Sequence[NodeTable],
@@ -101,9 +102,7 @@ def _check_targets(nodes: Sequence[Node], targets: Mapping[Node, Target], metric
             )
 
 
-def _read_at(
-    model: Model, dictionaries: Mapping[Site, Dictionary], targets: Mapping[Node, Target], target: Node
-) -> Site:
+def _read_at(model: Model, dictionaries: Dictionaries, targets: Mapping[Node, Target], target: Node) -> Site:
     """Where the target reads: its target's or dictionary's site, or for logits and the metric the end of the residual stream.
 
     What enters a block is read where it leaves the one before, as nothing is taken in between.
@@ -115,7 +114,7 @@ def _read_at(
     return Site("resid_post", reads.layer - 1) if reads.kind == "resid_pre" and reads.layer else reads
 
 
-def _pre(dictionaries: Mapping[Site, Dictionary], target: Node, x: Tensor) -> Tensor:
+def _pre(dictionaries: Dictionaries, target: Node, x: Tensor) -> Tensor:
     """The target's pre-activation [batch] for x [batch, pos, d_in] where its dictionary reads."""
     return pre_activations(x[:, target.pos], dictionaries[target.site].weights)[:, target.feature]
 
@@ -147,7 +146,7 @@ class _Runs:
     def of(
         cls,
         model: Model,
-        dictionaries: Mapping[Site, Dictionary],
+        dictionaries: Dictionaries,
         tokens: Tensor,
         treatment: ComponentTreatment,
         freeze: Sequence[str],
@@ -160,15 +159,15 @@ class _Runs:
         skipping = [dictionary for dictionary in dictionaries.values() if dictionary.skips]
         skips = {site: [d for d in skipping if site in d.sites] for d in skipping for site in d.sites}
         parts = [Site(kind, layer) for kind in ("resid_pre", "attn_out", "mlp_out") for layer in layers]
-        between = {site for site in written_sites(dictionaries) if site.kind in _STREAM}
+        between = {site for site in set(dictionaries.written) if site.kind in _STREAM}
         sites = {*parts, *frozen, *read, *between, *(dictionary.reads for dictionary in skipping)}
-        logits, clean = model.run(tokens, record=sorted(sites, key=lambda site: site.depth))
+        logits, clean = model.run(tokens, record=sorted(sites))
         through = frozen_outputs(model, dictionaries, treatment)
         return cls(model, tokens, logits, clean, frozen, through, skips, between)
 
     def without(self, sources: Sequence[tuple[NodeTable, int]], at: Site) -> tuple[Tensor, Tensor]:
         """Logits and what is read at `at`, where rows i * batch to (i + 1) * batch lack what source i writes."""
-        batch, n, end = len(self.tokens), len(sources), at.layer or 0
+        batch, n, end = len(self.tokens), len(sources), at.block
         lost = [
             (site, i * batch, int(table.pos[column]), vector)
             for i, (table, column) in enumerate(sources)
@@ -179,17 +178,17 @@ class _Runs:
         first = min(first, end)
         taken: dict[Site, list[tuple[int, int, Tensor]]] = {}
         for site, *change in lost:
-            place = Site("resid_pre", first) if site.kind == "resid_post" and (site.layer or 0) < first else site
+            place = Site("resid_pre", first) if site.kind == "resid_post" and site.block < first else site
             place = Site("embed") if site.layer is None else place
             taken.setdefault(place, []).append(tuple(change))  # type: ignore[arg-type]
         parts = [Site(kind, layer) for layer in range(first, end + 1) for kind in ("attn_out", "mlp_out")]
-        held = [site for site in self.between if first <= (site.layer or 0) and site.depth <= at.depth]
+        held = [site for site in self.between if first <= (site.block) and site.depth <= at.depth]
         replace = {site: self._replacement(site, n, taken.get(site, [])) for site in {*parts, *held, *taken}}
-        frozen = [site for site in self.frozen if first <= (site.layer or 0) <= end]
+        frozen = [site for site in self.frozen if first <= site.block <= end]
         replace |= {site: self._replacement(site, n, []) for site in frozen}
         reads = {dictionary.reads for site in parts for dictionary in self.skips.get(site, [])}
         start = (first, self.clean[Site("resid_pre", first)].repeat(n, 1, 1)) if first else None
-        record = sorted({at, *reads}, key=lambda site: site.depth)
+        record = sorted({at, *reads})
         logits, recorded = self.model.run(self.tokens.repeat(n, 1), record=record, replace=replace, start=start)
         return logits, recorded[at]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import networkx as nx
@@ -18,7 +18,7 @@ from torch import Tensor
 from circuitgraph.attribution.node_attribution import rank_nodes
 from circuitgraph.attribution.runs import BASELINES
 from circuitgraph.components.evaluate import ComponentEvaluation
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discover import Progress
 from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
 from circuitgraph.evaluation.agreement import Agreement, Interval, compare, ratio
@@ -30,7 +30,7 @@ from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.evaluation.report import NOT_NEEDED, Evaluation, Setting
 from circuitgraph.metrics import MetricFunction
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import EDGE_KINDS, Node, Site
+from circuitgraph.nodes import EDGE_KINDS, Node
 from circuitgraph.prompts import PromptPair, pairs_to_text
 
 EVALUATION_BASELINES = (*BASELINES, "resample")
@@ -39,7 +39,7 @@ EVALUATION_BASELINES = (*BASELINES, "resample")
 def evaluate_circuit(
     graph: nx.MultiDiGraph,
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     *,
     pairs: Sequence[PromptPair] | None = None,
     metric: str | MetricFunction | None = None,
@@ -126,7 +126,7 @@ def evaluate_circuit(
 def measure_graph(
     graph: nx.MultiDiGraph,
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     *,
     pairs: Sequence[PromptPair] | None = None,
     metric: str | MetricFunction | None = None,
@@ -295,7 +295,7 @@ def _curves(
     return found, noise
 
 
-def _nodes(graph: nx.MultiDiGraph, dictionaries: Mapping[Site, Dictionary]) -> list[Node]:
+def _nodes(graph: nx.MultiDiGraph, dictionaries: Dictionaries) -> list[Node]:
     """The graph's nodes but the targets and the metric, checked against the dictionaries."""
     nodes = [Node.parse(key) for key, kind in graph.nodes(data="kind") if kind not in ("probe", "logit", "metric")]
     for node in nodes:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.attribution.tables import NodeTable
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import GraphError
 from circuitgraph.evaluation.circuits import (
     BATCH_ROWS,
@@ -29,7 +29,7 @@ from circuitgraph.nodes import Node, Site
 
 def patch_effects(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     tokens: Tensor,
     clean: Mapping[Site, Tensor],
     baseline_nodes: NodeValues,
@@ -90,7 +90,7 @@ def _check(sets: Sequence[Collection[Node]], places: Collection[Node], baseline_
 
 def _run_sets(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     tokens: Tensor,
     clean: Mapping[Site, Tensor],
     baseline_nodes: NodeValues,
@@ -101,10 +101,8 @@ def _run_sets(
     n_pos = tokens.shape[1]
     kept = [circuit_mask(model, dictionaries, chosen, n_pos, complement=True) for chosen in sets]
     touched = [*(node.site for chosen in sets for node in chosen), *observe]
-    lowest = 0 if any(site.layer is None for site in touched) else min(site.layer or 0 for site in touched)
-    reaches = sorted(
-        ((max(s.layer or 0 for s in d.sites), d.reads.layer or 0) for d in dictionaries.values()), reverse=True
-    )
+    lowest = 0 if any(site.layer is None for site in touched) else min(site.block for site in touched)
+    reaches = sorted(((max(s.block for s in d.sites), d.reads.block) for d in dictionaries.values()), reverse=True)
     for last, read in reaches:  # a dictionary that writes from there on must run whole
         lowest = min(lowest, read) if last >= lowest else lowest
     start = (lowest, clean[Site("resid_post", lowest - 1)]) if lowest else None
@@ -136,7 +134,7 @@ def _run_patched(
 
         return edit
 
-    lowest = min(site.layer or 0 for site in (*changes, *observe))
+    lowest = min(site.block for site in (*changes, *observe))
     start = None
     if lowest > 0 and Site("embed") not in changes:
         start = (lowest, clean[Site("resid_post", lowest - 1)].repeat(len(places), 1, 1))

@@ -6,24 +6,23 @@ In come the runs and settings of a discovery; out come graph attributes as plain
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from circuitgraph.attribution.alignment import Alignment
 from circuitgraph.attribution.runs import Baseline, CleanRun
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.edges.position_sums import ALL
 from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import TokenizedPairs
-from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair, record_of
 
 
 def graph_facts(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     pairs: Sequence[PromptPair],
     tokens: TokenizedPairs,
     clean: CleanRun,
@@ -67,7 +66,7 @@ def graph_facts(
     }
 
 
-def _names_on_neuronpedia(dictionaries: Mapping[Site, Dictionary]) -> dict[str, Any]:
+def _names_on_neuronpedia(dictionaries: Dictionaries) -> dict[str, Any]:
     """{"neuronpedia": {model, sources by site}} of the dictionaries that have pages there under the first one's model."""
     named = {site: found.neuronpedia.partition("/") for site, found in dictionaries.items() if found.neuronpedia}
     models = [model for model, _, _ in named.values()][:1]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.interventions.run import Interventions, Prompts, prompt_tokens, run_intervention_sets
 from circuitgraph.models.model import Model
@@ -65,7 +65,7 @@ class AttentionComparison:
 
 def compare_attention(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     prompts: Prompts,
     interventions: Interventions,
     *,

@@ -7,9 +7,9 @@ the same interventions as values. This module runs nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.interventions.edits import sites_written
 from circuitgraph.interventions.language import (
@@ -32,7 +32,7 @@ PLACES = {"head": "z", "neuron": "mlp_post"}
 
 def check_interventions(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     interventions: Iterable[Intervention | str],
     *,
     n_pos: int,
@@ -58,7 +58,7 @@ def check_interventions(
     return checked
 
 
-def _check_target(model: Model, dictionaries: Mapping[Site, Dictionary], target: SitePart) -> None:
+def _check_target(model: Model, dictionaries: Dictionaries, target: SitePart) -> None:
     site, part, index = target.site, target.part, target.index
     if not model.has(site):
         raise CircuitGraphError(
@@ -77,7 +77,7 @@ def _check_target(model: Model, dictionaries: Mapping[Site, Dictionary], target:
             )
     elif part in PLACES:
         if site.kind != PLACES[part]:
-            raise CircuitGraphError(f"there are no {part}s at {site}; they are at {PLACES[part]}.{site.layer or 0}")
+            raise CircuitGraphError(f"there are no {part}s at {site}; they are at {PLACES[part]}.{site.block}")
         n = model.n_heads if part == "head" else model.width(site)
         if index is None or index >= n:
             raise CircuitGraphError(f"{site} has no {part} {index}; it has 0-{n - 1}")
@@ -97,9 +97,7 @@ def _check_span(span: Span, n_pos: int) -> None:
         )
 
 
-def _check_kind(
-    model: Model, dictionaries: Mapping[Site, Dictionary], one: Intervention, references: Collection[str]
-) -> None:
+def _check_kind(model: Model, dictionaries: Dictionaries, one: Intervention, references: Collection[str]) -> None:
     if isinstance(one, Set) and one.value != 0 and one.target.part not in ("feature", "neuron"):
         raise CircuitGraphError(
             f"{one.target.part} {one.target.name} is many numbers and cannot be set to {one.value:g}; set it to 0, scale it,"
@@ -122,14 +120,14 @@ def _check_kind(
             raise CircuitGraphError(f"{one.write.name} is written after {one.target.site}; there is nothing to delete")
 
 
-def _check_frozen(dictionaries: Mapping[Site, Dictionary], one: Intervention, frozen: Collection[Site]) -> None:
+def _check_frozen(dictionaries: Dictionaries, one: Intervention, frozen: Collection[Site]) -> None:
     """A frozen site right behind a changed one would hide the change; at the changed site itself the two add up."""
     for site in sites_written(dictionaries, one):
         if site.output != site and site.output in frozen:
             raise CircuitGraphError(f"it would change nothing, since {site.output} is frozen behind {site}")
 
 
-def _check_conflict(dictionaries: Mapping[Site, Dictionary], one: Intervention, other: Intervention) -> None:
+def _check_conflict(dictionaries: Dictionaries, one: Intervention, other: Intervention) -> None:
     """CircuitGraphError if both say what one thing is, somewhere."""
     if isinstance(one, Steer | Delete) or isinstance(other, Steer | Delete):
         for delete, change in ((one, other), (other, one)):

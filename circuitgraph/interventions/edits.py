@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from circuitgraph.dictionaries.dictionary import Dictionary, reconstruct
+from circuitgraph.dictionaries.collection import Dictionaries
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.interventions.language import Delete, Intervention, Patch, Scale, Set, SitePart, Steer
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
@@ -25,7 +26,7 @@ ZERO = "zero"
 class RunValues:
     """The activations of one run, and what the dictionaries make of them, encoded on first use."""
 
-    dictionaries: Mapping[Site, Dictionary]
+    dictionaries: Dictionaries
     values: Mapping[Site, Tensor]
     _acts: dict[Site, Tensor] = field(default_factory=dict, repr=False)
 
@@ -38,15 +39,14 @@ class RunValues:
 
     def error(self, site: Site) -> Tensor:
         """What the dictionaries that write there miss, [batch, pos, d]; all of it where none does."""
-        x = self.values[site]
-        return x - reconstruct(self.dictionaries, site, self.values) if _writers(self.dictionaries, site) else x
+        return self.dictionaries.error(site, self.values)
 
     def take(self, rows: slice) -> RunValues:
         """The same of some rows only."""
         return RunValues(self.dictionaries, {site: value[rows] for site, value in self.values.items()})
 
 
-def sites_read(model: Model, dictionaries: Mapping[Site, Dictionary], intervention: Intervention) -> set[Site]:
+def sites_read(model: Model, dictionaries: Dictionaries, intervention: Intervention) -> set[Site]:
     """Every site whose value in this run the intervention needs."""
     sites: set[Site] = set()
     targets = [intervention.target]
@@ -62,7 +62,7 @@ def sites_read(model: Model, dictionaries: Mapping[Site, Dictionary], interventi
     return sites
 
 
-def sites_written(dictionaries: Mapping[Site, Dictionary], intervention: Intervention) -> tuple[Site, ...]:
+def sites_written(dictionaries: Dictionaries, intervention: Intervention) -> tuple[Site, ...]:
     """Every site that the intervention changes."""
     target = intervention.target
     return dictionaries[target.site].sites if target.part == "feature" else (target.site,)
@@ -70,7 +70,7 @@ def sites_written(dictionaries: Mapping[Site, Dictionary], intervention: Interve
 
 def edit_rows(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     site: Site,
     one: Intervention,
     x: Tensor,
@@ -116,9 +116,7 @@ def _new_value(
     return other if one.keep == 0 else one.keep * own + (1 - one.keep) * other
 
 
-def _written(
-    model: Model, dictionaries: Mapping[Site, Dictionary], one: Steer | Delete, run: RunValues, x: Tensor
-) -> Tensor:
+def _written(model: Model, dictionaries: Dictionaries, one: Steer | Delete, run: RunValues, x: Tensor) -> Tensor:
     """What the node adds to the residual stream before the target x, [batch, pos, d_model]; one unit of it when steering."""
     node, steer = one.write, isinstance(one, Steer)
     if node.part == "feature":
@@ -147,9 +145,5 @@ def _columns(model: Model, target: SitePart) -> slice:
     return slice(target.index * size, (target.index + 1) * size)
 
 
-def _writers(dictionaries: Mapping[Site, Dictionary], site: Site) -> list[Dictionary]:
-    return [dictionary for dictionary in dictionaries.values() if site in dictionary.sites]
-
-
-def _touched(dictionaries: Mapping[Site, Dictionary], target: SitePart) -> list[Dictionary]:
-    return [dictionaries[target.site]] if target.part == "feature" else _writers(dictionaries, target.site)
+def _touched(dictionaries: Dictionaries, target: SitePart) -> list[Dictionary]:
+    return [dictionaries[target.site]] if target.part == "feature" else dictionaries.writers(target.site)

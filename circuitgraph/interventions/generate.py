@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, PromptError
 from circuitgraph.interventions.language import Intervention, Patch, Span, parse_intervention
 from circuitgraph.interventions.run import Interventions, Prompts, prompt_tokens, run_with_interventions
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import Site
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +31,7 @@ class Generation:
 
 def generate(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     prompts: Prompts,
     interventions: Interventions,
     *,

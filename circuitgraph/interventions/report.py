@@ -5,22 +5,21 @@ In come prompt pairs and interventions; out comes what `circuitgraph intervene` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.interventions.language import Intervention
 from circuitgraph.interventions.run import run_intervention_sets
 from circuitgraph.metrics import build_metric
 from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import tokenize_pairs
-from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
 from circuitgraph.text import table_text
 
 
 def report_interventions(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     pairs: Sequence[PromptPair],
     interventions: Sequence[Intervention | str],
     *,

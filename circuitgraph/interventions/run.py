@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, PromptError, did_you_mean
 from circuitgraph.interventions.checks import check_interventions
 from circuitgraph.interventions.edits import ZERO, RunValues, edit_rows, sites_read, sites_written
@@ -44,7 +44,7 @@ class IntervenedRun:
 
 def run_with_interventions(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     prompts: Prompts,
     interventions: Interventions,
     *,
@@ -71,7 +71,7 @@ def run_with_interventions(
 
 def run_intervention_sets(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     prompts: Prompts,
     sets: Sequence[Interventions],
     *,
@@ -100,9 +100,9 @@ def run_intervention_sets(
     used = {one.reference for one in every if isinstance(one, Patch)} - {ZERO}
     found = _run_references(model, dictionaries, tokens, corrupted, others, used, read | written, seed)
 
-    lowest = min((site.layer or 0 for site in read | written | set(cache)), default=0)
+    lowest = min((site.block for site in read | written | set(cache)), default=0)
     first = lowest if Site("embed") not in read | written | set(cache) else 0
-    kept = sorted({site for site in frozen if site.layer is None or site.layer >= first}, key=lambda s: s.depth)
+    kept = sorted({site for site in frozen if site.layer is None or site.layer >= first})
     kept = kept if every else []
     entry = [Site("resid_post", first - 1)] if first else []
     base: Mapping[Site, Tensor] = {}
@@ -122,7 +122,7 @@ class _Engine:
     """Everything that the sets share; `base` is the run without interventions, at what is frozen and where runs start."""
 
     model: Model
-    dictionaries: Mapping[Site, Dictionary]
+    dictionaries: Dictionaries
     tokens: Tensor
     references: Mapping[str, RunValues]
     base: Mapping[Site, Tensor]
@@ -145,7 +145,7 @@ class _Engine:
             start = (self.first, self.base[Site("resid_post", self.first - 1)].repeat(len(sets), 1, 1))
         logits, recorded = self.model.run(
             self.tokens.repeat(len(sets), 1),
-            record=sorted(read | set(self.cache), key=lambda s: s.depth),
+            record=sorted(read | set(self.cache)),
             replace=replace,
             start=start,
         )
@@ -254,7 +254,7 @@ def _reference_tokens(
 
 def _run_references(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     tokens: Tensor,
     corrupted: Tensor | None,
     others: Mapping[str, Tensor],
@@ -263,7 +263,7 @@ def _run_references(
     seed: int,
 ) -> dict[str, RunValues]:
     """The runs that are patched from, at these sites, one row per example."""
-    record = sorted(sites, key=lambda site: site.depth)
+    record = sorted(sites)
     found = {}
     for name in used & set(others):
         values = model.run(others[name], record=record)[1]

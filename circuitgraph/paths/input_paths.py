@@ -186,9 +186,9 @@ def check_input_site(model: Model, site: Site) -> None:
             f"{model.name}: what is read at {site} cannot be traced into the stream; expected one of {', '.join(INPUT_SITES)}"
         )
     if site.kind in ("z", "attn_out"):
-        model.attention(site.layer or 0)
+        model.attention(site.block)
     elif site.kind in ("mlp_post", "mlp_out"):
-        model.mlp(site.layer or 0)
+        model.mlp(site.block)
 
 
 class InputPaths:
@@ -209,7 +209,7 @@ class InputPaths:
     ) -> None:
         self.model, self.reads, self.clean, self.slopes = model, reads, clean, slopes or {}
         self.ablate = ablate
-        layer, kind = reads.layer or 0, reads.kind
+        layer, kind = reads.block, reads.kind
         self.state: AttentionState | None = None
         if kind in ("z", "attn_out"):
             self.state = model.attention_state(layer, clean)
@@ -272,7 +272,7 @@ class InputPaths:
 
     def _before_neurons(self, e: Tensor, pos: int) -> Tensor:
         """Vectors [batch or 1, readers, d_mlp] at mlp_post as vectors [batch, readers, d_model] at the MLP's input."""
-        weights, layer = self.model.mlp(self.reads.layer or 0), self.reads.layer
+        weights, layer = self.model.mlp(self.reads.block), self.reads.layer
         inner = e * self.slopes[Site("mlp_pre", layer)][:, pos, None]
         result = inner @ weights.W_in.T
         if weights.W_gate is not None:

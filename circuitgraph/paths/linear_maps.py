@@ -151,7 +151,7 @@ def frozen_component(
 ) -> LinearMap:
     """Attention (z, attn_out) or MLP (mlp_out) of the site's layer, frozen at the clean run. ModelError if its formula is
     not known."""
-    layer = site.layer or 0
+    layer = site.block
     post = "ln1_post" if site.kind in ("z", "attn_out") else "ln2_post"
     behind = input_norm(model, post, site, clean)
     if post == "ln1_post":
