@@ -16,9 +16,10 @@ from frozen_blocks import FrozenBlocks, change_of, run_without
 from test_laws import assert_close, build_case
 from traced_edges import trace
 
-from circuitgraph.attribution.node_attribution import error_targets, node_sites
+from circuitgraph.attribution.node_gradients import path_start
+from circuitgraph.attribution.treatment import error_targets, node_sites
 from circuitgraph.dictionaries.dictionary import check_fit, reconstruct
-from circuitgraph.discover import discover_circuit, path_start
+from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.circuits import (
     _edit,

@@ -13,11 +13,12 @@ import torch
 from dictionary_kinds import random_kind
 
 from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
-from circuitgraph.attribution.node_attribution import ComponentTreatment, attribute_nodes, frozen_outputs
+from circuitgraph.attribution.node_attribution import attribute_nodes
+from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
 from circuitgraph.attribution.tables import FeatureTable
 from circuitgraph.attribution.targets import Objective, target_nodes
-from circuitgraph.discover import node_gradients
+from circuitgraph.attribution.treatment import ComponentTreatment, frozen_outputs
 from circuitgraph.edges.trace import TracedEdges, attribute_edges
 from circuitgraph.metrics import build_metric
 from circuitgraph.models.tokens import tokenize_pairs
