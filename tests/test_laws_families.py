@@ -16,10 +16,11 @@ from frozen_blocks import FrozenBlocks, change_of, run_without
 from test_laws import assert_close, build_case
 from traced_edges import trace
 
-from circuitgraph.attribution.node_attribution import error_targets, node_sites
+from circuitgraph.attribution.node_gradients import path_start
+from circuitgraph.attribution.treatment import error_targets, node_sites
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.dictionaries.dictionary import check_fit, reconstruct
-from circuitgraph.discover import discover_circuit, path_start
+from circuitgraph.dictionaries.dictionary import check_fit
+from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.circuits import (
     _edit,
@@ -443,7 +444,7 @@ def test_splicing_dictionaries_with_their_errors_changes_neither_logits_nor_grad
 
     def spliced(site):
         def edit(x, recorded):
-            x_hat = reconstruct(case.dictionaries, site, recorded)
+            x_hat = case.dictionaries.reconstruct(site, recorded)
             return x_hat + (x - x_hat)
 
         return edit

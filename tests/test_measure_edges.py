@@ -12,10 +12,10 @@ from families import FAMILIES, save_family
 from test_laws import build_case
 
 from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
-from circuitgraph.attribution.node_attribution import ComponentTreatment, attribute_nodes
+from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.treatment import ComponentTreatment, frozen_components
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.discover import frozen_components
 from circuitgraph.edges.trace import Selection, attribute_edges
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.edge_effects import measure_edges
