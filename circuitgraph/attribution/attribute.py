@@ -31,7 +31,7 @@ from circuitgraph.attribution.runs import (
     sites_of,
 )
 from circuitgraph.attribution.tables import NodeTable
-from circuitgraph.attribution.targets import Objective, TargetNode, find_objective, target_nodes
+from circuitgraph.attribution.targets import Objective, TargetNode, find_objective, likeliest_logits, target_nodes
 from circuitgraph.attribution.treatment import ComponentTreatment, error_targets, frozen_components
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.doors import DictionariesLike, ModelLike, PairsLike, as_dictionaries, as_model, as_pairs, choose_pairs
@@ -222,19 +222,23 @@ def run_attribution(
     treatment = ComponentTreatment(settings.attention, settings.mlp)
     tokens = tokenize_pairs(model, pairs, by_role=settings.align == "role")
     alignment = align_pairs(tokens, settings.align, known_positions)
-    if objective is None:
-        objective = find_objective(model, dictionaries, tokens, settings.targets, alignment)
-    if objective is None:
-        metric = build_metric(settings.metric, tokens.answers, tokens.wrong_answers)
-    else:
-        metric = objective.metric()
+    n_pos = tokens.clean.shape[1]
+    objective = objective or find_objective(
+        model, dictionaries, settings.targets, n_pos, one_form=alignment.trivial
+    )
     reads = [] if objective is None else list(objective.reads)
     if settings.errors_as_targets:
         reads += error_targets(model, dictionaries, treatment)
     sites = sites_of(model, dictionaries.values(), reads=reads, neurons=treatment.mlp == "frozen", scores=scores)
 
     progress("running clean and corrupted prompts", 0, 1)
-    clean = run_clean(model, tokens, sites, metric)
+    likeliest = objective is None and settings.targets == "logits"
+    if likeliest:
+        clean = run_clean(model, tokens, sites, lambda logits: likeliest_logits(model, logits).metric())
+        objective = likeliest_logits(model, clean.logits)
+    metric = _metric(settings, tokens, objective)
+    if not likeliest:
+        clean = run_clean(model, tokens, sites, metric)
     corrupted = run_corrupted(model, tokens, sites, metric)
     mean = None if alignment.trivial else alignment.mean
     base = baseline_of(settings.baseline, corrupted, mean=mean, seed=settings.seed)
@@ -269,6 +273,12 @@ def recorded_settings(run: Attribution) -> dict[str, Any]:
     left_out |= set() if run.settings.method == "integrated" else {"steps", "rule"}
     left_out |= {"seed"} if run.settings.examples is None else set()
     return {name: value for name, value in record.items() if name not in left_out}
+
+
+def _metric(settings: Nodes, tokens: TokenizedPairs, objective: Objective | None) -> Metric:
+    if objective is not None:
+        return objective.metric()
+    return build_metric(settings.metric, tokens.answers, tokens.wrong_answers)
 
 
 def _backend(backend: str, model: Model) -> str:

@@ -106,13 +106,22 @@ def sites_of(
     return sorted(site for site in sites if model.has(site))
 
 
-def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric) -> CleanRun:
+def run_clean(
+    model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric | Callable[[Tensor], Metric]
+) -> CleanRun:
     """The clean run with its autograd graph. Its logits end with each example's last position (`TokenizedPairs.at_end`).
 
     Where the metric reads a site itself, the attached tensor is what goes on from there: a gradient at it is that of what
     lies behind, without the reading.
+
+    Args:
+        model: The model.
+        pairs: Token ids.
+        sites: What is recorded.
+        metric: The metric, or how it follows from the logits [batch, pos, vocab], if it reads no site.
     """
     behind: dict[Site, Tensor] = {}
+    read = metric.sites if isinstance(metric, Metric) else ()
 
     def pass_on(site: Site) -> Replace:
         def alias(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
@@ -123,12 +132,13 @@ def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric
 
     logits, recorded = model.run(
         pairs.clean,
-        record=sorted({*sites, *metric.sites}),
-        replace={site: pass_on(site) for site in metric.sites},
+        record=sorted({*sites, *read}),
+        replace={site: pass_on(site) for site in read},
         differentiable=True,
     )
     logits = pairs.at_end(logits)
-    return CleanRun(logits.detach(), metric(logits, recorded), {**recorded, **behind})
+    score = metric if isinstance(metric, Metric) else metric(logits.detach())
+    return CleanRun(logits.detach(), score(logits, recorded), {**recorded, **behind})
 
 
 def run_corrupted(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric) -> CorruptedRun | None:
