@@ -17,54 +17,54 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from circuitgraph.attention_comparison import compare_attention
-    from circuitgraph.check import DictionaryCheck, check_dictionaries
-    from circuitgraph.component_evaluation import ComponentEvaluation, evaluate_components
-    from circuitgraph.dictionary_formats import load_dictionaries
+    from circuitgraph.attribution.targets import Probe
+    from circuitgraph.components.evaluate import ComponentEvaluation, evaluate_components
+    from circuitgraph.dictionaries.load import load_dictionaries
     from circuitgraph.discover import discover_circuit
     from circuitgraph.errors import CircuitGraphError
-    from circuitgraph.evaluate import attach_evidence, evaluate_circuit, measure_graph
-    from circuitgraph.evaluation import Evaluation
+    from circuitgraph.evaluation.dictionary_check import DictionaryCheck, check_dictionaries
+    from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit, measure_graph
+    from circuitgraph.evaluation.report import Evaluation
     from circuitgraph.formats import read_graph, write_graph
-    from circuitgraph.generation import generate
-    from circuitgraph.model import load_model
+    from circuitgraph.graphs.prune import prune_graph
+    from circuitgraph.interventions.attention import compare_attention
+    from circuitgraph.interventions.generate import generate
+    from circuitgraph.interventions.run import run_with_interventions
+    from circuitgraph.models.model import load_model
     from circuitgraph.nodes import Node, Site
     from circuitgraph.prompts import PromptPair, read_pairs
-    from circuitgraph.prune import prune_graph
     from circuitgraph.render import render_dot, render_html, render_svg, view_graph, write_rendering
-    from circuitgraph.splice import run_with_interventions
-    from circuitgraph.targets import Probe
     from circuitgraph.tasks import make_pairs
 
 __version__ = "0.1.0"
 
 _HOME = {
     "CircuitGraphError": "errors",
-    "ComponentEvaluation": "component_evaluation",
-    "DictionaryCheck": "check",
-    "Evaluation": "evaluation",
+    "ComponentEvaluation": "components.evaluate",
+    "DictionaryCheck": "evaluation.dictionary_check",
+    "Evaluation": "evaluation.report",
     "Node": "nodes",
-    "Probe": "targets",
+    "Probe": "attribution.targets",
     "PromptPair": "prompts",
     "Site": "nodes",
-    "attach_evidence": "evaluate",
-    "check_dictionaries": "check",
-    "compare_attention": "attention_comparison",
+    "attach_evidence": "evaluation.evaluate",
+    "check_dictionaries": "evaluation.dictionary_check",
+    "compare_attention": "interventions.attention",
     "discover_circuit": "discover",
-    "evaluate_circuit": "evaluate",
-    "evaluate_components": "component_evaluation",
-    "generate": "generation",
-    "load_dictionaries": "dictionary_formats",
-    "load_model": "model",
+    "evaluate_circuit": "evaluation.evaluate",
+    "evaluate_components": "components.evaluate",
+    "generate": "interventions.generate",
+    "load_dictionaries": "dictionaries.load",
+    "load_model": "models.model",
     "make_pairs": "tasks",
-    "measure_graph": "evaluate",
-    "prune_graph": "prune",
+    "measure_graph": "evaluation.evaluate",
+    "prune_graph": "graphs.prune",
     "read_graph": "formats",
     "read_pairs": "prompts",
     "render_dot": "render",
     "render_html": "render",
     "render_svg": "render",
-    "run_with_interventions": "splice",
+    "run_with_interventions": "interventions.run",
     "view_graph": "render",
     "write_graph": "formats",
     "write_rendering": "render",

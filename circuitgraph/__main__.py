@@ -1,5 +1,5 @@
 """`python -m circuitgraph` is the command line."""
 
-from circuitgraph.cli import main
+from circuitgraph.cli.main import main
 
 main()

@@ -13,35 +13,34 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.activations import Baseline, CleanRun, run_baseline, run_clean, sites_of
-from circuitgraph.alignment import ALIGN, Alignment, align_pairs
-from circuitgraph.attribution import (
-    Roles,
-    affine_part,
+from circuitgraph.attribution.alignment import ALIGN, Alignment, align_pairs
+from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
+from circuitgraph.attribution.node_attribution import (
+    ComponentTreatment,
     attribute_nodes,
+    error_targets,
+    frozen_outputs,
     node_sites,
     rank_nodes,
-    through_sites,
-    traced_errors,
 )
-from circuitgraph.dictionary import Dictionary
-from circuitgraph.edge_table import EdgeTable
-from circuitgraph.edges import QK, Selection, TracedEdges, Tracer, attribute_edges, check_readers
+from circuitgraph.attribution.runs import Baseline, CleanRun, run_baseline, run_clean, sites_of
+from circuitgraph.attribution.tables import NodeTable
+from circuitgraph.attribution.targets import Objective, TargetSpec, given_targets, likeliest_logits, target_nodes
+from circuitgraph.dictionaries.collection import Dictionaries
+from circuitgraph.edges.influence import GraphScores, graph_scores, prune_by_influence
+from circuitgraph.edges.influence import node_influence as influence_of
+from circuitgraph.edges.position_sums import POSITIONS, SumTracer, sum_positions, terms
+from circuitgraph.edges.table import EdgeTable
+from circuitgraph.edges.trace import QK, Selection, TracedEdges, Tracer, attribute_edges, check_inputs
 from circuitgraph.errors import CircuitGraphError, did_you_mean
-from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
-from circuitgraph.graph import build_graph
-from circuitgraph.influence import GraphScores, graph_scores, prune_by_influence
-from circuitgraph.influence import node_influence as influence_of
+from circuitgraph.graphs.provenance import graph_facts
+from circuitgraph.graphs.schema import build_graph
 from circuitgraph.metrics import Metric, MetricFunction, build_metric
-from circuitgraph.model import Model
+from circuitgraph.models.model import Model
+from circuitgraph.models.tokens import TokenizedPairs, tokenize_pairs
 from circuitgraph.nodes import EDGE_KINDS, Site
-from circuitgraph.position_sums import POSITIONS, SumTracer, addends, sum_positions
+from circuitgraph.paths.linear_maps import LinearMap, frozen_component
 from circuitgraph.prompts import PromptPair
-from circuitgraph.provenance import graph_facts
-from circuitgraph.tables import NodeTable
-from circuitgraph.targets import Explained, TargetSpec, given_targets, likeliest_logits, make_targets
-from circuitgraph.through import Through, component_through
-from circuitgraph.tokens import TokenizedPairs, tokenize_pairs
 from circuitgraph_kernels import backend_name
 
 METHODS = ("gradient", "integrated")
@@ -52,7 +51,7 @@ Progress = Callable[[str, int, int], None]
 
 def discover_circuit(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     pairs: Sequence[PromptPair],
     *,
     metric: str | MetricFunction = "logit_difference",
@@ -61,14 +60,14 @@ def discover_circuit(
     method: str = "gradient",
     steps: int = 10,
     rule: str = "gauss-legendre",
-    attention: str = "component",
-    mlp: str = "component",
+    attention: str = "node",
+    mlp: str = "node",
     qk: str = "derivative",
-    trace_errors: bool = False,
+    errors_as_targets: bool = False,
     align: str = "position",
     positions: str = "each",
     max_nodes: int = 1000,
-    max_readers: int | None = None,
+    max_traced: int | None = None,
     edge_threshold: float = 0.001,
     relative_threshold: float = 0.0,
     top_k: int | None = None,
@@ -84,30 +83,30 @@ def discover_circuit(
     |weight| > edge_threshold (a fraction of |metric clean - corrupted|) connect them, at most top_k per target, each at
     least relative_threshold of what its target reads. targets "logits" explains the likeliest next tokens in place of the
     metric, and a list (or a mapping to weights) what it names: token texts, pairs of them whose logits are subtracted,
-    features such as "mlp_out.3/f17@5", and `targets.Probe`s. attention, mlp: what these are where no dictionary is: "component",
-    "through" or "cut" (`attribution.Roles`). method "integrated" averages the gradient over `steps` points from baseline
+    features such as "mlp_out.3/f17@5", and `targets.Probe`s. attention, mlp: what these are where no dictionary is: "node",
+    "frozen" or "dropped" (`attribution.ComponentTreatment`). method "integrated" averages the gradient over `steps` points from baseline
     to clean; the slopes of edges inside the model, and the metric's own inputs, stay those of the clean run. qk
-    "recompute" measures q and k edges by the change of the pattern. trace_errors: errors are targets too, of what they bring
-    to the metric (not those of transcoders). max_readers: trace only so many features (and
+    "ablate" measures q and k edges by the change of the pattern. errors_as_targets: errors are targets too, of what they bring
+    to the metric (not those of transcoders). max_traced: trace only so many features (and
     errors, where these are targets), the most influential first. node_influence, edge_influence: keep the nodes and edges that carry these shares of all influence
     on the targets (circuit-tracer's pruning). align: nodes of different pairs are one node at the same "position", of pairs
     of one length, or at the same place relative to the words they name ("role", `alignment`); a pair without that place
     counts as 0 in every mean. positions "sum": one node per feature, and edges added up over positions before any is
-    selected (`position_sums`). memory: GiB that reading vectors and what they read may take at once. `progress` is told
+    selected (`position_sums`). memory: GiB that input directions and what they read may take at once. `progress` is told
     (stage, steps done, steps in all). Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit.
     """
     settings = dict(locals())
     resolved = _check_settings(settings)
-    roles = Roles(attention, mlp)
-    check_readers(model, dictionaries.values(), qk)
+    treatment = ComponentTreatment(attention, mlp)
+    check_inputs(model, dictionaries.values(), qk)
     tokens = tokenize_pairs(model, pairs, by_role=align == "role")
     places = align_pairs(tokens, align)
-    explained = _explained(model, dictionaries, tokens, targets, places)
-    score = build_metric(metric, tokens.answers, tokens.wrong_answers) if explained is None else explained.metric()
-    reads = [] if explained is None else explained.reads
-    if trace_errors:
-        reads += traced_errors(model, dictionaries, roles)
-    neurons, scores = mlp == "through", qk == "recompute"
+    objective = _objective(model, dictionaries, tokens, targets, places)
+    score = build_metric(metric, tokens.answers, tokens.wrong_answers) if objective is None else objective.metric()
+    reads = [] if objective is None else objective.reads
+    if errors_as_targets:
+        reads += error_targets(model, dictionaries, treatment)
+    neurons, scores = mlp == "frozen", qk == "ablate"
     sites = sites_of(model, dictionaries.values(), reads=reads, neurons=neurons, scores=scores)
 
     progress("running clean and corrupted prompts", 0, 1)
@@ -119,7 +118,7 @@ def discover_circuit(
     last = Site("resid_post", model.n_layers - 1)
     stream_gradient = metric_gradients(clean, [last])
     slopes = places.gather(mlp_slopes(clean, [*(dictionary.reads for dictionary in dictionaries.values()), *reads]))
-    throughs = frozen_components(model, dictionaries, clean, roles, places)
+    frozen = frozen_components(model, dictionaries, clean, treatment, places)
     # from here on, places stand where positions were
     clean, base = places.of_run(model, clean), places.of_baseline(base)
     values, gradients = clean.values, places.gather(gradients)
@@ -127,17 +126,17 @@ def discover_circuit(
 
     progress("attributing every feature", 0, 1)
     tables = attribute_nodes(
-        model, dictionaries, values, base, gradients, roles=roles, throughs=throughs, trace_errors=trace_errors,
+        model, dictionaries, values, base, gradients, treatment=treatment, frozen=frozen, errors_as_targets=errors_as_targets,
         backend=backend,
     )  # fmt: skip
     tables = places.mask(tables)
     sums = positions == "sum"
     nodes = [sum_positions(table) for table in tables] if sums else tables
-    nodes, report = strongest_nodes(nodes, max_nodes, saturated=qk == "recompute")
-    candidates = list(map(addends, tables, nodes)) if sums else nodes
+    nodes, report = strongest_nodes(nodes, max_nodes, saturated=qk == "ablate")
+    candidates = list(map(terms, tables, nodes)) if sums else nodes
 
     unit = abs(float((clean.metric - base.metric).mean())) or abs(float(clean.metric.mean()))
-    tops = [] if explained is None else make_targets(model, explained, clean, base)
+    tops = [] if objective is None else target_nodes(model, objective, clean, base)
     traced = attribute_edges(
         model,
         candidates,
@@ -146,14 +145,14 @@ def discover_circuit(
         base=base.values,
         targets=tops,
         slopes=slopes,
-        throughs=list(throughs.values()),
+        maps=list(frozen.values()),
         qk=qk,
-        selection=Selection(edge_threshold * unit, relative_threshold, top_k, max_readers),
+        selection=Selection(edge_threshold * unit, relative_threshold, top_k, max_traced),
         memory=int(memory * (1 << 30)),
         tracer_type=SumTracer if sums else Tracer,
         progress=progress,
     )
-    edges, reports = traced.table, [report, *inflow_report(traced)]
+    edges, reports = traced.table, [report, *input_report(traced)]
     graph_score: GraphScores | None = None
     if node_influence is not None or edge_influence is not None:
         progress("pruning by influence", 0, 1)
@@ -161,12 +160,12 @@ def discover_circuit(
         reports.append(f"influence: {len(edges)} of {len(traced.table)} edges kept")
 
     recorded = _recorded(settings, score.name, resolved)
-    if explained is not None:
-        recorded["targets"] = explained.record()
+    if objective is not None:
+        recorded["targets"] = objective.record()
     facts = graph_facts(model, dictionaries, pairs, tokens, clean, base, recorded, places)
     if graph_score is not None:
         facts["scores"] = {key: value for key, value in asdict(graph_score).items() if value is not None}
-    graph = build_graph(model, nodes, edges, facts, targets=tops, inflow=inflow_of(traced, edges, qk))
+    graph = build_graph(model, nodes, edges, facts, targets=tops, inputs=input_of(traced, edges, qk))
     reached = len(graph) - len(tops) - 1
     unreached = sum(map(len, nodes)) - reached
     reports.append(f"edge_threshold {edge_threshold:g}: {unreached} of them have no path of such edges to the metric")
@@ -193,26 +192,26 @@ def _why_empty(tables: Sequence[NodeTable], n_pairs: int) -> str:
 
 def frozen_components(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     clean: CleanRun,
-    roles: Roles,
+    treatment: ComponentTreatment,
     places: Alignment | None = None,
-) -> dict[Site, Through]:
+) -> dict[Site, LinearMap]:
     """Output site -> the map of every component that is through, between the places of an alignment if one is given."""
-    sites = through_sites(model, dictionaries, roles)
+    sites = frozen_outputs(model, dictionaries, treatment)
     slopes = mlp_slopes(clean, (), [site.layer for site in sites if site.kind == "mlp_out"])
     if places is not None:
         slopes, clean = places.gather(slopes), places.of_run(model, clean)
-    return {site: component_through(model, site, clean.values, slopes) for site in sites}
+    return {site: frozen_component(model, site, clean.values, slopes) for site in sites}
 
 
-def _explained(
+def _objective(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     tokens: TokenizedPairs,
     targets: str | Sequence[TargetSpec] | Mapping[TargetSpec, float],
     places: Alignment,
-) -> Explained | None:
+) -> Objective | None:
     """What is to be explained; None for the metric."""
     if targets == "metric":
         return None
@@ -223,13 +222,13 @@ def _explained(
         raise CircuitGraphError(
             f"targets is {given}; expected 'metric', 'logits' or a list such as [' Mary', 'mlp_out.3/f17@5']"
         )
-    explained = given_targets(model, dictionaries, targets, tokens.clean.shape[1])
-    if explained.reads and not places.trivial:
+    objective = given_targets(model, dictionaries, targets, tokens.clean.shape[1])
+    if objective.reads and not places.trivial:
         raise CircuitGraphError(
-            f"target {explained.goals[0].name!r} stands at one position of every prompt, and these prompts have the same role"
+            f"target {objective.targets[0].name!r} stands at one position of every prompt, and these prompts have the same role"
             " at different ones; build one graph per form of prompt (--length)"
         )
-    return explained
+    return objective
 
 
 def _check_settings(settings: Mapping[str, Any]) -> str:
@@ -240,7 +239,7 @@ def _check_settings(settings: Mapping[str, Any]) -> str:
             raise CircuitGraphError(
                 f"{name} {value!r} is unknown; expected one of {', '.join(known)}.{did_you_mean(value, known)}"
             )
-    for name in ("max_nodes", "top_k", "max_readers"):
+    for name in ("max_nodes", "top_k", "max_traced"):
         value = settings[name]
         if value is not None and (not isinstance(value, int) or value < 1):
             raise CircuitGraphError(f"{name} is {value!r}; expected at least 1, a whole number")
@@ -256,10 +255,8 @@ def _check_settings(settings: Mapping[str, Any]) -> str:
             raise CircuitGraphError(f"{name} is {settings[name]}; expected a share above 0 and at most 1")
     if not 0 < settings["memory"] < float("inf"):
         raise CircuitGraphError(f"memory is {settings['memory']}; expected a number of GiB above 0")
-    if settings["qk"] == "recompute" and "through" in (settings["attention"], settings["mlp"]):
-        raise CircuitGraphError(
-            "qk 'recompute' passes no component that is 'through'; take 'derivative' or 'component'"
-        )
+    if settings["qk"] == "ablate" and "frozen" in (settings["attention"], settings["mlp"]):
+        raise CircuitGraphError("qk 'ablate' passes no component that is 'frozen'; take 'derivative' or 'node'")
     try:
         return backend_name(settings["backend"], settings["model"].device)
     except ValueError as error:
@@ -275,38 +272,38 @@ def _recorded(settings: Mapping[str, Any], metric: str, backend: str) -> dict[st
     return kept | {"metric": metric, "backend": backend}
 
 
-def inflow_of(traced: TracedEdges, edges: EdgeTable, qk: str) -> dict[int, tuple[float, float]]:
+def input_of(traced: TracedEdges, edges: EdgeTable, qk: str) -> dict[int, tuple[float, float]]:
     """target -> (what it reads of the streams' difference, the part of it that no kept edge explains).
 
     Recomputed q and k edges are no part of either."""
-    if qk == "recompute":
+    if qk == "ablate":
         patterns = torch.tensor([EDGE_KINDS.index("q"), EDGE_KINDS.index("k")])
         edges = edges.take(~torch.isin(edges.kind, patterns.to(edges.kind)))
     explained = torch.zeros(len(edges.nodes), dtype=torch.float64)
     explained.index_add_(0, edges.target.long(), edges.local_weight.to(torch.float64))
     rest = explained.tolist()
-    return {i: (value, value - rest[i]) for i, value in traced.stream.items()}
+    return {i: (value, value - rest[i]) for i, value in traced.stream_input.items()}
 
 
-def inflow_report(traced: TracedEdges) -> list[str]:
+def input_report(traced: TracedEdges) -> list[str]:
     """How much of what the traced targets read comes from candidates, over the targets."""
     missing = [
-        abs(value - traced.inflow[i]) / max(abs(value), abs(traced.inflow[i]))
-        for i, value in traced.stream.items()
+        abs(value - traced.total_input[i]) / max(abs(value), abs(traced.total_input[i]))
+        for i, value in traced.stream_input.items()
         if value
     ]
     if not missing:
         return []
     shares = torch.tensor(missing).quantile(torch.tensor([0.5, 0.9])).tolist()
     return [
-        f"inflow: of what {len(missing)} targets read, nodes that are no candidates carry {shares[0]:.1%} (median),"
+        f"inputs: of what {len(missing)} targets read, nodes that are no candidates carry {shares[0]:.1%} (median),"
         f" {shares[1]:.1%} (90th percentile)"
     ]
 
 
 def node_gradients(
     model: Model,
-    dictionaries: Mapping[Site, Dictionary],
+    dictionaries: Dictionaries,
     tokens: TokenizedPairs,
     clean: CleanRun,
     base: Baseline,
@@ -322,23 +319,21 @@ def node_gradients(
     """
     written = {Site("embed"), *node_sites(model, dictionaries)}
     outputs = {site.output for site in written}
-    gradients = metric_gradients(clean, sorted(written | outputs, key=lambda site: site.depth))
+    gradients = metric_gradients(clean, sorted(written | outputs))
     if method == "integrated":
         start = {site: path_start(dictionaries, base, clean.values, site) for site in written}
         gradients |= integrated_gradients(model, tokens, clean.values, start, metric, steps=steps, rule=rule)
     return gradients
 
 
-def path_start(
-    dictionaries: Mapping[Site, Dictionary], base: Baseline, clean: Mapping[Site, Tensor], site: Site
-) -> Tensor:
+def path_start(dictionaries: Dictionaries, base: Baseline, clean: Mapping[Site, Tensor], site: Site) -> Tensor:
     """x at the baseline end of the path: with baseline zero no feature and no error, which leaves biases and skips."""
     if base.values is not None:
         return base.values[site]
     start = torch.zeros_like(clean[site])
     for dictionary in dictionaries.values():
         if site in dictionary.sites:
-            start = start + affine_part(dictionary, clean[dictionary.reads])[..., dictionary.columns(site)]
+            start = start + dictionary.affine(clean[dictionary.reads])[..., dictionary.columns(site)]
     return start
 
 

@@ -64,6 +64,24 @@ LAYER_SITES = (
 )
 GLOBAL_SITES = ("embed", "pos_embed", "final_scale", "logit", "metric")
 
+# Kinds of sites where a dictionary may read or write, and where a direction can be traced into the stream.
+DICTIONARY_SITES = ("resid_pre", "z", "attn_out", "ln2_normalized", "mlp_in", "mlp_post", "mlp_out", "resid_post")
+
+Part = Literal["embedding", "attention", "mlp", "stream", "output"]
+_PARTS: dict[str, Part] = {
+    "embed": "embedding",
+    "pos_embed": "embedding",
+    "resid_pre": "stream",
+    "resid_post": "stream",
+    "final_scale": "output",
+    "logit": "output",
+    "metric": "output",
+    **dict.fromkeys(("ln1_scale", "rotary_cos", "rotary_sin", "q", "k", "v", "attn_scores", "pattern"), "attention"),
+    **dict.fromkeys(("z", "ln1_post_scale", "attn_out"), "attention"),
+    **dict.fromkeys(("ln2_scale", "ln2_normalized", "mlp_in", "mlp_gate", "mlp_pre", "mlp_post"), "mlp"),
+    **dict.fromkeys(("ln2_post_scale", "mlp_out"), "mlp"),
+}
+
 
 @dataclass(frozen=True)
 class Site:
@@ -98,6 +116,19 @@ class Site:
             }[self.kind]
         return self.layer * len(LAYER_SITES) + LAYER_SITES.index(self.kind)
 
+    def __lt__(self, other: Site) -> bool:
+        return self.depth < other.depth
+
+    @property
+    def part(self) -> Part:
+        """The part of the model it belongs to: embedding, attention, mlp, stream (of the residual stream) or output."""
+        return _PARTS[self.kind]
+
+    @property
+    def block(self) -> int:
+        """The layer whose block must run to reach it: its layer, and 0 for sites that belong to none."""
+        return self.layer or 0
+
     @property
     def output(self) -> Site:
         """Where what is written here is added to the residual stream: z at attn_out, neurons at mlp_out, the rest here."""
@@ -130,7 +161,7 @@ class Node:
         return f"{self.site}@{self.pos}"
 
     @property
-    def place(self) -> dict[str, str | int | None]:
+    def fields(self) -> dict[str, str | int | None]:
         """Where the node stands, as the attributes that a graph carries: kind, site, layer, pos, feature."""
         site = self.site
         return {"kind": self.kind, "site": str(site), "layer": site.layer, "pos": self.pos, "feature": self.feature}

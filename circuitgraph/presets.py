@@ -17,14 +17,14 @@ from typing import Any
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "leap": {"baseline": "corrupted", "attention": "component", "mlp": "component", "edge_threshold": 0.001},
+    "leap": {"baseline": "corrupted", "attention": "node", "mlp": "node", "edge_threshold": 0.001},
     "attribution-graph": {
         "baseline": "zero",
-        "attention": "through",
-        "mlp": "component",
+        "attention": "frozen",
+        "mlp": "node",
         "targets": "logits",
         "max_nodes": 1_000_000,
-        "max_readers": 7500,
+        "max_traced": 7500,
         "edge_threshold": 0.0,
         "node_influence": 0.8,
         "edge_influence": 0.98,
@@ -34,12 +34,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method": "integrated",
         "steps": 10,
         "rule": "left",
-        "attention": "component",
-        "mlp": "component",
-        "trace_errors": True,
+        "attention": "node",
+        "mlp": "node",
+        "errors_as_targets": True,
         "edge_threshold": 0.001,
     },
-    "mixed": {"baseline": "corrupted", "attention": "through", "mlp": "through", "edge_threshold": 0.001},
+    "mixed": {"baseline": "corrupted", "attention": "frozen", "mlp": "frozen", "edge_threshold": 0.001},
 }
 
 

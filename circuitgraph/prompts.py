@@ -47,7 +47,7 @@ class PromptPair:
         object.__setattr__(self, "corrupted", self.corrupted or self.clean)
 
     def swapped(self) -> PromptPair:
-        """The same pair seen from the other side: prompts and answers exchanged. Roles keep the number of their word."""
+        """The same pair seen from the other side: prompts and answers exchanged. ComponentTreatment keep the number of their word."""
         roles = {name: _word_in(self.corrupted, self.clean, name, word) for name, word in dict(self.roles).items()}
         return PromptPair(self.corrupted, self.clean, self.wrong_answers, self.answers, roles)
 

@@ -59,7 +59,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder):
     """The random two-layer GPT-2 in float64."""
-    from circuitgraph.model import load_model
+    from circuitgraph.models.model import load_model
 
     return load_model(tiny_folder, dtype=torch.float64)
 
@@ -68,7 +68,7 @@ def random_dictionary(
     reads: str, writes: str, *, activation: str = "relu", d: int = 16, d_sae: int = 24, seed: int = 0
 ):
     """A float64 dictionary of random weights, about a third of its features active."""
-    from circuitgraph.dictionary import Dictionary
+    from circuitgraph.dictionaries.dictionary import Dictionary
     from circuitgraph.nodes import Site
     from circuitgraph_kernels import SaeWeights
 
@@ -92,7 +92,7 @@ def random_dictionary(
 @pytest.fixture(scope="session")
 def tiny_dictionaries(tiny_model):
     """A z-SAE and a transcoder per layer, with different activations and both places a transcoder may read."""
-    from circuitgraph.dictionary import check_fit
+    from circuitgraph.dictionaries.dictionary import check_fit
 
     dictionaries = [
         random_dictionary("z.0", "z.0", activation="relu", seed=0),

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from circuitgraph.dictionary import Dictionary, check_fit
+from circuitgraph.dictionaries.dictionary import Dictionary, check_fit
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import SaeWeights
 

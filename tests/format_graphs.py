@@ -72,7 +72,7 @@ def graphs(draw: st.DrawFn) -> nx.MultiDiGraph:
         extra = draw(EXTRA) | {"attribution": draw(NUMBER)}
         if node.kind == "feature" and draw(st.booleans()):
             extra |= {"activation": draw(NUMBER), "top_tokens": draw(st.lists(TEXT, max_size=2)), "label": draw(TEXT)}
-        graph.add_nodes_from([(str(node), node.place | extra)])
+        graph.add_nodes_from([(str(node), node.fields | extra)])
     pairs = [(a, b) for a in nodes for b in [*nodes, metric] if a.site.depth < b.site.depth]
     for source, target in draw(st.lists(st.sampled_from(pairs), max_size=8)) if pairs else []:
         kind = draw(st.sampled_from(EDGE_KINDS))
@@ -115,7 +115,7 @@ def large_graph(n_edges: int = 100_000, seed: int = 0) -> nx.MultiDiGraph:
     )  # fmt: skip
     nodes = [Node("feature", Site("mlp_out", i % 10), i // 10 % 10, i) for i in range(1000)]
     for node in [*nodes, Node("metric", Site("metric"), 9)]:
-        graph.add_node(str(node), **node.place, attribution=rng.random())
+        graph.add_node(str(node), **node.fields, attribution=rng.random())
     names = [str(node) for node in nodes]
     forward = [(names[i], names[j]) for i in range(1000) for j in range(1000) if i % 10 < j % 10]  # by layer
     chosen = [(*pair, kind) for pair in rng.sample(forward, n_edges // 4) for kind in ("mlp", "ov", "q", "k")]

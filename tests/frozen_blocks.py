@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from families import hf_blocks
 
-from circuitgraph.attribution import node_sites, written_sites
+from circuitgraph.attribution.node_attribution import node_sites
 from circuitgraph.nodes import Site
 
 _GPT2 = {"ln1": "ln_1", "ln2": "ln_2", "attn": "attn", "o": "c_proj", "down": "c_proj"}
@@ -211,7 +211,7 @@ def run_without(case, nodes):
     record = sorted(sites, key=lambda site: site.depth)
     _, recorded = model.run(case.tokens.clean.repeat(rows, 1), record=record, replace=replace)
     read = {site: clean[site] - value for site, value in recorded.items()}
-    written = written_sites(case.dictionaries)
+    written = set(case.dictionaries.written)
 
     def reached(site):
         return clean[site] - after[site] if site in after else read[site]

@@ -10,16 +10,16 @@ from dictionary_kinds import dictionary_set
 from families import hooked_transformer, save_family
 
 from circuitgraph import demo
-from circuitgraph.alignment import align_pairs, place_names
+from circuitgraph.attribution.alignment import align_pairs, position_names
 from circuitgraph.discover import discover_circuit
-from circuitgraph.edges import attribute_edges
+from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.errors import PromptError
-from circuitgraph.graph import check_graph
-from circuitgraph.model import load_model
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.models.model import load_model
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
 from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs, word_span
 from circuitgraph.tasks import TASKS, make_pairs
-from circuitgraph.tokens import tokenize_pairs
 
 # Two forms: other lengths, other distances, and the two names in another order.
 FIRST = PromptPair("a f b g c d g e", "a f b g c d f e", (" c",), (" d",), {"IO": 1, "S1": 3, "S2": 6})
@@ -33,19 +33,19 @@ EVERYTHING = {"edge_threshold": 0.0, "max_nodes": 100_000}
 CASES = [
     ("gpt2", "transcoders", {}),
     ("gpt2", "transcoders", {"baseline": "zero"}),
-    ("gpt2", "transcoders", {"qk": "recompute"}),
+    ("gpt2", "transcoders", {"qk": "ablate"}),
     ("gpt2", "transcoders", {"method": "integrated", "steps": 3}),
     ("gpt2", "output_saes", {"baseline": "zero"}),
-    ("gpt2", "residual", {"trace_errors": True}),
+    ("gpt2", "residual", {"errors_as_targets": True}),
     ("gpt2", "skip_transcoders", {}),
     ("llama", "transcoders", {}),
-    ("llama", "transcoders", {"qk": "recompute", "baseline": "zero"}),
+    ("llama", "transcoders", {"qk": "ablate", "baseline": "zero"}),
     ("qwen3", "transcoders", {}),
     ("gemma2", "cross_layer", {"baseline": "zero"}),
     ("gemma3", "neurons", {}),
     ("gpt_neox", "output_saes", {}),
 ]
-THROUGH = {"attention": "through", "mlp": "through"}
+THROUGH = {"attention": "frozen", "mlp": "frozen"}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,8 @@ def test_what_targets_read_of_all_sources_is_what_they_read_of_the_stream(loaded
     found = dictionary_set(model, "transcoders")
     discover_circuit(model, found, [FIRST, SECOND], align="role", baseline=baseline, **EVERYTHING)
     stream, inflow = (
-        torch.tensor([each[i] for i in traced[0].stream]) for each in (traced[0].stream, traced[0].inflow)
+        torch.tensor([each[i] for i in traced[0].stream_input])
+        for each in (traced[0].stream_input, traced[0].total_input)
     )
     assert len(stream) > 30 and int((stream.abs() > 1e-2).sum()) > 30
     assert float((stream - inflow).abs().max()) < (1e-12 if family == "gpt2" else 1e-5) * float(stream.abs().max())
@@ -201,27 +202,27 @@ def test_every_token_has_one_place_by_its_distance_from_the_named_word_before():
         PLACES,
         strict=True,
     ):
-        assert place_names(roles, len(pair.clean.split()) + 1) == places
-    assert place_names({"S": (2, 4)}, 7) == ["start", "start+1", "S-2", "S-1", "S", "S+1", "END"]
-    assert place_names({"S": (0, 0)}, 3) == ["S", "S+1", "END"]
-    assert place_names({}, 2) == ["start", "END"]
+        assert position_names(roles, len(pair.clean.split()) + 1) == places
+    assert position_names({"S": (2, 4)}, 7) == ["start", "start+1", "S-2", "S-1", "S", "S+1", "END"]
+    assert position_names({"S": (0, 0)}, 3) == ["S", "S+1", "END"]
+    assert position_names({}, 2) == ["start", "END"]
 
 
 def test_places_stand_in_the_order_of_the_prompts_and_end_last(tiny_model):
     tokens = tokenize_pairs(tiny_model, [FIRST, SECOND], by_role=True)
     found = align_pairs(tokens, "role")
-    assert sorted(found.places) == sorted({*PLACES[0], *PLACES[1]})
-    assert [[row.index(p) if p in row else -1 for p in found.places] for row in PLACES] == found.index.tolist()
-    order = [p for p in found.places if "IO" not in p and p not in ("S1", "S1+1", "S1+2")]
+    assert sorted(found.names) == sorted({*PLACES[0], *PLACES[1]})
+    assert [[row.index(p) if p in row else -1 for p in found.names] for row in PLACES] == found.index.tolist()
+    order = [p for p in found.names if "IO" not in p and p not in ("S1", "S1+1", "S1+2")]
     assert order == ["start", "start+1", "start+2", "start+3", "S2", "END"]
     one_way = align_pairs(tokenize_pairs(tiny_model, [FIRST, FIRST], by_role=True), "role")
-    assert list(one_way.places) == PLACES[0] and one_way.trivial
+    assert list(one_way.names) == PLACES[0] and one_way.trivial
 
 
 def test_a_place_behind_the_end_of_a_shorter_prompt_stands_before_end(tiny_model):
     longer = PromptPair("a f b g c d g e e e e", "a f b g c d f e e e e", (" c",), (" d",), dict(FIRST.roles))
     found = align_pairs(tokenize_pairs(tiny_model, [FIRST, longer], by_role=True), "role")
-    assert found.places[-4:] == ("S2+1", "S2+2", "S2+3", "END")
+    assert found.names[-4:] == ("S2+1", "S2+2", "S2+3", "END")
     assert found.index[0, -4:].tolist() == [-1, -1, -1, 8] and found.index[1, -1] == 11
 
 
@@ -348,7 +349,7 @@ def test_the_demo_finds_the_words_of_mixed_templates_in_one_graph(demo_model, ta
     names = [name for name, _ in pairs[0].roles]
     assert tokens.lengths is not None and len(set(tokens.lengths)) > 1
     for name in names:
-        at = places.index[:, places.places.index(name)]
+        at = places.index[:, places.names.index(name)]
         for pair, ids, pos in zip(pairs, tokens.clean, at.tolist(), strict=True):
             start, stop = word_span(pair.clean, name, dict(pair.roles)[name])
             text = demo_model.token_strings([int(ids[pos])])[0].strip()

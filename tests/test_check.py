@@ -8,15 +8,15 @@ import pytest
 import torch
 from conftest import random_dictionary
 
-from circuitgraph.activations import run_baseline, run_clean, sites_of
-from circuitgraph.check import check_dictionaries, check_text, error_effects
-from circuitgraph.dictionary import Dictionary
+from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.tables import VectorTable
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, DictionaryError, PromptError
+from circuitgraph.evaluation.dictionary_check import check_dictionaries, check_text, error_effects
 from circuitgraph.metrics import build_metric
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
-from circuitgraph.tables import VectorTable
-from circuitgraph.tokens import tokenize_pairs
 from circuitgraph_kernels import SaeWeights
 
 HOOKS = {"z": "attn.o.hook_in", "mlp_out": "mlp.hook_out", "resid_post": "hook_out"}

@@ -12,10 +12,10 @@ from naive_circuits import Naive
 from test_laws import build_case
 
 from circuitgraph.errors import GraphError
-from circuitgraph.intervene import ERRORS, circuit_metrics, kept_nodes, node_values
-from circuitgraph.model import load_model
+from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, circuit_metrics, node_values
+from circuitgraph.evaluation.patching import patch_effects
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
-from circuitgraph.patching import patch_effects
 
 RESID = Site("resid_post", 0)
 
@@ -43,16 +43,18 @@ def nodes_of(case):
 @pytest.mark.parametrize("complement", [False, True])
 def test_circuits_are_those_of_naive_runs_under_every_treatment_of_errors(family, complement):
     case, naive, atol = family
-    held, n_pos = node_values(case.model, case.dictionaries, case.base.values), case.tokens.clean.shape[1]
+    baseline_nodes, n_pos = node_values(case.model, case.dictionaries, case.base.values), case.tokens.clean.shape[1]
     kinds = {"feature", "error", "embedding"}
     every = [node for node in nodes_of(case) if node.kind in kinds]
     circuit = set(random.Random(5).sample(every, len(every) * (2 if complement else 8) // 10))
     assert {node.site for node in circuit} >= {RESID, Site("z", 1), Site("mlp_out", 1)}
     makes = [
-        lambda errors=errors: kept_nodes(case.model, case.dictionaries, circuit, n_pos, errors, complement=complement)
+        lambda errors=errors: circuit_mask(case.model, case.dictionaries, circuit, n_pos, errors, complement=complement)
         for errors in ERRORS
     ]
-    found = circuit_metrics(case.model, case.dictionaries, case.tokens.clean, held, case.metric, makes).mean(1)
+    found = circuit_metrics(case.model, case.dictionaries, case.tokens.clean, baseline_nodes, case.metric, makes).mean(
+        1
+    )
     values = {}
     for errors, value in zip(ERRORS, found.tolist(), strict=True):
 
@@ -84,7 +86,7 @@ def test_the_effect_of_a_set_is_that_of_the_naive_run_with_all_of_it_at_the_base
         [*by_site[RESID, "feature"][2:9], downstream[1]],
         [downstream[0]],
     ]
-    held = node_values(case.model, case.dictionaries, case.base.values)
+    baseline_nodes = node_values(case.model, case.dictionaries, case.base.values)
     starts, run = [], type(case.model).run
 
     def spy(self, *arguments, start=None, **settings):
@@ -93,7 +95,7 @@ def test_the_effect_of_a_set_is_that_of_the_naive_run_with_all_of_it_at_the_base
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(case.model), "run", spy)
-        effects = _effects(case, held, sets, batch_rows=2)
+        effects = _effects(case, baseline_nodes, sets, batch_rows=2)
     assert starts.count(1) == 3 and starts.count(None) == 4  # the clean run and the sets that touch layer 0
     full = float(case.clean.metric.mean())
     for chosen, effect in zip(sets, effects.mean(1).tolist(), strict=True):
@@ -103,21 +105,23 @@ def test_the_effect_of_a_set_is_that_of_the_naive_run_with_all_of_it_at_the_base
     assert (
         sorted(effects.abs().mean(1).tolist())[2] > 1e-4
     )  # but the empty one and the feature alone, which may be weak
-    assert float((effects[0] - _effects(case, held, sets[0]).sum(0)).abs().max()) > 1e-6  # not the sum of its nodes
+    assert (
+        float((effects[0] - _effects(case, baseline_nodes, sets[0]).sum(0)).abs().max()) > 1e-6
+    )  # not the sum of its nodes
 
 
-def _effects(case, held, nodes, **settings):
+def _effects(case, baseline_nodes, nodes, **settings):
     clean, tokens = case.clean.values, case.tokens.clean
     return patch_effects(
-        case.model, case.dictionaries, tokens, clean, held, case.metric, case.tables, nodes, **settings
+        case.model, case.dictionaries, tokens, clean, baseline_nodes, case.metric, case.tables, nodes, **settings
     )
 
 
 def test_sets_that_cannot_be_patched_are_refused(family):
     case, _, _ = family
-    held = node_values(case.model, case.dictionaries, case.base.values)
+    baseline_nodes = node_values(case.model, case.dictionaries, case.base.values)
     with pytest.raises(GraphError, match="'z.0/f99@1' is the same in the clean run and the baseline"):
-        _effects(case, held, [[Node("feature", Site("z", 0), 1, 99), nodes_of(case)[0]]])
+        _effects(case, baseline_nodes, [[Node("feature", Site("z", 0), 1, 99), nodes_of(case)[0]]])
     zero = build_case(case.model, case.dictionaries, _pairs(), baseline="zero")
     nothing = node_values(case.model, case.dictionaries, None)
     constant = next(node for node in nodes_of(zero) if node.kind in ("pos_embedding", "bias"))

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from test_dictionary_formats import save
 
-from circuitgraph.cli import main
+from circuitgraph.cli.main import main
 from circuitgraph.formats import read_graph
 
 
@@ -143,9 +143,9 @@ def test_prune_render_and_show_go_on_from_the_file(workplace, tmp_path):
 
 
 def test_check_prints_every_site_and_writes_the_same_figures(workplace, tiny_folder, tmp_path):
-    from circuitgraph.check import check_dictionaries
-    from circuitgraph.dictionary_formats import load_dictionaries
-    from circuitgraph.model import load_model
+    from circuitgraph.dictionaries.load import load_dictionaries
+    from circuitgraph.evaluation.dictionary_check import check_dictionaries
+    from circuitgraph.models.model import load_model
     from circuitgraph.prompts import read_pairs
 
     out = tmp_path / "check.json"
@@ -185,7 +185,7 @@ def test_defaults_are_those_of_the_functions():
 
     from circuitgraph.demo.run import run_demo
     from circuitgraph.discover import discover_circuit
-    from circuitgraph.prune import prune_graph
+    from circuitgraph.graphs.prune import prune_graph
 
     for name, function in (("discover", discover_circuit), ("prune", prune_graph), ("demo", run_demo)):
         parameters = inspect.signature(function).parameters

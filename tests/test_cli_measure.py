@@ -23,7 +23,7 @@ def test_evaluate_writes_a_report_and_plots_and_prints_the_table(workplace, tiny
     lines = result.stdout.splitlines()
     names = ["curves", "edges", "heat_map", "histograms", "nodes", "noise"]
     assert sorted(lines[-7:]) == sorted([str(out), *(str(plots / f"{name}.html") for name in names)])
-    assert "CPR" in result.stdout and "completeness" in result.stdout
+    assert "CPR" in result.stdout and "complement_faithfulness" in result.stdout
     page = (plots / "curves.html").read_text()
     assert "faithfulness, absolute" in page and 'src="http' not in page
 

@@ -14,16 +14,16 @@ from families import FAMILIES, TOKENS, save_family
 from test_cli import model as model_options
 from test_cli import run, workplace  # noqa: F401
 
-from circuitgraph.component_circuits import component_metrics, component_shape, run_component_circuits, run_components
-from circuitgraph.component_edges import ComponentShape, component_scores, edge_order, first_edges, prune_edges
-from circuitgraph.component_evaluation import component_evaluation_text, evaluate_components
-from circuitgraph.curves import FRACTIONS
+from circuitgraph.components.evaluate import component_evaluation_text, evaluate_components
+from circuitgraph.components.run import component_metrics, component_shape, run_component_circuits, run_components
+from circuitgraph.components.shape import ComponentShape, component_scores, edge_order, first_edges, prune_edges
 from circuitgraph.errors import CircuitGraphError, GraphError, ModelError
-from circuitgraph.evaluate import attach_evidence, evaluate_circuit
+from circuitgraph.evaluation.curves import FRACTIONS
+from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
 from circuitgraph.formats import import_graph, read_graph, write_graph
 from circuitgraph.formats.eap import component_edges, component_names, value_from_eap
 from circuitgraph.metrics import Metric
-from circuitgraph.model import load_model
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.render import render_html
 from circuitgraph.studies.programs import build_model, gate
@@ -146,7 +146,7 @@ def test_many_circuits_and_examples_are_those_run_one_by_one(tiny_model, monkeyp
     circuits = [edges & (torch.rand(edges.shape, generator=generator) < 0.7) for _ in range(5)]
     metric = Metric("first", lambda logits: logits[:, -1, 3])
     together = component_metrics(tiny_model, clean, other.written, metric, circuits)
-    monkeypatch.setattr("circuitgraph.component_circuits._ELEMENTS", 1)
+    monkeypatch.setattr("circuitgraph.components.run._ELEMENTS", 1)
     alone = component_metrics(tiny_model, clean, other.written, metric, circuits)
     assert torch.allclose(together, alone, atol=1e-12, rtol=0) and len(set(together.flatten().tolist())) == 10
 
@@ -355,7 +355,7 @@ def test_greedy_circuits_waste_fewer_edges_and_the_report_says_so(evaluated, tin
     kept = [[point.n_edges for point in found.curves[0].points] for found in (evaluation, greedy)]
     assert sum(kept[1]) > sum(kept[0]) and greedy.cpr != evaluation.cpr
     text = component_evaluation_text(greedy)
-    for part in ("CPR", "CMD", "over edges, greedy, baseline corrupted", "of 46 edges", "completeness"):
+    for part in ("CPR", "CMD", "over edges, greedy, baseline corrupted", "of 46 edges", "complement_faithfulness"):
         assert part in text
     assert json.loads(json.dumps(greedy.record(), allow_nan=False))["curves"][2]["order"] == "random"
 
@@ -373,7 +373,7 @@ def test_prompts_that_are_the_same_have_no_faithfulness(evaluated, tiny_model, t
     """The two runs differ by roundings, of which no share is taken."""
     same = [replace(pair, corrupted=pair.clean) for pair in tiny_pairs]
     found = evaluate_components(evaluated[0], tiny_model, same, baselines=["corrupted", "zero"])
-    assert found.settings[0].faithfulness is None and found.settings[0].completeness is None
+    assert found.settings[0].faithfulness is None and found.settings[0].complement_faithfulness is None
     assert found.settings[1].faithfulness is not None and found.cpr is None and found.cmd is None
 
 

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from graphs import example_graph
 
-from circuitgraph.cli import main
-from circuitgraph.corpus import batches, features_of, read_texts, run_corpus, windows_of
-from circuitgraph.corpus_files import write_corpus_examples
+from circuitgraph.cli.main import main
+from circuitgraph.corpus.activity import batches, features_of, read_texts, run_corpus, windows_of
+from circuitgraph.corpus.files import write_corpus_examples
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError, GraphError, PromptError
 from circuitgraph.formats import feature_examples, write_graph
@@ -155,7 +155,7 @@ def test_what_does_not_fit_together_is_said(graph, tiny_model, tiny_dictionaries
     with pytest.raises(GraphError, match="the graph has no features"):
         features_of(example_graph(n_nodes=1), some)
     large = graph.copy()
-    large.add_node("z.1/f24@0", **Node.parse("z.1/f24@0").place, attribution=0.0)
+    large.add_node("z.1/f24@0", **Node.parse("z.1/f24@0").fields, attribution=0.0)
     with pytest.raises(GraphError, match="has feature 24 at z.1, but z.1-topk has 24 features"):
         features_of(large, tiny_dictionaries)
     with pytest.raises(PromptError, match="the corpus has no text"):
@@ -177,7 +177,7 @@ def test_the_command_does_it_for_the_demo(tmp_path):
         if graph.nodes[key]["kind"] == "feature":
             graph.remove_node(key)
     for name in ("mlp_out.1/f5@3", "z.0/f7@2"):
-        graph.add_node(name, **Node.parse(name).place, attribution=1.0)
+        graph.add_node(name, **Node.parse(name).fields, attribution=1.0)
     write_graph(graph, tmp_path / "circuit.json")
     lines = [
         f"When {a} and {b} went to the station, {a} gave a coat to" for a in ("John", "Mary") for b in ("Kate", "Adam")

@@ -9,13 +9,13 @@ import torch
 from click.testing import CliRunner
 from test_laws import assert_close, build_case
 
-from circuitgraph.cli import main
-from circuitgraph.demo import DICTIONARIES, MODEL, circuit_dictionaries
-from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.cli.main import main
+from circuitgraph.dictionaries.load import load_dictionaries
+from circuitgraph.embedded import DICTIONARIES, MODEL, circuit_dictionaries
+from circuitgraph.evaluation.circuits import circuit_mask, run_with_nodes
 from circuitgraph.formats import read_graph
-from circuitgraph.graph import check_graph
-from circuitgraph.intervene import kept_nodes, run_with_nodes
-from circuitgraph.model import load_model
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.tasks import TASKS, make_pairs
 
@@ -104,7 +104,7 @@ def test_features_and_error_sum_to_gradient_times_difference_on_the_trained_mode
 
 def test_keeping_every_node_of_the_trained_model_changes_nothing(trained):
     n_pos = trained.tokens.clean.shape[1]
-    kept = kept_nodes(trained.model, trained.dictionaries, [], n_pos, "keep")
+    kept = circuit_mask(trained.model, trained.dictionaries, [], n_pos, "keep")
     for mask in kept.features.values():
         mask[:] = True
     kept.embeddings[:] = True

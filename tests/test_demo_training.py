@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from circuitgraph.demo import DICTIONARIES, MODEL
+from circuitgraph.embedded import DICTIONARIES, MODEL
 
 pytest.importorskip("sae_lens")
 from circuitgraph.demo.corpus import build_tokenizer, text_batches

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.errors import DictionaryError
 from circuitgraph.nodes import Site
 
@@ -96,7 +96,7 @@ def test_a_registered_name_loads_through_the_hub_cache(tiny_model, tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     program = (
-        "import sys; from circuitgraph.model import load_model; from circuitgraph.dictionary_formats import load_dictionaries;"
+        "import sys; from circuitgraph.models.model import load_model; from circuitgraph.dictionaries.load import load_dictionaries;"
         "model = load_model(sys.argv[1]); found = load_dictionaries('gpt2-small-res-jb/blocks.0.hook_resid_pre', model);"
         "d = next(iter(found.values())); print(d.name, d.writes, d.d_sae, float(d.weights.W_dec.abs().sum()) > 1)"
     )

@@ -8,8 +8,8 @@ from test_dictionary_formats import save
 from test_dictionary_pairs import attention
 from test_dictionary_transcoders import config, save_clt, save_set
 
-from circuitgraph.dictionary_formats import load_dictionaries
-from circuitgraph.dictionary_hub import fetch
+from circuitgraph.dictionaries.hub import fetch
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.errors import DictionaryError
 from circuitgraph.nodes import Site
 
@@ -130,7 +130,7 @@ def published(tmp_path, monkeypatch):
 @pytest.fixture
 def two_layers(monkeypatch):
     """The registry, with only the first two layers of each release."""
-    import circuitgraph.dictionary_sets as sets
+    import circuitgraph.dictionaries.named_sets as sets
 
     original = sets._resolve
     monkeypatch.setattr(sets, "_resolve", lambda registry, pattern: original(registry, pattern)[:2])
@@ -181,7 +181,7 @@ def test_a_typo_gets_the_nearest_name(tiny_model, text, message):
 
 
 def test_layers_of_cross_layer_transcoders_are_refused_in_the_form_that_sae_lens_gives_them(tiny_model, published):
-    from circuitgraph.dictionary_sets import read_registry
+    from circuitgraph.dictionaries.named_sets import read_registry
 
     summed = [
         (f"{release}/{next(iter(entry.saes_map))}", entry.repo_id)
@@ -198,7 +198,7 @@ def test_layers_of_cross_layer_transcoders_are_refused_in_the_form_that_sae_lens
 def test_the_listing_says_that_sets_are_sources():
     from click.testing import CliRunner
 
-    from circuitgraph.cli import main
+    from circuitgraph.cli.main import main
 
     result = CliRunner().invoke(main, ["dictionaries", "--model", "gpt2-small"])
     assert result.exit_code == 0 and "can be given as a source: --dictionaries gpt2-small/z" in result.output

@@ -12,9 +12,9 @@ from test_dictionary_formats import save
 from test_dictionary_formats_published import learned, save_gemma, save_learned
 from test_dictionary_transcoders import save_clt, save_set
 
-from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.errors import DictionaryError
-from circuitgraph.model import load_model
+from circuitgraph.models.model import load_model
 from circuitgraph_kernels import SaeWeights
 
 D = 16
@@ -146,7 +146,7 @@ def test_narrow_matrices_stay_narrow_and_are_computed_with_in_float32(deep_model
     x = torch.randn(5, D)
     acts = eager.encode(x)
     assert bool(acts.any()) and torch.equal(lazy.encode(x), acts) and torch.equal(lazy.decode(acts), eager.decode(acts))
-    assert lazy.reading_vectors(torch.tensor([0, 3])).dtype == torch.float32
+    assert lazy.input_directions(torch.tensor([0, 3])).dtype == torch.float32
     (wide,) = load_dictionaries(folder, tiny_model, lazy=True).values()
     assert wide.weights.W_enc.dtype == torch.float64
 

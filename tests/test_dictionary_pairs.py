@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_dictionary_formats_published import Canary, cut, randn, rows
 
-from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.errors import DictionaryError
 from circuitgraph.nodes import Site
 
@@ -204,7 +204,7 @@ def test_neurons_are_their_own_features(tiny_model):
     x = randn(5, D_MLP).double()
     assert one.d_sae == D_MLP and torch.equal(one.encode(x), x) and torch.equal(one.decode(x), x)
     features = torch.tensor([3, 60])
-    assert torch.equal(one.reading_vectors(features), torch.eye(D_MLP, dtype=torch.float64)[features])
+    assert torch.equal(one.input_directions(features), torch.eye(D_MLP, dtype=torch.float64)[features])
 
 
 @pytest.mark.parametrize("lazy", [False, True])

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from test_dictionary_formats import save
 
-from circuitgraph.dictionary_formats import load_dictionaries
-from circuitgraph.dictionary_processing import Parts, translation
-from circuitgraph.dictionary_sources import PROCESSINGS, Place
+from circuitgraph.dictionaries.load import load_dictionaries
+from circuitgraph.dictionaries.processing import Parts, translation
+from circuitgraph.dictionaries.sources import PROCESSINGS, DictionarySite
 from circuitgraph.errors import DictionaryError
-from circuitgraph.model import load_model
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-5}  # TransformerLens processes weights in float32, whatever their dtype
@@ -177,7 +177,7 @@ class Loaded:
 
 
 def _translated(site, wanted, model):
-    place, translate = translation("one", frozenset(wanted), Place(Site(site, 0), Site(site, 0)), model)
+    place, translate = translation("one", frozenset(wanted), DictionarySite(Site(site, 0), Site(site, 0)), model)
     parts = Parts(
         {"W_enc": torch.eye(2) * 2, "b_enc": torch.zeros(2), "W_dec": torch.eye(2), "b_dec": torch.zeros(2)}, {}
     )

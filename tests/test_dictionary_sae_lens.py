@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_dictionary_formats import D_SAE, D, save
 
-from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.errors import DictionaryError
-from circuitgraph.model import load_model
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 
 REFUSED = {"matching_pursuit", "temporal", "abstopk"}
@@ -266,7 +266,7 @@ def test_the_module_that_was_read_decides_where_a_cfg_names_it(narrow_model, tmp
 def test_a_hook_before_a_post_norm_is_refused_where_the_model_has_one(tmp_path, tiny_model, hook):
     from families import save_family
 
-    from circuitgraph.model import load_model
+    from circuitgraph.models.model import load_model
 
     gemma = load_model(save_family(tmp_path / "gemma2", "gemma2"))
     inner, added = f"blocks.1.{hook}.hook_out", f"blocks.1.hook_{hook}_out"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from circuitgraph.attribution.targets import Probe
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.graph import check_graph
-from circuitgraph.targets import Probe
+from circuitgraph.graphs.schema import check_graph
 
 
 def discover(tiny_model, tiny_dictionaries, tiny_pairs, **settings):
@@ -106,7 +106,7 @@ def test_progress_tells_the_stages(tiny_model, tiny_dictionaries, tiny_pairs):
         ({"max_nodes": 0}, "max_nodes is 0; expected at least 1"),
         ({"top_k": 0}, "top_k is 0; expected at least 1"),
         ({"max_nodes": 2.5}, "max_nodes is 2.5; expected at least 1, a whole number"),
-        ({"max_readers": "7"}, "max_readers is '7'; expected at least 1, a whole number"),
+        ({"max_traced": "7"}, "max_traced is '7'; expected at least 1, a whole number"),
         ({"edge_threshold": "1"}, "edge_threshold is '1'; expected a number"),
         ({"memory": float("inf")}, "memory is inf; expected a number of GiB above 0"),
         ({"targets": Probe("z.1", torch.ones(16))}, "targets is one Probe; expected 'metric', 'logits' or a list"),
@@ -157,7 +157,7 @@ def test_the_mean_of_one_pair_is_refused(tiny_model, tiny_dictionaries, tiny_pai
 
 def test_attention_output_dictionaries_read_what_z_dictionaries_do(tiny_model, tiny_dictionaries, tiny_pairs):
     """A dictionary at attn_out whose encoder, seen through W_O, is that of a z-dictionary has the same inputs."""
-    from circuitgraph.dictionary import Dictionary
+    from circuitgraph.dictionaries.dictionary import Dictionary
     from circuitgraph.nodes import Site
     from circuitgraph_kernels import SaeWeights
 

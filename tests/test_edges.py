@@ -14,11 +14,11 @@ from frozen_blocks import FrozenBlocks
 from test_laws import assert_close
 from traced_edges import trace
 
-from circuitgraph.edges import Selection
-from circuitgraph.influence import node_influence
-from circuitgraph.model import load_model
+from circuitgraph.edges.influence import node_influence
+from circuitgraph.edges.trace import Selection
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
-from circuitgraph.through import skip_through
+from circuitgraph.paths.linear_maps import skip_map
 
 # transformers' norms are hooked beside their forward pass; that replacing a scale leaves it is what is wanted here.
 pytestmark = pytest.mark.filterwarnings("ignore:A forward hook edited")
@@ -33,13 +33,13 @@ SKIPS = (
 )
 HEADS = (("z.0", "z.0", "relu"), ("z.1", "z.1", "topk"))
 COVERED = (HEADS[0], TRANSCODERS[0], HEADS[1], TRANSCODERS[1])
-ROLES = {
-    "transcoders": (TRANSCODERS, "through", "component"),
-    "residual": ((("resid_post.0", "resid_post.0", "relu"), *TRANSCODERS), "through", "component"),
-    "heads": (HEADS, "component", "through"),
-    "everything": ((("z.1", "z.1", "relu"),), "through", "through"),
-    "residual_between": ((("resid_post.0", "resid_post.0", "relu"), ("z.1", "z.1", "relu")), "through", "through"),
-    "ends": ((("mlp_out.1", "mlp_out.1", "relu"), ("resid_post.1", "resid_post.1", "topk")), "through", "through"),
+TREATMENTS = {
+    "transcoders": (TRANSCODERS, "frozen", "node"),
+    "residual": ((("resid_post.0", "resid_post.0", "relu"), *TRANSCODERS), "frozen", "node"),
+    "heads": (HEADS, "node", "frozen"),
+    "everything": ((("z.1", "z.1", "relu"),), "frozen", "frozen"),
+    "residual_between": ((("resid_post.0", "resid_post.0", "relu"), ("z.1", "z.1", "relu")), "frozen", "frozen"),
+    "ends": ((("mlp_out.1", "mlp_out.1", "relu"), ("resid_post.1", "resid_post.1", "topk")), "frozen", "frozen"),
 }
 
 
@@ -72,13 +72,13 @@ def maps(loaded, tiny_pairs):
 
     @functools.cache
     def make(family):
-        traced = trace(loaded(family), (), tiny_pairs[:1], attention="through", mlp="through")
-        found = {(site.kind, site.layer): through for site, through in traced.throughs.items()}
+        traced = trace(loaded(family), (), tiny_pairs[:1], attention="frozen", mlp="frozen")
+        found = {(site.kind, site.layer): through for site, through in traced.frozen.items()}
         generator = torch.Generator().manual_seed(5)
         W_skip = torch.randn(16, 16, generator=generator, dtype=torch.float64)
         for kind, layer in (("mlp_in", 0), ("ln2_normalized", 1)):
             sites = Site(kind, layer), Site("mlp_out", layer)
-            found[kind, layer] = skip_through(traced.model, *sites, W_skip, traced.clean.values)
+            found[kind, layer] = skip_map(traced.model, *sites, W_skip, traced.clean.values)
         return traced, found
 
     return make
@@ -145,26 +145,26 @@ def test_applying_attention_is_what_the_real_model_does_with_its_pattern_and_sca
 
 @each
 @both
-@pytest.mark.parametrize("name", ROLES)
+@pytest.mark.parametrize("name", TREATMENTS)
 def test_all_sources_together_are_what_each_target_reads_of_the_streams(loaded, tiny_pairs, family, baseline, name):
-    kinds, attention, mlp = ROLES[name]
+    kinds, attention, mlp = TREATMENTS[name]
     if family == "gemma2" and baseline == "corrupted" and any(kind[0].startswith("z") for kind in kinds):
         pytest.skip("the scale of a post-norm behind z is frozen: see the test of what is missing then")
     found = trace(loaded(family), kinds, tiny_pairs, baseline=baseline, attention=attention, mlp=mlp).edges()
-    assert found.inflow.keys() == found.stream.keys() and len(found.stream) >= 5
-    close(family, column(found.inflow[i] for i in found.stream), column(found.stream.values()))
+    assert found.total_input.keys() == found.stream_input.keys() and len(found.stream_input) >= 5
+    close(family, column(found.total_input[i] for i in found.stream_input), column(found.stream_input.values()))
 
 
 @each
 @pytest.mark.parametrize("name", ["transcoders", "heads"])
 def test_the_edges_of_a_target_sum_to_its_inflow(loaded, tiny_pairs, family, name):
-    kinds, attention, mlp = ROLES[name]
+    kinds, attention, mlp = TREATMENTS[name]
     found = trace(loaded(family), kinds, tiny_pairs[:1], baseline="zero", attention=attention, mlp=mlp).edges()
     targets, weights = found.table.target.long(), found.table.local_weight
     sums = torch.zeros(len(found.table.nodes), dtype=torch.float64).index_add_(0, targets, weights)
     moved = sorted(set(targets.tolist()))  # a feature without a gradient has no edges of any weight
     assert len(moved) > 10
-    close(family, sums[moved], column(found.stream[i] for i in moved))
+    close(family, sums[moved], column(found.stream_input[i] for i in moved))
 
 
 def test_behind_a_post_norm_the_change_of_its_scale_is_no_node(loaded, tiny_pairs):
@@ -179,7 +179,9 @@ def test_behind_a_post_norm_the_change_of_its_scale_is_no_node(loaded, tiny_pair
         gap += (traced.gradient * rest).sum((1, 2))
     metric = len(found.table.nodes) - 1
     assert abs(float(gap.mean())) > 1e-3
-    close("gemma2", torch.tensor(found.stream[metric] - found.inflow[metric], dtype=torch.float64), gap.mean())
+    close(
+        "gemma2", torch.tensor(found.stream_input[metric] - found.total_input[metric], dtype=torch.float64), gap.mean()
+    )
 
 
 @each
@@ -188,7 +190,7 @@ def test_what_a_skip_connection_passes_beyond_its_linear_map_is_no_node(loaded, 
     """The change of its norm's scale against a corrupted baseline: exactly that is missing at the metric. With baseline
     zero nothing is: the norm's bias, which the skip passes, is in the bias node."""
     model = loaded(family)
-    traced = trace(model, SKIPS, tiny_pairs, baseline=baseline, attention="through")
+    traced = trace(model, SKIPS, tiny_pairs, baseline=baseline, attention="frozen")
     found, clean, base = traced.edges(), traced.clean.values, traced.base.values
 
     def change(site):
@@ -197,8 +199,8 @@ def test_what_a_skip_connection_passes_beyond_its_linear_map_is_no_node(loaded, 
     stream = change(Site("embed")) + (change(Site("pos_embed")) if model.has(Site("pos_embed")) else 0)
     missing = torch.zeros_like(stream)
     for table in (t for t in traced.tables if t.kind == "feature"):
-        d, attention = table.dictionary, traced.throughs[Site("attn_out", table.site.layer)]
-        skip = skip_through(model, d.reads, d.writes, d.W_skip, clean)
+        d, attention = table.dictionary, traced.frozen[Site("attn_out", table.site.layer)]
+        skip = skip_map(model, d.reads, d.writes, d.W_skip, clean)
         before, passed = stream, missing
         arriving = missing + attention.apply(missing)
         if not model.parallel:
@@ -207,9 +209,9 @@ def test_what_a_skip_connection_passes_beyond_its_linear_map_is_no_node(loaded, 
         stream = change(Site("resid_post", table.site.layer))
     metric = len(found.table.nodes) - 1
     gap = (traced.gradient * missing).sum((1, 2)).mean()
-    measured = torch.tensor(found.stream[metric] - found.inflow[metric], dtype=torch.float64)
+    measured = torch.tensor(found.stream_input[metric] - found.total_input[metric], dtype=torch.float64)
     if baseline == "zero":
-        assert abs(float(measured)) < 2e-4 * max(1.0, abs(found.stream[metric]))
+        assert abs(float(measured)) < 2e-4 * max(1.0, abs(found.stream_input[metric]))
         assert family in ("llama", "gemma2") or abs(float(gap)) > 1e-3, "without the bias node this would be missing"
     else:
         close(family, measured, gap)
@@ -219,10 +221,10 @@ def test_what_a_skip_connection_passes_beyond_its_linear_map_is_no_node(loaded, 
 @each
 @pytest.mark.parametrize("name", ["transcoders", "heads"])
 def test_what_is_cut_is_missing(loaded, tiny_pairs, family, name):
-    kinds, attention, mlp = ROLES[name]
-    cut = {"attention": "cut" if attention == "through" else attention, "mlp": "cut" if mlp == "through" else mlp}
+    kinds, attention, mlp = TREATMENTS[name]
+    cut = {"attention": "dropped" if attention == "frozen" else attention, "mlp": "dropped" if mlp == "frozen" else mlp}
     found = trace(loaded(family), kinds, tiny_pairs, baseline="zero", **cut).edges()
-    gap = column(found.stream[i] - found.inflow[i] for i in found.stream).abs()
+    gap = column(found.stream_input[i] - found.total_input[i] for i in found.stream_input).abs()
     assert float(gap.max()) > 1e-2
 
 
@@ -230,7 +232,7 @@ def test_what_is_cut_is_missing(loaded, tiny_pairs, family, name):
 def test_with_attention_passed_the_inflow_is_the_pre_activation_less_the_constants(loaded, tiny_pairs, family):
     """The biases of the encoder and of the norm in front of it; everything else has a node."""
     model = loaded(family)
-    traced = trace(model, TRANSCODERS, tiny_pairs[:1], baseline="zero", attention="through")
+    traced = trace(model, TRANSCODERS, tiny_pairs[:1], baseline="zero", attention="frozen")
     found, first, compared = traced.edges(), 0, 0
     for table in traced.tables:
         if table.kind == "feature":
@@ -240,10 +242,10 @@ def test_with_attention_passed_the_inflow_is_the_pre_activation_less_the_constan
             norm = model.norm(d.reads, "ln2")
             if d.reads.kind == "mlp_in" and norm.bias is not None:
                 constant = constant + norm.bias @ d.weights.W_enc
-            rows = [i for i in range(len(table)) if first + i in found.inflow]
+            rows = [i for i in range(len(table)) if first + i in found.total_input]
             pos, feature = table.pos[rows], table.feature[rows]
             expected = pre[pos, feature] - constant[feature]
-            close(family, column(found.inflow[first + i] for i in rows), expected)
+            close(family, column(found.total_input[first + i] for i in rows), expected)
             compared += len(rows)
         first += len(table)
     assert compared > 20
@@ -251,16 +253,16 @@ def test_with_attention_passed_the_inflow_is_the_pre_activation_less_the_constan
 
 def test_of_what_is_passed_only_the_constants_and_the_changed_pattern_are_nodes(loaded, tiny_pairs):
     """With baseline zero the rest of attention is its value and output bias, at every position the same."""
-    traced = trace(loaded("gpt2"), TRANSCODERS, tiny_pairs, baseline="zero", attention="through")
+    traced = trace(loaded("gpt2"), TRANSCODERS, tiny_pairs, baseline="zero", attention="frozen")
     rest = [t for t in traced.tables if t.site == Site("attn_out", 1)]
     assert [t.kind for t in rest] == ["bias"]
     weights = traced.model.attention(1)
     constant = traced.model.value_bias(Site("z", 1), norm=True) @ weights.W_O.flatten(0, 1) + weights.b_O
     assert_close(rest[0].vectors, constant.expand_as(rest[0].vectors))
-    changed = trace(loaded("gpt2"), TRANSCODERS, tiny_pairs, attention="through")
+    changed = trace(loaded("gpt2"), TRANSCODERS, tiny_pairs, attention="frozen")
     assert [t.kind for t in changed.tables if t.site == Site("attn_out", 1)] == ["error"]
     # llama's attention has no bias at all
-    none = trace(loaded("llama"), TRANSCODERS, tiny_pairs, baseline="zero", attention="through")
+    none = trace(loaded("llama"), TRANSCODERS, tiny_pairs, baseline="zero", attention="frozen")
     left = [float(t.vectors.abs().max()) for t in none.tables if t.site == Site("attn_out", 1)]
     assert not left or max(left) < 1e-5
 
@@ -308,7 +310,7 @@ def test_top_k_keeps_the_strongest_inputs_of_every_traced_target(covered):
 @pytest.mark.parametrize("budget", [4, 40])
 def test_max_readers_traces_that_many_features_the_most_influential_first(covered, budget):
     """Influence on the metric through what was traced before; fewer than that many have any at first."""
-    whole, found = covered.edges(), covered.edges(selection=Selection(max_readers=budget))
+    whole, found = covered.edges(), covered.edges(selection=Selection(max_traced=budget))
     n, expected, rounds = len(covered.nodes), set(), 0
     while len(expected) < budget:
         into = torch.tensor([target == n or target in expected for target in whole.table.target.tolist()])
@@ -316,7 +318,7 @@ def test_max_readers_traces_that_many_features_the_most_influential_first(covere
         new = [i for i in range(n) if covered.nodes[i].kind == "feature" and influence[i] > 0 and i not in expected]
         expected |= set(sorted(new, key=lambda i: -influence[i])[: budget - len(expected)])
         rounds += 1
-    assert [i for i in found.stream if i < n] and {i for i in found.stream if i < n} == expected
+    assert [i for i in found.stream_input if i < n] and {i for i in found.stream_input if i < n} == expected
     assert rounds == (1 if budget == 4 else 2)
     targets = {*(covered.nodes[i] for i in expected), whole.table.nodes[n]}
     rows, wanted = as_rows(found.table), {key: row for key, row in as_rows(whole.table).items() if key[1] in targets}
@@ -325,25 +327,25 @@ def test_max_readers_traces_that_many_features_the_most_influential_first(covere
 
 
 def test_max_readers_above_the_number_of_features_traces_all_that_reach_the_metric(covered):
-    whole, found = covered.edges(), covered.edges(selection=Selection(max_readers=10**6))
+    whole, found = covered.edges(), covered.edges(selection=Selection(max_traced=10**6))
     assert as_rows(found.table) == as_rows(whole.table) and len(whole.table) > 1000
 
 
 @pytest.mark.parametrize("name", ["transcoders", "heads"])
 @pytest.mark.parametrize("memory", [1, 40_000])
 def test_memory_changes_no_number(loaded, tiny_pairs, name, memory):
-    kinds, attention, mlp = ROLES[name]
+    kinds, attention, mlp = TREATMENTS[name]
     traced = trace(loaded("llama"), kinds, tiny_pairs, attention=attention, mlp=mlp)
     whole, narrow = traced.edges(), traced.edges(memory=memory)
     one, other = as_rows(whole.table), as_rows(narrow.table)
     assert one.keys() == other.keys() and len(one) > 200
     for i in range(3):
         assert_close(column(other[key][i] for key in one), column(row[i] for row in one.values()))
-    assert whole.inflow.keys() == narrow.inflow.keys()
-    assert_close(column(narrow.inflow[i] for i in whole.inflow), column(whole.inflow.values()))
+    assert whole.total_input.keys() == narrow.total_input.keys()
+    assert_close(column(narrow.total_input[i] for i in whole.total_input), column(whole.total_input.values()))
 
 
-@pytest.mark.parametrize("qk", ["derivative", "recompute"])
+@pytest.mark.parametrize("qk", ["derivative", "ablate"])
 def test_a_batch_is_the_mean_of_its_examples(loaded, tiny_pairs, qk):
     model = loaded("gpt2")
     found = [

@@ -18,13 +18,13 @@ from families import FAMILIES, save_family
 from test_laws import assert_close
 from traced_edges import shrunk, trace, vector
 
-from circuitgraph.activations import CleanRun
-from circuitgraph.dictionary import Dictionary
+from circuitgraph.attribution.runs import CleanRun
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.model import load_model
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
+from circuitgraph.paths.input_paths import Softmax
 from circuitgraph.prompts import PromptPair
-from circuitgraph.reading import Softmax
 from circuitgraph_kernels import SaeWeights
 
 # HookedTransformer can be given any weights; that version 4 drops it is known.
@@ -90,7 +90,7 @@ def test_recomputed_q_and_k_edges_are_what_is_lost_without_the_source(loaded, ti
     values = clean[Site("v", layer)][0].unflatten(-1, (-1, model.d_head))
     values = values.repeat_interleave(model.n_heads // values.shape[1], 1)
     measured, found, per_head = [], [], []
-    edges = [e for e in traced.edges(qk="recompute").table if e.target.site == site and e.kind in ("q", "k")]
+    edges = [e for e in traced.edges(qk="ablate").table if e.target.site == site and e.kind in ("q", "k")]
     assert {e.kind for e in edges} == {"q", "k"}
     for edge in edges[:: max(1, len(edges) // 150)]:
         pos, at = edge.target.pos, edge.source.pos
@@ -120,8 +120,8 @@ def test_for_small_differences_recomputing_approaches_the_derivative(loaded, tin
         table = traced.edges(tables=tables, qk=qk).table
         return {(e.source, e.target, e.kind): e.local_weight for e in table if e.kind in ("q", "k")}
 
-    derivative, recomputed = weights(small, "derivative"), weights(small, "recompute")
-    large = weights(traced.tables, "recompute")
+    derivative, recomputed = weights(small, "derivative"), weights(small, "ablate")
+    large = weights(traced.tables, "ablate")
     keys = sorted(derivative, key=str)
     assert len(keys) > 100
     expected = column(1e4 * derivative[key] for key in keys)
@@ -131,12 +131,12 @@ def test_for_small_differences_recomputing_approaches_the_derivative(loaded, tin
 
 
 def test_recomputing_through_frozen_components_is_refused(loaded, tiny_pairs):
-    traced = trace(loaded("gpt2"), COVERED[:1], tiny_pairs[:1], attention="through")
-    with pytest.raises(CircuitGraphError, match="qk 'recompute' passes no component that is 'through'"):
-        traced.edges(qk="recompute")
+    traced = trace(loaded("gpt2"), COVERED[:1], tiny_pairs[:1], attention="frozen")
+    with pytest.raises(CircuitGraphError, match="qk 'ablate' passes no component that is 'frozen'"):
+        traced.edges(qk="ablate")
     skipping = trace(loaded("gpt2"), (*COVERED[:1], ("mlp_in.0", "mlp_out.0", "relu", {"skip": True})), tiny_pairs[:1])
-    with pytest.raises(CircuitGraphError, match="skips, and qk 'recompute' passes no skip connections"):
-        skipping.edges(qk="recompute")
+    with pytest.raises(CircuitGraphError, match="skips, and qk 'ablate' passes no skip connections"):
+        skipping.edges(qk="ablate")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -147,7 +147,7 @@ def test_a_model_in_half_precision_hides_the_same_keys(tmp_path, tiny_pairs, dty
         model = load_model(folder, dtype=each)
         made = [in_dtype(random_kind(model, *kind), torch.float32) for kind in COVERED if kind[0].startswith("z")]
         traced = trace(model, {dictionary.writes: dictionary for dictionary in made}, tiny_pairs[:1])
-        edges = traced.edges(qk="recompute").table
+        edges = traced.edges(qk="ablate").table
         found.append({(e.source, e.target, e.kind): e.local_weight for e in edges if e.kind in ("q", "k")})
     exact, half = found
     keys = [key for key in exact if key in half]
@@ -272,7 +272,7 @@ needs_program = pytest.mark.skipif(
 @needs_program
 def test_recomputing_finds_exactly_the_edges_of_a_compiled_program():
     """Every token but the first differs, the counted one as well: it occurs three times, then twice."""
-    edges, difference = programs_edges("a b c a a", "b a c c b", "3", qk="recompute")
+    edges, difference = programs_edges("a b c a a", "b a c c b", "3", qk="ablate")
     assert difference == pytest.approx(1, abs=1e-3)
     found = by_component(edges)
     assert found.keys() == {
@@ -291,7 +291,7 @@ def test_recomputing_finds_exactly_the_edges_of_a_compiled_program():
 @needs_program
 def test_the_derivative_misses_keys_that_are_not_attended_to_and_recomputing_does_not():
     """Two keys that could have matched do not: their pattern is 0, and so is its derivative."""
-    recomputed, _ = programs_edges("a b c b a", "a a c a a", "2", qk="recompute")
+    recomputed, _ = programs_edges("a b c b a", "a a c a a", "2", qk="ablate")
     derivative, _ = programs_edges("a b c b a", "a a c a a", "2")
     keys = ("embed", "z.0", "k")
     assert by_component(recomputed)[keys] > 0.1 and keys not in by_component(derivative)
@@ -307,4 +307,4 @@ def test_scores_that_were_not_recorded_are_asked_for(tiny_model, tiny_dictionari
         {s: x for s, x in case.clean.attached.items() if s.kind != "attn_scores"},
     )
     with pytest.raises(CircuitGraphError, match=r"needs the attention scores; record them with sites_of"):
-        case.edges(qk="recompute")
+        case.edges(qk="ablate")

@@ -11,21 +11,21 @@ import torch
 from naive_circuits import Naive
 from test_laws import assert_close, build_case
 
-from circuitgraph.agreement import auroc, compare, ranks, ratio
-from circuitgraph.curves import FRACTIONS, Curve, Point, cmd, cpr
-from circuitgraph.demo import MODEL, circuit_dictionaries
-from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.discover import discover_circuit
+from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError, GraphError
-from circuitgraph.evaluate import attach_evidence, evaluate_circuit
-from circuitgraph.evaluation import evaluation_text
-from circuitgraph.graph import check_graph
-from circuitgraph.interventions import Patch, SitePart
-from circuitgraph.measure_edges import measure_edges
-from circuitgraph.model import load_model
+from circuitgraph.evaluation.agreement import auroc, compare, ranks, ratio
+from circuitgraph.evaluation.curves import FRACTIONS, Curve, Point, cmd, cpr
+from circuitgraph.evaluation.edge_effects import measure_edges
+from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
+from circuitgraph.evaluation.report import evaluation_text
+from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.interventions.language import Patch, SitePart
+from circuitgraph.interventions.run import run_with_interventions
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node
-from circuitgraph.prune import prune_graph
-from circuitgraph.splice import run_with_interventions
 from circuitgraph.tasks import make_pairs
 
 # statistics ----------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_faithfulness_and_completeness_are_those_of_the_naive_runs(trained):
         assert row.metric_circuit == pytest.approx(naive.metric(inside), abs=1e-9), errors
         assert row.metric_complement == pytest.approx(naive.metric(outside), abs=1e-9), errors
         assert row.faithfulness.value == pytest.approx((row.metric_circuit - empty) / (full - empty))
-        assert row.completeness.value == pytest.approx((row.metric_complement - empty) / (full - empty))
+        assert row.complement_faithfulness.value == pytest.approx((row.metric_complement - empty) / (full - empty))
     assert len({row.metric_circuit for row in evaluation.settings}) >= 3
     assert by_errors["residual"].metric_circuit == by_errors["remove"].metric_circuit  # no residual dictionaries here
 
@@ -203,8 +203,8 @@ def test_curves_end_at_the_whole_model_and_the_orders_differ(evaluation):
     assert [curve.order for curve in evaluation.curves] == ["absolute", "signed", "random"]
     for curve in evaluation.curves:
         assert curve.points[-1].faithfulness == pytest.approx(1, abs=1e-9)
-        assert curve.points[-1].completeness == pytest.approx(0, abs=1e-9)
-        assert curve.points[0].n_nodes == 0 and curve.points[0].completeness == pytest.approx(1, abs=1e-9)
+        assert curve.points[-1].complement_faithfulness == pytest.approx(0, abs=1e-9)
+        assert curve.points[0].n_nodes == 0 and curve.points[0].complement_faithfulness == pytest.approx(1, abs=1e-9)
     assert evaluation.cpr == cpr(signed) and evaluation.cmd == cmd(absolute) and evaluation.cmd < cmd(drawn)
 
 
@@ -292,7 +292,7 @@ def test_evidence_is_json_readable_and_attached_with_its_provenance(tiny_graph, 
     with_effect = [data["effect"] for *_, data in attached.edges(data=True) if "effect" in data]
     assert len(evaluation.edge_effects) == evaluation.edges.n == 40 <= len(with_effect) and any(with_effect)
     text = evaluation_text(evaluation)
-    for part in ("completeness", "CPR", "CMD", "resample", "minimality", "denoising", "spearman", "seed 4"):
+    for part in ("complement_faithfulness", "CPR", "CMD", "resample", "minimality", "denoising", "spearman", "seed 4"):
         assert part in text
 
 

@@ -13,10 +13,10 @@ from conftest import WORDS
 from families import FAMILIES, N_LAYERS, TOKENS, hf_blocks, hf_model, hooked_transformer, save_family
 from test_laws import assert_close
 
-from circuitgraph import model_layout
 from circuitgraph.errors import GraphError, ModelError
-from circuitgraph.model import load_model
-from circuitgraph.model_layout import site_of_hook
+from circuitgraph.models import layout as model_layout
+from circuitgraph.models.layout import site_of_hook
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 
 SERIAL = [family for family in FAMILIES if family != "gpt_neox"]

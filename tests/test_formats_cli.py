@@ -10,7 +10,7 @@ from graphs import example_graph
 from test_formats_hostile import eap_file
 from test_formats_neuronpedia import circuit_tracer_file
 
-from circuitgraph.cli import main
+from circuitgraph.cli.main import main
 from circuitgraph.formats import graph_to_text, import_graph, read_graph, write_graph
 
 

@@ -14,9 +14,9 @@ from circuitgraph.errors import GraphError
 from circuitgraph.formats import export_graph, import_graph, read_graph, write_graph
 from circuitgraph.formats.eap import component_edges, value_from_eap
 from circuitgraph.formats.mib import PERCENTAGES
-from circuitgraph.prune import prune_graph
+from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.summary import summary_text
 from circuitgraph.render import write_rendering
-from circuitgraph.summary import summary_text
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "graphs" / "mib_ioi-eap-ig.json"
 

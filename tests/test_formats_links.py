@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from graphs import example_graph
 
-from circuitgraph.cli import main
-from circuitgraph.dictionary import Dictionary
+from circuitgraph.cli.main import main
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import GraphError
 from circuitgraph.formats import (

@@ -17,7 +17,7 @@ from circuitgraph.errors import GraphError
 from circuitgraph.formats import graph_to_text, native, read_graph, text_to_graph, write_graph
 from circuitgraph.formats.lines import dump_lines
 from circuitgraph.formats.native import SCHEMA
-from circuitgraph.graph import check_graph
+from circuitgraph.graphs.schema import check_graph
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from test_laws import assert_close
 
-from circuitgraph.attention_comparison import compare_attention
 from circuitgraph.errors import CircuitGraphError, PromptError
-from circuitgraph.generation import generate
+from circuitgraph.interventions.attention import compare_attention
+from circuitgraph.interventions.generate import generate
+from circuitgraph.interventions.run import run_with_interventions
 from circuitgraph.nodes import Site
-from circuitgraph.splice import run_with_interventions
 
 PROMPTS = ["a b c d e", "c a h b d"]
 

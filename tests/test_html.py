@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from circuitgraph.cli import main
+from circuitgraph.cli.main import main
 from circuitgraph.errors import RenderError
 from circuitgraph.formats import write_graph
 from circuitgraph.render import html as page_module

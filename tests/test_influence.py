@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_laws import assert_close
 
-from circuitgraph.edge_table import EdgeCollector, EdgeTable
+from circuitgraph.edges.influence import edge_influence, graph_scores, node_influence, prune_by_influence
+from circuitgraph.edges.table import EdgeCollector, EdgeTable
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.influence import edge_influence, graph_scores, node_influence, prune_by_influence
 from circuitgraph.nodes import Node, Site
 
 N_LAYERS = 4

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_laws import assert_close
 
-from circuitgraph.dictionary import Dictionary, reconstruct
+from circuitgraph.dictionaries.dictionary import Dictionary, reconstruct
 from circuitgraph.errors import CircuitGraphError, PromptError
-from circuitgraph.interventions import Delete, Patch, Scale, Set, SitePart, Span, Steer, parse_intervention
-from circuitgraph.model import load_model
+from circuitgraph.interventions.language import Delete, Patch, Scale, Set, SitePart, Span, Steer, parse_intervention
+from circuitgraph.interventions.run import run_intervention_sets, run_with_interventions
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
-from circuitgraph.splice import run_intervention_sets, run_with_interventions
 
 Z0, MLP0, MLP1 = Site("z", 0), Site("mlp_out", 0), Site("mlp_out", 1)
 FEATURE = SitePart(MLP0, "feature", 7, Span(3, 4))

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from circuitgraph.activations import run_baseline, run_clean, sites_of
-from circuitgraph.attribution import attribute_nodes
+from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
+from circuitgraph.attribution.node_attribution import attribute_nodes
+from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
 from circuitgraph.discover import discover_circuit, node_gradients
-from circuitgraph.edges import Selection, attribute_edges
-from circuitgraph.evaluate import evaluate_circuit
-from circuitgraph.gradients import integrated_gradients, metric_gradients, mlp_slopes
-from circuitgraph.intervene import kept_nodes, node_values, run_with_nodes
+from circuitgraph.edges.trace import Selection, attribute_edges
+from circuitgraph.evaluation.circuits import circuit_mask, node_values, run_with_nodes
+from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.patching import patch_effects
+from circuitgraph.graphs.prune import prune_graph
 from circuitgraph.metrics import build_metric
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
-from circuitgraph.patching import patch_effects
-from circuitgraph.prune import prune_graph
-from circuitgraph.tokens import tokenize_pairs
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, *, terms: int = 1000, quadrature: float = 0.0) -> None:
@@ -254,7 +254,7 @@ def _pre_activation(case, node):
     """The linear part x . e of the target's pre-activation, without b_enc."""
     dictionary = case.dictionaries[node.site]
     x = case.clean.values[dictionary.reads][0, node.pos]
-    return x @ dictionary.reading_vectors(torch.tensor([node.feature]))[0]
+    return x @ dictionary.input_directions(torch.tensor([node.feature]))[0]
 
 
 def test_with_baseline_zero_the_inflow_is_the_pre_activation(zero_case):
@@ -271,7 +271,7 @@ def test_with_baseline_zero_the_inflow_is_the_pre_activation(zero_case):
 
 def _constant(case, node):
     """What reaches the reader from no source: the norm's own shift, and the value bias of attention."""
-    encoder = case.dictionaries[node.site].reading_vectors(torch.tensor([node.feature]))[0]
+    encoder = case.dictionaries[node.site].input_directions(torch.tensor([node.feature]))[0]
     block = case.model.library.blocks[node.site.layer]
     reads = case.dictionaries[node.site].reads
     if reads.kind == "mlp_in":
@@ -297,7 +297,7 @@ def test_with_a_corrupted_baseline_the_inflow_is_the_linearised_change(single_ca
         if dictionary.reads.kind == "mlp_in":
             change = change * case.model.library.blocks[layer].ln2.weight
         change = change / case.clean.values[Site("ln2_scale", layer)][0, node.pos]
-        expected.append(float(change @ dictionary.reading_vectors(torch.tensor([node.feature]))[0]))
+        expected.append(float(change @ dictionary.input_directions(torch.tensor([node.feature]))[0]))
     assert len(inflow) > 20
     assert_close(torch.tensor(list(inflow.values()), dtype=torch.float64), torch.tensor(expected, dtype=torch.float64))
 
@@ -329,7 +329,7 @@ def test_ov_q_and_k_are_the_whole_gradient_of_the_frozen_norm_attention(single_c
     targets = sorted({e.target for e in edges}, key=lambda n: n.order)
     assert len(targets) >= 5
     for target in targets:
-        encoder = dictionary.reading_vectors(torch.tensor([target.feature]))[0]
+        encoder = dictionary.input_directions(torch.tensor([target.feature]))[0]
         (gradient,) = torch.autograd.grad(z[target.pos] @ encoder, stream, retain_graph=True)
         measured: dict[Node, float] = {}
         for edge in edges:
@@ -396,7 +396,7 @@ def _perturbed_pre_activations(case, source, vector, frozen, targets):
     changes = []
     for target in targets:
         dictionary = case.dictionaries[target.site]
-        encoder = dictionary.reading_vectors(torch.tensor([target.feature]))[0]
+        encoder = dictionary.input_directions(torch.tensor([target.feature]))[0]
         change = case.clean.values[dictionary.reads] - recorded[dictionary.reads]
         changes.append(float(change[0, target.pos] @ encoder))
     return changes
@@ -406,7 +406,7 @@ def _perturbed_pre_activations(case, source, vector, frozen, targets):
 
 
 def test_keeping_every_node_leaves_the_logits_unchanged_bit_for_bit(case):
-    everything = kept_nodes(case.model, case.dictionaries, [], 6, "keep")
+    everything = circuit_mask(case.model, case.dictionaries, [], 6, "keep")
     for mask in everything.features.values():
         mask[:] = True
     everything.embeddings[:] = True
@@ -422,7 +422,7 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
     case = zero_case
     site = Site("mlp_out", 0)
     table = next(t for t in case.tables if t.site == site and t.kind == "feature")
-    kept = kept_nodes(case.model, case.dictionaries, [], 6, "keep")
+    kept = circuit_mask(case.model, case.dictionaries, [], 6, "keep")
     for mask in kept.features.values():
         mask[:] = True
     kept.embeddings[:] = True
@@ -471,7 +471,7 @@ def test_the_errors_of_the_circuit_are_those_among_its_nodes(tiny_model, tiny_di
 
 
 def test_with_every_node_at_its_corrupted_value_the_corrupted_run_comes_out(case):
-    nothing = kept_nodes(case.model, case.dictionaries, [], 6, "remove")
+    nothing = circuit_mask(case.model, case.dictionaries, [], 6, "remove")
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, nothing)
     assert_close(logits, case.base.logits)
 
@@ -484,7 +484,7 @@ def test_the_mean_baseline_is_the_mean_over_the_examples_at_each_position(case, 
 
 def test_patching_a_node_of_every_kind_gives_the_effect_of_its_difference(case):
     """Against runs in which the node's own difference is subtracted where it is written, one at a time."""
-    held = node_values(case.model, case.dictionaries, case.base.values)
+    baseline_nodes = node_values(case.model, case.dictionaries, case.base.values)
     for table in case.tables:
         i = int(table.attribution.abs().sum(0).argmax())
         node = table.node(i)
@@ -497,7 +497,14 @@ def test_patching_a_node_of_every_kind_gives_the_effect_of_its_difference(case):
 
         patched, _ = case.model.run(case.tokens.clean, replace={out: subtract})
         effect = patch_effects(
-            case.model, case.dictionaries, case.tokens.clean, case.clean.values, held, case.metric, case.tables, [node]
+            case.model,
+            case.dictionaries,
+            case.tokens.clean,
+            case.clean.values,
+            baseline_nodes,
+            case.metric,
+            case.tables,
+            [node],
         )
         expected = case.clean.metric - case.metric(patched)
         assert_close(effect[0], expected)
@@ -589,9 +596,17 @@ def test_where_the_metric_is_linear_attribution_equals_the_measured_effect(case)
         table = next(t for t in tables if t.site == Site("mlp_out", 1) and t.kind == "feature")
         columns = [i for i in range(len(table)) if int(table.pos[i]) == 5]
         nodes = [table.node(i) for i in columns]
-        held = node_values(model, case.dictionaries, base.values)
+        baseline_nodes = node_values(model, case.dictionaries, base.values)
         effects = patch_effects(
-            model, case.dictionaries, case.tokens.clean, clean.values, held, metric, tables, nodes, batch_rows=2
+            model,
+            case.dictionaries,
+            case.tokens.clean,
+            clean.values,
+            baseline_nodes,
+            metric,
+            tables,
+            nodes,
+            batch_rows=2,
         )
     assert len(nodes) >= 5
     assert_close(effects, table.attribution[:, columns].T)

@@ -16,22 +16,22 @@ from frozen_blocks import FrozenBlocks, change_of, run_without
 from test_laws import assert_close, build_case
 from traced_edges import trace
 
-from circuitgraph.attribution import node_sites, traced_errors
-from circuitgraph.check import check_splice
-from circuitgraph.dictionary import check_fit, reconstruct
+from circuitgraph.attribution.node_attribution import error_targets, node_sites
+from circuitgraph.dictionaries.dictionary import check_fit, reconstruct
 from circuitgraph.discover import discover_circuit, path_start
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.evaluate import evaluate_circuit
-from circuitgraph.intervene import (
+from circuitgraph.evaluation.circuits import (
     _edit,
-    kept_nodes,
+    circuit_mask,
     node_values,
     run_with_nodes,
-    stack_kept,
+    stack_masks,
 )
-from circuitgraph.model import load_model
+from circuitgraph.evaluation.dictionary_check import check_splice
+from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.patching import patch_effects
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
-from circuitgraph.patching import patch_effects
 from circuitgraph_kernels import compute_dtype
 
 # transformers' norms are hooked beside their forward pass; that replacing a scale leaves it is what is wanted here.
@@ -126,7 +126,7 @@ def close(family, actual, expected):
 
 def reading(case, node):
     """d(pre-activation)/d(what is read) of a feature, the input's norm frozen, [d_in]."""
-    return case.dictionaries[node.site].reading_vectors(torch.tensor([node.feature]))[0]
+    return case.dictionaries[node.site].input_directions(torch.tensor([node.feature]))[0]
 
 
 def node_gradient(case, node):
@@ -388,7 +388,7 @@ def test_an_error_as_target_reads_what_changes_its_part_of_the_metric(loaded, bl
     model, frozen = loaded(family), blocks(family)
     dictionaries = {} if name == "none" else dictionary_set(model, name)
     case = build_case(model, dictionaries, tiny_pairs[:1])
-    found = trace(model, dictionaries, tiny_pairs[:1], trace_errors=True).edges()
+    found = trace(model, dictionaries, tiny_pairs[:1], errors_as_targets=True).edges()
     sources = [node for table in case.tables for node in table.nodes()]
     read, stream = run_without(case, sources)
     column, weights = {node: i for i, node in enumerate(sources)}, {}
@@ -425,7 +425,7 @@ def test_an_error_beside_another_dictionarys_output_is_no_target(tiny_model):
     """It also misses what a transcoder of an earlier layer writes there, which reads something else."""
     own = random_kind(tiny_model, "mlp_out.1", "mlp_out.1", "relu")
     earlier = random_kind(tiny_model, "mlp_in.0", "mlp_out.0", "relu", later="mlp_out.1")
-    alone, together = (traced_errors(tiny_model, {d.writes: d for d in ds}) for ds in ([own], [own, earlier]))
+    alone, together = (error_targets(tiny_model, {d.writes: d for d in ds}) for ds in ([own], [own, earlier]))
     assert [str(site) for site in alone] == ["z.0", "mlp_out.0", "z.1", "mlp_out.1"]
     assert [str(site) for site in together] == ["z.0", "z.1"]
 
@@ -465,7 +465,7 @@ def test_splicing_dictionaries_with_their_errors_changes_neither_logits_nor_grad
 def test_every_node_kept_is_the_model_bit_for_bit_and_none_the_corrupted_run(cases, family, name):
     case = cases(family, name, "corrupted")
     n_pos = case.tokens.clean.shape[1]
-    nothing = kept_nodes(case.model, case.dictionaries, [], n_pos, "remove")
+    nothing = circuit_mask(case.model, case.dictionaries, [], n_pos, "remove")
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, nothing)
     close(family, logits, case.base.logits)
     everything = everything_kept(case)
@@ -477,7 +477,7 @@ def test_every_node_kept_is_the_model_bit_for_bit_and_none_the_corrupted_run(cas
 
 
 def everything_kept(case):
-    kept = kept_nodes(case.model, case.dictionaries, [], case.tokens.clean.shape[1], "keep")
+    kept = circuit_mask(case.model, case.dictionaries, [], case.tokens.clean.shape[1], "keep")
     for mask in (*kept.features.values(), *kept.biases.values(), kept.embeddings):
         mask[:] = True
     return kept
@@ -495,8 +495,16 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
         kept.features[key][pos, feature] = False
         for site in d.sites:
             writers = [(k, other) for k, other in case.dictionaries.items() if site in other.sites]
-            held, one = node_values(case.model, case.dictionaries, case.base.values), stack_kept([kept])
-            edit = _edit(site, writers, held.errors[site], held, one.errors[site], one, (1, len(case.tokens.clean)))
+            baseline_nodes, one = node_values(case.model, case.dictionaries, case.base.values), stack_masks([kept])
+            edit = _edit(
+                site,
+                writers,
+                baseline_nodes.errors[site],
+                baseline_nodes,
+                one.errors[site],
+                one,
+                (1, len(case.tokens.clean)),
+            )
             edited = {}
             reads = sorted({other.reads for _, other in writers}, key=lambda s: s.depth)
             case.model.run(
@@ -532,9 +540,9 @@ def test_patching_a_node_is_the_run_without_what_it_is(single, family, name):
     case = single(family, name, "corrupted")
     nodes = [table.node(int(table.attribution.abs().sum(0).argmax())) for table in case.tables]
     clean = case.clean.values
-    held = node_values(case.model, case.dictionaries, case.base.values)
+    baseline_nodes = node_values(case.model, case.dictionaries, case.base.values)
     found = patch_effects(
-        case.model, case.dictionaries, case.tokens.clean, clean, held, case.metric, case.tables, nodes
+        case.model, case.dictionaries, case.tokens.clean, clean, baseline_nodes, case.metric, case.tables, nodes
     )
     effects = found[:, 0]
     expected = []

@@ -165,6 +165,6 @@ def test_targets_stand_between_the_metric_and_the_layers_in_shapes_of_their_own(
 
 def test_the_completeness_is_told_as_what_the_rest_does_alone() -> None:
     graph = example_graph()
-    graph.graph["evidence"]["completeness"] = 0.04
+    graph.graph["evidence"]["complement_faithfulness"] = 0.04
     name, value, basis, explanation = next(fact for fact in labels.facts(graph) if fact[1] == "4%")
     assert (name, basis) == ("rest alone", "measured") and "near 0%" in explanation and value

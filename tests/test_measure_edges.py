@@ -11,17 +11,17 @@ from dictionary_kinds import random_kind
 from families import FAMILIES, save_family
 from test_laws import build_case
 
-from circuitgraph.activations import run_baseline, run_clean, sites_of
-from circuitgraph.attribution import Roles, attribute_nodes
+from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
+from circuitgraph.attribution.node_attribution import ComponentTreatment, attribute_nodes
+from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
 from circuitgraph.discover import frozen_components
-from circuitgraph.edges import Selection, attribute_edges
+from circuitgraph.edges.trace import Selection, attribute_edges
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.gradients import metric_gradients, mlp_slopes
-from circuitgraph.measure_edges import measure_edges
+from circuitgraph.evaluation.edge_effects import measure_edges
 from circuitgraph.metrics import Metric
-from circuitgraph.model import load_model
+from circuitgraph.models.model import load_model
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
-from circuitgraph.tokens import tokenize_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore:A forward hook edited")
 
@@ -32,13 +32,13 @@ SKIPS = [("z.0", "z.0", "relu", {}), ("mlp_in.0", "mlp_out.0", "relu", {"skip": 
 THROUGH = [("mlp_in.0", "mlp_out.0", "relu", {}), ("z.1", "z.1", "relu", {})]
 CROSS = [("mlp_in.0", "mlp_out.0", "relu", {"later": "mlp_out.1"}), ("resid_post.0", "resid_post.0", "relu", {})]
 STREAM = [("resid_pre.0", "resid_pre.0", "relu", {}), ("resid_pre.1", "resid_pre.1", "relu", {})]
-ALL = Roles("through", "through")
+ALL = ComponentTreatment("frozen", "frozen")
 CASES = {
-    "skips": (SKIPS, Roles(), ["norms"]),
-    "skips, frozen attention": (SKIPS, Roles(), ["norms", "attention"]),
-    "through": (THROUGH, ALL, ["norms", "attention"]),
-    "residual only": (STREAM, Roles(), ["norms"]),
-    "cross-layer and residual": (CROSS, Roles(), ["norms"]),
+    "skips": (SKIPS, ComponentTreatment(), ["norms"]),
+    "skips, frozen attention": (SKIPS, ComponentTreatment(), ["norms", "attention"]),
+    "frozen": (THROUGH, ALL, ["norms", "attention"]),
+    "residual only": (STREAM, ComponentTreatment(), ["norms"]),
+    "cross-layer and residual": (CROSS, ComponentTreatment(), ["norms"]),
 }
 
 
@@ -48,19 +48,19 @@ def family(request, tmp_path_factory):
     return load_model(folder, dtype=torch.float64), FAMILIES[request.param].precision == torch.float64
 
 
-def traced(model, kinds, roles, pairs):
-    """A case, its tables and its edges, with components in these roles."""
+def traced(model, kinds, treatment, pairs):
+    """A case, its tables and its edges, with components in these treatment."""
     found = [random_kind(model, *kind[:3], **kind[3]) for kind in kinds]
     dictionaries = {dictionary.writes: dictionary for dictionary in found}
     case = build_case(model, dictionaries, pairs)
     clean = run_clean(model, case.tokens, sites_of(model, found, neurons=True), case.metric)
     case = replace(case, clean=clean)
-    throughs = frozen_components(model, dictionaries, case.clean, roles)
+    frozen = frozen_components(model, dictionaries, case.clean, treatment)
     values = case.clean.values
     base = run_baseline(model, case.tokens, list(values), case.metric)
-    sites = {*case.gradients, *throughs}
+    sites = {*case.gradients, *frozen}
     gradients = metric_gradients(clean, sorted(sites, key=lambda site: site.depth))
-    tables = attribute_nodes(model, dictionaries, values, base, gradients, roles=roles, throughs=throughs)
+    tables = attribute_nodes(model, dictionaries, values, base, gradients, treatment=treatment, frozen=frozen)
     edges = attribute_edges(
         model,
         tables,
@@ -68,7 +68,7 @@ def traced(model, kinds, roles, pairs):
         metric_gradients(case.clean, [case.last])[case.last],
         base=base.values,
         slopes=mlp_slopes(case.clean, [dictionary.reads for dictionary in found]),
-        throughs=list(throughs.values()),
+        maps=list(frozen.values()),
         selection=Selection(),
     )
     return case, tables, list(edges.table)
@@ -83,8 +83,8 @@ def smaller(table, size):
 @pytest.mark.parametrize("name", CASES)
 def test_a_small_change_has_the_predicted_effect(family, tiny_pairs, name):
     model, exact = family
-    kinds, roles, freeze = CASES[name]
-    case, tables, edges = traced(model, kinds, roles, tiny_pairs[:1])
+    kinds, treatment, freeze = CASES[name]
+    case, tables, edges = traced(model, kinds, treatment, tiny_pairs[:1])
     predicted: dict[tuple, float] = {}
     for edge in edges:
         if edge.kind not in ("q", "k") or "attention" not in freeze:
@@ -99,7 +99,7 @@ def test_a_small_change_has_the_predicted_effect(family, tiny_pairs, name):
         case.metric,
         [smaller(table, size) for table in tables],
         pairs,
-        roles=roles,
+        treatment=treatment,
         freeze=freeze,
     )
     expected = torch.tensor([predicted[pair] for pair in pairs], dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_a_small_change_has_the_predicted_effect(family, tiny_pairs, name):
 def test_across_a_skip_there_is_more_than_the_direct_path(family, tiny_pairs):
     """The same edge with and without what the skip passes."""
     model, _ = family
-    case, tables, edges = traced(model, SKIPS, Roles(), tiny_pairs[:1])
+    case, tables, edges = traced(model, SKIPS, ComponentTreatment(), tiny_pairs[:1])
     across = [(e.source, e.target) for e in edges if e.source.site == Site("embed") and e.target.site == Site("z", 1)]
     plain = {key: random_kind(model, *kind[:3]) for key, kind in zip(case.dictionaries, SKIPS, strict=True)}
     with_skip, without = (

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from circuitgraph.errors import ModelError
-from circuitgraph.model import load_model
-from circuitgraph.model_layout import _BRIDGE_HOOKS, site_of_hook
+from circuitgraph.models.layout import _BRIDGE_HOOKS, site_of_hook
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 
 TOKENS = torch.tensor([[1, 3, 4, 5, 6], [1, 7, 4, 3, 3]])

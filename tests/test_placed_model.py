@@ -12,16 +12,16 @@ from families import save_family
 from test_alignment import EVERYTHING, FIRST, PLACES, SECOND, counted, places_of
 from test_laws import build_case
 
-from circuitgraph.alignment import align_pairs
+from circuitgraph.attribution.aligned_model import align_model
+from circuitgraph.attribution.alignment import align_pairs
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError, GraphError
-from circuitgraph.evaluate import evaluate_circuit, measure_graph
-from circuitgraph.intervene import ERRORS, kept_nodes, run_with_nodes
-from circuitgraph.model import load_model
+from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, run_with_nodes
+from circuitgraph.evaluation.evaluate import evaluate_circuit, measure_graph
+from circuitgraph.models.model import load_model
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
-from circuitgraph.placed_model import place_model
 from circuitgraph.prompts import PromptPair
-from circuitgraph.tokens import tokenize_pairs
 
 ALL_MEASURED = {"n_patched": 10_000, "n_edges": 10_000, "n_dropped": 0, "curves": False, "baselines": ("zero",)}
 
@@ -76,7 +76,7 @@ def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family,
         case = build_case(model, found, [pair], baseline=baseline)
         for errors in ERRORS:
             for complement in (False, True):
-                kept = kept_nodes(model, found, nodes, len(at), errors, complement=complement)
+                kept = circuit_mask(model, found, nodes, len(at), errors, complement=complement)
                 logits = run_with_nodes(model, found, case.tokens.clean, case.base, kept)
                 found_by_hand.setdefault((errors, complement), []).append(float(case.metric(logits)))
     for row in whole.settings:
@@ -91,14 +91,14 @@ def test_a_model_by_place_computes_what_it_computes_of_each_prompt_alone(loaded)
     model = loaded("llama")
     tokens = tokenize_pairs(model, [FIRST, SECOND], by_role=True)
     places = align_pairs(tokens, "role")
-    there, ids = place_model(model, tokens, places)
-    site, n = Site("resid_post", 1), len(places.places)
+    there, ids = align_model(model, tokens, places)
+    site, n = Site("resid_post", 1), len(places.names)
     assert ids.clean.shape == (2, n) and ids.lengths is None
     logits, recorded = there.run(ids.clean.repeat(3, 1), record=[site])
     alone, seen = model.run(tokens.clean[:1, : tokens.lengths[0]], record=[site])
     for copy in (0, 2, 4):
         torch.testing.assert_close(logits[copy, -1], alone[0, -1], rtol=1e-5, atol=1e-6)
-        at = [places.places.index(name) for name in counted(model, PLACES[0])]
+        at = [places.names.index(name) for name in counted(model, PLACES[0])]
         torch.testing.assert_close(recorded[site][copy, at], seen[site][0], rtol=1e-5, atol=1e-6)
     change = torch.randn(3 * 2, n, 16, dtype=torch.float64)
     edited, _ = there.run(ids.clean.repeat(3, 1), replace={Site("embed"): lambda x, recorded: x + change})
@@ -112,7 +112,7 @@ def test_a_model_by_place_computes_what_it_computes_of_each_prompt_alone(loaded)
 def test_a_run_by_place_starts_at_a_layer_with_the_stream_by_place(loaded):
     model = loaded("llama")
     tokens = tokenize_pairs(model, [FIRST, SECOND], by_role=True)
-    there, ids = place_model(model, tokens, align_pairs(tokens, "role"))
+    there, ids = align_model(model, tokens, align_pairs(tokens, "role"))
     before = Site("resid_post", 0)
     logits, recorded = there.run(ids.clean, record=[before])
     again, _ = there.run(ids.clean, start=(1, recorded[before]))
@@ -124,7 +124,7 @@ def test_a_run_by_place_starts_at_a_layer_with_the_stream_by_place(loaded):
 def test_a_pattern_that_is_put_back_by_place_changes_nothing_and_another_does(loaded):
     model = loaded("llama")
     tokens = tokenize_pairs(model, [FIRST, SECOND], by_role=True)
-    there, ids = place_model(model, tokens, align_pairs(tokens, "role"))
+    there, ids = align_model(model, tokens, align_pairs(tokens, "role"))
     site = Site("pattern", 0)
     logits, _ = there.run(ids.clean)
     same, _ = there.run(ids.clean, replace={site: lambda x, recorded: x.clone()})
@@ -135,7 +135,7 @@ def test_a_pattern_that_is_put_back_by_place_changes_nothing_and_another_does(lo
 
 def test_places_that_are_positions_leave_the_model_as_it_is(tiny_model):
     tokens = tokenize_pairs(tiny_model, [FIRST, FIRST], by_role=True)
-    assert place_model(tiny_model, tokens, align_pairs(tokens, "role")) == (tiny_model, tokens)
+    assert align_model(tiny_model, tokens, align_pairs(tokens, "role")) == (tiny_model, tokens)
 
 
 def test_the_whole_circuit_is_faithful_and_curves_end_there(loaded):
@@ -145,7 +145,9 @@ def test_the_whole_circuit_is_faithful_and_curves_end_there(loaded):
     evaluation = evaluate_circuit(graph, model, found, n_patched=5, n_edges=5, n_dropped=3)
     assert {row.baseline for row in evaluation.settings} == {"corrupted", "zero", "mean"}
     for curve in evaluation.curves:
-        assert curve.points[-1].faithfulness == pytest.approx(1) and curve.points[-1].completeness == pytest.approx(0)
+        assert curve.points[-1].faithfulness == pytest.approx(1) and curve.points[
+            -1
+        ].complement_faithfulness == pytest.approx(0)
         assert abs(curve.points[5].faithfulness - 1) > 0.05
     assert evaluation.noise[-1].noising == pytest.approx(evaluation.metric_clean)
     assert len(evaluation.drops) == 3

@@ -8,13 +8,13 @@ import pytest
 import torch
 from test_component_circuits import component_graph
 
-from circuitgraph.attention_comparison import AttentionComparison
-from circuitgraph.component_evaluation import evaluate_components
+from circuitgraph.components.evaluate import evaluate_components
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import RenderError
-from circuitgraph.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.formats.eap import value_from_eap
-from circuitgraph.prune import prune_graph
+from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.interventions.attention import AttentionComparison
 from circuitgraph.render import plots
 
 
@@ -27,7 +27,7 @@ def evaluated(tiny_model, tiny_dictionaries, tiny_pairs):
 def test_the_curves_and_the_noise_are_those_of_the_evaluation(evaluated):
     _, evaluation = evaluated
     figure = plots.curve_plot(evaluation)
-    assert len(figure.data) == 6 and figure.data[3].name == "completeness, signed"
+    assert len(figure.data) == 6 and figure.data[3].name == "complement_faithfulness, signed"
     assert list(figure.data[0].y) == [point.faithfulness for point in evaluation.curves[0].points]
     assert list(plots.noise_plot(evaluation).data[1].y) == [point.denoising for point in evaluation.noise]
 
@@ -75,7 +75,7 @@ def test_files_are_offline_and_the_same_each_time(evaluated, tmp_path):
     figure = plots.curve_plot(evaluated[1])
     one, two = (plots.write_plot(figure, tmp_path / name) for name in ("one.html", "two.html"))
     assert one.read_bytes() == two.read_bytes() and 'src="http' not in one.read_text()
-    assert '"completeness, signed"' in plots.write_plot(figure, tmp_path / "one.json").read_text()
+    assert '"complement_faithfulness, signed"' in plots.write_plot(figure, tmp_path / "one.json").read_text()
     with pytest.raises(RenderError, match="cannot tell the format of .*one.gif"):
         plots.write_plot(figure, tmp_path / "one.gif")
     with pytest.raises(RenderError, match="there is no folder|no such file"):

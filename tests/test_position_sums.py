@@ -12,19 +12,19 @@ from families import save_family
 from test_alignment import EVERYTHING, FIRST, SECOND
 
 from circuitgraph.discover import discover_circuit
-from circuitgraph.edges import attribute_edges
-from circuitgraph.graph import check_graph
-from circuitgraph.model import load_model
+from circuitgraph.edges.trace import attribute_edges
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node
 from circuitgraph.prompts import PromptPair
 
 SUMMED = {"positions": "sum", **EVERYTHING}
 CASES = [
     ("gpt2", "transcoders", {}),
-    ("gpt2", "transcoders", {"baseline": "zero", "qk": "recompute"}),
+    ("gpt2", "transcoders", {"baseline": "zero", "qk": "ablate"}),
     ("gpt2", "output_saes", {"baseline": "zero"}),
     ("llama", "transcoders", {"method": "integrated", "steps": 3}),
-    ("llama", "transcoders", {"targets": [" c", " d"], "mlp": "through"}),
+    ("llama", "transcoders", {"targets": [" c", " d"], "mlp": "frozen"}),
     ("gemma2", "cross_layer", {}),
 ]
 
@@ -89,12 +89,13 @@ def test_what_sums_read_of_all_sources_is_what_they_read_of_the_stream(loaded, m
     found = dictionary_set(model, "transcoders")
     graph = discover_circuit(model, found, [FIRST, SECOND], align="role", baseline="zero", **SUMMED)
     stream, inflow = (
-        torch.tensor([each[i] for i in traced[0].stream]) for each in (traced[0].stream, traced[0].inflow)
+        torch.tensor([each[i] for i in traced[0].stream_input])
+        for each in (traced[0].stream_input, traced[0].total_input)
     )
     assert len(stream) > 25 and int((stream.abs() > 1e-2).sum()) > 25
     assert float((stream - inflow).abs().max()) < 1e-12 * float(stream.abs().max())
-    ids = {str(traced[0].table.nodes[i]): value for i, value in traced[0].stream.items()}
-    shown = dict(graph.nodes(data="inflow"))
+    ids = {str(traced[0].table.nodes[i]): value for i, value in traced[0].stream_input.items()}
+    shown = dict(graph.nodes(data="stream_input"))
     assert {key: shown[key] for key in ids if key in shown} == {key: v for key, v in ids.items() if key in shown}
 
 
@@ -111,7 +112,7 @@ def test_opposite_weights_at_two_positions_cancel_before_the_threshold(loaded):
     assert kept == {key for key in into_kept if abs(everything[key]) > 0.02 * unit} and 30 < len(kept) < len(into_kept)
 
 
-@pytest.mark.parametrize("settings", [{"memory": 1e-6}, {"max_readers": 100_000}])
+@pytest.mark.parametrize("settings", [{"memory": 1e-6}, {"max_traced": 100_000}])
 def test_memory_and_the_order_of_tracing_change_no_sum(loaded, settings):
     model = loaded("llama")
     discover = functools.partial(discover_circuit, model, dictionary_set(model, "transcoders"), [FIRST, SECOND])
@@ -125,7 +126,7 @@ def test_memory_and_the_order_of_tracing_change_no_sum(loaded, settings):
 def test_few_readers_are_the_most_influential_sums(loaded):
     model = loaded("gpt2")
     discover = functools.partial(discover_circuit, model, dictionary_set(model, "transcoders"), [FIRST])
-    graph = discover(max_readers=5, **SUMMED)
+    graph = discover(max_traced=5, **SUMMED)
     readers = {v for _, v in graph.edges() if graph.nodes[v]["kind"] == "feature"}
     assert len(readers) == 5
 
@@ -155,7 +156,8 @@ def test_prompts_that_are_the_same_make_a_stated_empty_graph(tiny_model, tiny_di
 
 
 @pytest.mark.parametrize(
-    "settings", [{"trace_errors": True}, {"trace_errors": True, "baseline": "zero"}, {"targets": ["mlp_out.0/f1@7"]}]
+    "settings",
+    [{"errors_as_targets": True}, {"errors_as_targets": True, "baseline": "zero"}, {"targets": ["mlp_out.0/f1@7"]}],
 )
 def test_errors_and_features_that_are_targets_are_added_up_like_any_other(loaded, settings):
     model = loaded("gpt2")

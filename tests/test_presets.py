@@ -11,9 +11,9 @@ from families import save_family
 
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.evaluate import evaluate_circuit
-from circuitgraph.graph import check_graph
-from circuitgraph.model import load_model
+from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.presets import PRESETS, find_preset
 
@@ -42,16 +42,16 @@ def test_a_preset_builds_a_graph_that_explains_what_its_targets_read(loaded, tin
     settings = find_preset(preset) | EVERYTHING | {"baseline": "zero"}
     graph = discover_circuit(model, dictionaries, tiny_pairs[:1], **settings)
     check_graph(graph)
-    rows = {node: d for node, d in graph.nodes(data=True) if "inflow" in d}
-    assert len(rows) > 5 and max(abs(d["inflow"]) for d in rows.values()) > 0.1
+    rows = {node: d for node, d in graph.nodes(data=True) if "stream_input" in d}
+    assert len(rows) > 5 and max(abs(d["stream_input"]) for d in rows.values()) > 0.1
     for node, attributes in rows.items():
-        assert abs(attributes["unexplained"]) < 1e-5 * max(1, abs(attributes["inflow"])), node
+        assert abs(attributes["unexplained"]) < 1e-5 * max(1, abs(attributes["stream_input"])), node
     kinds = {d["kind"] for d in rows.values()}
     assert ("error" in kinds) == (preset == "sparse-feature-circuit")
     assert ("logit" in kinds) == (preset == "attribution-graph")
-    throughs = {d["site"] for _, d in graph.nodes(data=True) if d["kind"] == "error"} & {"z.0", "mlp_out.1"}
+    frozen = {d["site"] for _, d in graph.nodes(data=True) if d["kind"] == "error"} & {"z.0", "mlp_out.1"}
     if name == "some":
-        assert throughs == {
+        assert frozen == {
             "mixed": set(), "attribution-graph": {"mlp_out.1"}, "leap": {"z.0", "mlp_out.1"},
             "sparse-feature-circuit": {"z.0", "mlp_out.1"},
         }[preset]  # fmt: skip
@@ -71,7 +71,9 @@ def test_a_presets_own_graph_is_evaluated(tiny_model, tiny_pairs, preset):
 def test_errors_read_only_what_stands_below_them_and_only_when_asked(tiny_model, tiny_pairs):
     dictionaries = dictionary_set(tiny_model, "residual")
     with_errors, without = (
-        discover_circuit(tiny_model, dictionaries, tiny_pairs, trace_errors=flag, max_nodes=10**6, edge_threshold=0.0)
+        discover_circuit(
+            tiny_model, dictionaries, tiny_pairs, errors_as_targets=flag, max_nodes=10**6, edge_threshold=0.0
+        )
         for flag in (True, False)
     )
     into = [(u, v) for u, v in with_errors.edges() if with_errors.nodes[v]["kind"] == "error"]

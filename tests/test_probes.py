@@ -12,19 +12,19 @@ from families import FAMILIES, save_family
 from test_laws import assert_close
 from traced_edges import shrunk, trace
 
+from circuitgraph.attribution.targets import Probe, given_targets, recorded_objective
 from circuitgraph.discover import discover_circuit
+from circuitgraph.edges.products import EdgeProducts
 from circuitgraph.errors import GraphError, MetricError
-from circuitgraph.evaluate import evaluate_circuit
+from circuitgraph.evaluation.circuits import node_values
+from circuitgraph.evaluation.edge_effects import measure_edges
+from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.formats.native import graph_to_text, text_to_graph
-from circuitgraph.graph import check_graph
-from circuitgraph.inflow import Inflow
-from circuitgraph.intervene import node_values
-from circuitgraph.measure_edges import measure_edges
-from circuitgraph.model import load_model
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
-from circuitgraph.patching import patch_effects
-from circuitgraph.reading import READABLE
-from circuitgraph.targets import Probe, given_targets, recorded_goals
+from circuitgraph.paths.input_paths import INPUT_SITES
 
 POS = 4
 
@@ -59,7 +59,7 @@ def value_with(model, tokens, probe, site, change):
     return found[read][:, probe.pos] @ probe.vector
 
 
-@pytest.mark.parametrize("kind", READABLE)
+@pytest.mark.parametrize("kind", INPUT_SITES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_of_a_probe_is_its_change_when_the_model_runs_with_another_embedding(
     loaded, tiny_pairs, family, kind
@@ -68,8 +68,8 @@ def test_the_gradient_of_a_probe_is_its_change_when_the_model_runs_with_another_
     if not model.has(Site(kind, 1)):
         pytest.skip(f"{family} has no {kind}")
     (probe,) = probes(model, [f"{kind}.1"])
-    explained = given_targets(model, {}, [probe], 6)
-    case = trace(model, {}, tiny_pairs, explained=explained)
+    objective = given_targets(model, {}, [probe], 6)
+    case = trace(model, {}, tiny_pairs, objective=objective)
     (table,) = [table for table in case.tables if table.kind == "embedding"]
     change = case.clean.values[Site("embed")] - case.base.values[Site("embed")]
     step = 1e-5 if FAMILIES[family].precision == torch.float64 else 3e-3
@@ -86,28 +86,28 @@ def test_what_a_residual_probe_reads_is_its_value(loaded, tiny_pairs, family):
     model = loaded(family)
     sites = ["resid_post.0", "resid_pre.1", "resid_post.1"]
     dictionaries = dictionary_set(model, "transcoders")
-    explained = given_targets(model, dictionaries, probes(model, sites), 6)
-    case = trace(model, dictionaries, tiny_pairs, baseline="zero", explained=explained)
+    objective = given_targets(model, dictionaries, probes(model, sites), 6)
+    case = trace(model, dictionaries, tiny_pairs, baseline="zero", objective=objective)
     found, n = case.edges(), len(case.nodes)
-    for i, (target, goal) in enumerate(zip(case.targets, explained.goals, strict=True)):
-        recorded = model.run(case.tokens, record=[goal.site])[1][goal.site]
-        by_hand = recorded[:, POS] @ goal.vector
+    for i, (node, target) in enumerate(zip(case.targets, objective.targets, strict=True)):
+        recorded = model.run(case.tokens, record=[target.site])[1][target.site]
+        by_hand = recorded[:, POS] @ target.vector
         assert float(by_hand.abs().min()) > 1e-3
         close = 1e-9 if FAMILIES[family].precision == torch.float64 else 1e-5
-        near(target.clean, by_hand, close)
-        edges = [e for e in found.table if e.target == target.node]
+        near(node.clean, by_hand, close)
+        edges = [e for e in found.table if e.target == node.node]
         assert sum(e.local_weight for e in edges) == pytest.approx(float(by_hand.mean()), rel=1e-4)
-        assert found.inflow[n + i] == pytest.approx(float(by_hand.mean()), rel=1e-4)
+        assert found.total_input[n + i] == pytest.approx(float(by_hand.mean()), rel=1e-4)
         assert all(e.weight == pytest.approx(e.local_weight / 3, rel=1e-6) for e in edges)
-        assert {e.kind for e in edges} == {"residual"} and all(e.source.site.depth < goal.site.depth for e in edges)
+        assert {e.kind for e in edges} == {"residual"} and all(e.source.site.depth < target.site.depth for e in edges)
 
 
 @pytest.mark.parametrize("name", ["transcoders", "output_saes", "residual", "cross_layer", "skip_transcoders"])
-@pytest.mark.parametrize("qk", ["derivative", "recompute"])
+@pytest.mark.parametrize("qk", ["derivative", "ablate"])
 def test_a_feature_as_target_reads_what_the_feature_reads(tiny_model, tiny_pairs, name, qk):
     """The edges into it in a graph of the metric, weighted by the target instead."""
-    if qk == "recompute" and name == "skip_transcoders":
-        pytest.skip("qk 'recompute' passes no skip connections")
+    if qk == "ablate" and name == "skip_transcoders":
+        pytest.skip("qk 'ablate' passes no skip connections")
     dictionaries = dictionary_set(tiny_model, name)
     whole = trace(tiny_model, dictionaries, tiny_pairs)
     chosen = {}
@@ -117,10 +117,10 @@ def test_a_feature_as_target_reads_what_the_feature_reads(tiny_model, tiny_pairs
             chosen[table.site] = (table.node(column), table.acts[:, column])
     assert len(chosen) > 1
     expected = [edge for edge in whole.edges(qk=qk).table if edge.target in {node for node, _ in chosen.values()}]
-    explained = given_targets(
+    objective = given_targets(
         tiny_model, dictionaries, {str(node): 2.0 + i for i, (node, _) in enumerate(chosen.values())}, 6
     )
-    case = trace(tiny_model, dictionaries, tiny_pairs, explained=explained)
+    case = trace(tiny_model, dictionaries, tiny_pairs, objective=objective)
     weight = {target.name: target.weight for target in case.targets}
     found = {
         (e.source, e.kind, case.targets[e.target.feature].name): e
@@ -148,8 +148,8 @@ def test_the_metric_is_the_weighted_sum_and_so_are_the_attributions(tiny_model, 
     weights = (2.0, -1.0, 0.5, 3.0)
 
     def tables(specs, weights):
-        explained = given_targets(tiny_model, tiny_dictionaries, dict(zip(specs, weights, strict=True)), 6)
-        return trace(tiny_model, tiny_dictionaries, tiny_pairs, explained=explained)
+        objective = given_targets(tiny_model, tiny_dictionaries, dict(zip(specs, weights, strict=True)), 6)
+        return trace(tiny_model, tiny_dictionaries, tiny_pairs, objective=objective)
 
     together = tables(specs, weights)
     alone = [tables([spec], [weight]) for spec, weight in zip(specs, weights, strict=True)]
@@ -195,7 +195,7 @@ def test_a_graph_of_features_and_directions_is_evaluated_and_survives_a_file(
     if baseline == "corrupted":
         assert evaluation.faithfulness == pytest.approx(1, abs=1e-9)
         change = tiny_model.run(torch.tensor([[1, 3, 4, 8, 6, 7], [1, 5, 7, 10, 4, 6]]), record=[Site("embed")])[1]
-        goals = recorded_goals(tiny_model, tiny_dictionaries, graph.graph["provenance"]["settings"]["targets"], 6)
+        targets = recorded_objective(tiny_model, tiny_dictionaries, graph.graph["provenance"]["settings"]["targets"], 6)
 
         def replaced(x, recorded):
             x = x.clone()
@@ -205,18 +205,18 @@ def test_a_graph_of_features_and_directions_is_evaluated_and_survives_a_file(
         tokens = torch.tensor([[1, 3, 4, 5, 6, 7], [1, 5, 3, 10, 4, 6]])
         record = [Site("mlp_in", 1), Site("resid_post", 0)]
         runs = [tiny_model.run(tokens, record=record, replace=r) for r in ({}, {Site("embed"): replaced})]
-        before, after = (goals.metric()(*run) for run in runs)
+        before, after = (targets.metric()(*run) for run in runs)
         assert evaluation.effects["embed@3"] == pytest.approx(float((before - after).mean()), rel=1e-6)
 
 
 def test_a_probe_behind_neurons_and_one_through_frozen_components_are_explained(tiny_model, tiny_pairs):
     dictionaries = {d.writes: d for d in [random_dictionary("mlp_in.0", "mlp_out.0", seed=1)]}
-    settings = {"attention": "through", "mlp": "through", "baseline": "zero", "edge_threshold": 0.0, "max_nodes": 10**6}
+    settings = {"attention": "frozen", "mlp": "frozen", "baseline": "zero", "edge_threshold": 0.0, "max_nodes": 10**6}
     found = probes(tiny_model, ["mlp_post.1", "mlp_out.1", "attn_out.1"])
     graph = discover_circuit(tiny_model, dictionaries, tiny_pairs[:1], targets=found, **settings)
     tops = [d for _, d in graph.nodes(data=True) if d["kind"] == "probe"]
     assert len(tops) == 3 and all(d["unexplained"] == pytest.approx(0, abs=1e-9) for d in tops)
-    assert all(abs(d["inflow"]) > 1e-3 for d in tops)
+    assert all(abs(d["stream_input"]) > 1e-3 for d in tops)
 
 
 def test_pruning_by_influence_keeps_every_target_and_what_it_brings_to_the_metric(
@@ -236,7 +236,7 @@ def test_pruning_by_influence_keeps_every_target_and_what_it_brings_to_the_metri
 def test_a_target_that_is_to_fall_is_explained_by_the_same_nodes_as_one_that_is_to_rise(
     tiny_model, tiny_dictionaries, tiny_pairs
 ):
-    settings = {"edge_threshold": 0.0, "max_nodes": 10**6, "baseline": "zero", "max_readers": 7}
+    settings = {"edge_threshold": 0.0, "max_nodes": 10**6, "baseline": "zero", "max_traced": 7}
     settings |= {"node_influence": 0.9, "edge_influence": 0.95}
     rises, falls = (
         discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets={" c": weight}, **settings)
@@ -250,7 +250,7 @@ def test_a_target_that_is_to_fall_is_explained_by_the_same_nodes_as_one_that_is_
 
 def test_a_direction_may_be_a_weight_in_training(tiny_model, tiny_dictionaries, tiny_pairs):
     vector = torch.nn.Parameter(direction(tiny_model, "resid_post.0"))
-    settings = {"node_influence": 0.9, "max_readers": 3}
+    settings = {"node_influence": 0.9, "max_traced": 3}
     graphs = [
         discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets=[Probe("resid_post.0", v, 4)], **settings)
         for v in (vector, vector.detach())
@@ -264,7 +264,7 @@ def test_memory_bounds_what_is_held_at_once_and_changes_no_number(tiny_model, ti
     """With errors, features, directions and logits as targets."""
     specs = [*probes(tiny_model, ["z.1", "resid_post.0"]), (" g", " h"), "mlp_out.1/f3@4", " c"]
     dictionaries, held = dictionary_set(tiny_model, name), []
-    of_paths = Inflow.of_paths
+    of_paths = EdgeProducts.of_paths
 
     def watched(inflow, paths):
         blocks = of_paths(inflow, paths)
@@ -273,7 +273,7 @@ def test_memory_bounds_what_is_held_at_once_and_changes_no_number(tiny_model, ti
         held.append((readers, 8 * (summed + sum(block.local.numel() for block in blocks))))
         return blocks
 
-    monkeypatch.setattr(Inflow, "of_paths", watched)
+    monkeypatch.setattr(EdgeProducts, "of_paths", watched)
     found = []
     for memory in (1 << 30, 100_000, 40_000, 1):
         held.clear()
@@ -283,7 +283,7 @@ def test_memory_bounds_what_is_held_at_once_and_changes_no_number(tiny_model, ti
                 dictionaries,
                 tiny_pairs,
                 targets=specs,
-                trace_errors=True,
+                errors_as_targets=True,
                 positions=positions,
                 baseline="zero",
                 edge_threshold=0.0,
@@ -303,11 +303,11 @@ def test_memory_bounds_what_is_held_at_once_and_changes_no_number(tiny_model, ti
 
 def test_patching_starts_below_what_the_metric_reads(tiny_model, tiny_dictionaries, tiny_pairs):
     """Nodes of the last layer alone in their batch: the first layer's activations are read all the same."""
-    explained = given_targets(tiny_model, tiny_dictionaries, probes(tiny_model, ["resid_post.0", "resid_post.1"]), 6)
-    case = trace(tiny_model, tiny_dictionaries, tiny_pairs, explained=explained)
+    objective = given_targets(tiny_model, tiny_dictionaries, probes(tiny_model, ["resid_post.0", "resid_post.1"]), 6)
+    case = trace(tiny_model, tiny_dictionaries, tiny_pairs, objective=objective)
     upper = [node for node in case.nodes if node.site.kind == "z" and node.site.layer == 1 and node.pos == POS]
     held = node_values(tiny_model, tiny_dictionaries, case.base.values)
-    run = (tiny_model, tiny_dictionaries, case.tokens, case.clean.values, held, explained.metric(), case.tables)
+    run = (tiny_model, tiny_dictionaries, case.tokens, case.clean.values, held, objective.metric(), case.tables)
     alone = torch.cat([patch_effects(*run, [node]) for node in upper])
     together = patch_effects(*run, case.nodes)[[case.nodes.index(node) for node in upper]]
     assert len(upper) > 3 and float(alone.abs().max()) > 1e-3
@@ -340,7 +340,7 @@ def test_targets_that_do_not_exist_are_refused_in_one_line(tiny_model, tiny_dict
 
 def test_a_record_of_targets_that_is_broken_is_refused(tiny_model, tiny_dictionaries):
     with pytest.raises(GraphError, match="the graph's targets cannot be read"):
-        recorded_goals(tiny_model, tiny_dictionaries, [{"name": "x", "weight": 1.0, "site": "z.1"}], 6)
+        recorded_objective(tiny_model, tiny_dictionaries, [{"name": "x", "weight": 1.0, "site": "z.1"}], 6)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma2"])
@@ -351,21 +351,21 @@ def test_small_changes_of_what_targets_read_have_the_predicted_effect(loaded, ti
     n_pos = len(model.tokens(tiny_pairs[0].clean))
     sites = ["resid_post.0", "resid_pre.1", "z.1", "attn_out.1", "ln2_normalized.1", "mlp_in.1", "resid_post.1"]
     specs = [*probes(model, sites), "mlp_out.1/f3@4", " g", (" g", " h")]
-    explained = given_targets(model, dictionaries, specs, n_pos)
-    case = trace(model, dictionaries, tiny_pairs[:1], explained=explained)
-    goals = dict(zip(explained.nodes(n_pos), explained.goals, strict=True))
+    objective = given_targets(model, dictionaries, specs, n_pos)
+    case = trace(model, dictionaries, tiny_pairs[:1], objective=objective)
+    targets = dict(zip(objective.nodes(n_pos), objective.targets, strict=True))
     predicted = {}
     for edge in case.edges().table:
-        if edge.target in goals:
+        if edge.target in targets:
             predicted[edge.source, edge.target] = predicted.get((edge.source, edge.target), 0.0) + edge.local_weight
-    assert {target for _, target in predicted} == set(goals) and len(predicted) > 150
+    assert {target for _, target in predicted} == set(targets) and len(predicted) > 150
     step = 1e-5 if precise else 1e-2
     small = [shrunk(table, step) for table in case.tables]
     pairs, freeze = list(predicted), ["norms"]
     found = measure_edges(
-        model, dictionaries, case.tokens, explained.metric(), small, pairs, freeze=freeze, goals=goals
+        model, dictionaries, case.tokens, objective.metric(), small, pairs, freeze=freeze, targets=targets
     )[:, 0]  # fmt: skip
-    for target in goals:
+    for target in targets:
         rows = [i for i, pair in enumerate(pairs) if pair[1] == target]
         expected = torch.tensor([predicted[pairs[i]] for i in rows], dtype=torch.float64)
         if target.site.kind == "logit":  # the final norm, which edges freeze, answers

@@ -9,8 +9,8 @@ import pytest
 
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import MetricError, PromptError
+from circuitgraph.models.tokens import pairs_of_length, tokenize_pairs
 from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs
-from circuitgraph.tokens import pairs_of_length, tokenize_pairs
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "prompts"
 PAIR = PromptPair("The uncle", "The uncles", (" has",), (" have",))

@@ -6,10 +6,10 @@ import networkx as nx
 import pytest
 
 from circuitgraph.errors import GraphError
-from circuitgraph.graph import check_graph
+from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.graphs.summary import summary_text
 from circuitgraph.nodes import Node
-from circuitgraph.prune import prune_graph
-from circuitgraph.summary import summary_text
 
 #   embed@1 --ov 1.0--> z.0/f7@2 --mlp 3.0--> mlp_out.0/f3@2 --metric 4.0--> metric@2
 #   embed@1 --k -0.5--> z.0/f7@2                       z.0/f7@2 --metric -2.0--> metric@2
@@ -131,9 +131,9 @@ def test_what_removed_edges_explained_is_unexplained(tiny_model, tiny_dictionari
     pruned = prune_graph(graph, top_k=10)
     changed = 0
     for node, data in pruned.nodes(data=True):
-        if "inflow" in data:
+        if "stream_input" in data:
             explained = sum(w for *_, w in pruned.in_edges(node, data="local_weight"))
-            assert data["inflow"] - explained == pytest.approx(data["unexplained"], abs=1e-9)
+            assert data["stream_input"] - explained == pytest.approx(data["unexplained"], abs=1e-9)
             changed += abs(data["unexplained"] - graph.nodes[node]["unexplained"]) > 1e-3
     assert changed >= 5
     assert dict(prune_graph(pruned, top_k=10).nodes(data="unexplained")) == dict(pruned.nodes(data="unexplained"))

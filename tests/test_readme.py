@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from circuitgraph.cli import main
+from circuitgraph.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

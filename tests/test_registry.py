@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from circuitgraph.dictionary_sets import list_sets, read_registry
+from circuitgraph.dictionaries.named_sets import list_sets, read_registry
+from circuitgraph.dictionaries.registry import list_releases, ranges, registry_text
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.registry import list_releases, ranges, registry_text
 
 
 @pytest.fixture(scope="module")

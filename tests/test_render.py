@@ -14,7 +14,7 @@ import networkx as nx
 import pytest
 
 from circuitgraph.errors import RenderError
-from circuitgraph.graph import check_graph
+from circuitgraph.graphs.schema import check_graph
 from circuitgraph.render import dot, labels, render_dot, render_html, render_svg, write_rendering
 from tests.graphs import HOSTILE, example_graph
 

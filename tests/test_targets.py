@@ -10,29 +10,29 @@ from families import save_family
 from test_laws import assert_close
 from traced_edges import trace
 
-from circuitgraph.activations import CleanRun
+from circuitgraph.attribution.runs import CleanRun
+from circuitgraph.attribution.targets import LogitTarget, Objective, given_targets, likeliest_logits, target_nodes
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError, MetricError
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.formats.neuronpedia import neuronpedia_value
 from circuitgraph.formats.neuronpedia_read import value_from_neuronpedia
-from circuitgraph.graph import check_graph
-from circuitgraph.model import load_model
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.presets import PRESETS
-from circuitgraph.targets import Explained, LogitGoal, given_targets, likeliest_logits, make_targets
 
 TOKENS = (6, 9, 4)
-CHOSEN = Explained(tuple(LogitGoal(n, (t,)) for n, t in zip("dgb", TOKENS, strict=True)), (0.5, 0.3, 0.2))
+CHOSEN = Objective(tuple(LogitTarget(n, (t,)) for n, t in zip("dgb", TOKENS, strict=True)), (0.5, 0.3, 0.2))
 
 
-def tokens_of(explained):
-    return [token for goal in explained.goals for token in goal.tokens]
+def tokens_of(objective):
+    return [token for target in objective.targets for token in target.tokens]
 
 
 @pytest.fixture(scope="module")
 def zero(tiny_model, tiny_dictionaries, tiny_pairs):
-    return trace(tiny_model, tiny_dictionaries, tiny_pairs, baseline="zero", explained=CHOSEN)
+    return trace(tiny_model, tiny_dictionaries, tiny_pairs, baseline="zero", objective=CHOSEN)
 
 
 def test_a_logit_is_its_value_above_the_mean_logit_of_both_runs(zero):
@@ -61,8 +61,8 @@ def test_a_logits_reading_vector_is_its_gradient_with_the_final_norms_scale_froz
 def test_a_soft_cap_on_the_logits_is_differentiated(tmp_path, tiny_pairs):
     """Gemma 2: autograd through the frozen norm, the unembedding and the cap, written out."""
     model = load_model(save_family(tmp_path / "gemma2", "gemma2"), dtype=torch.float64)
-    chosen = Explained((LogitGoal("d", (6,)), LogitGoal("b -a", (4, 3), (1.0, -1.0))), (0.7, -2.0))
-    case = trace(model, {}, tiny_pairs, explained=chosen)
+    chosen = Objective((LogitTarget("d", (6,)), LogitTarget("b -a", (4, 3), (1.0, -1.0))), (0.7, -2.0))
+    case = trace(model, {}, tiny_pairs, objective=chosen)
     stream = case.clean.values[Site("resid_post", 1)].clone().requires_grad_()
     normed = model.layout.norm(model.library, "ln_final").apply(stream) / case.clean.values[Site("final_scale")]
     logits = 2.5 * torch.tanh(normed @ model.library.W_U.double() / 2.5)
@@ -81,7 +81,7 @@ def test_what_the_logits_bring_to_the_metric_is_the_metric(zero, tiny_model, tin
 
     assert abs(float(zero.clean.metric.mean())) > 0.01
     assert brought(zero) == pytest.approx(float(zero.clean.metric.mean()), rel=1e-12)
-    corrupted = trace(tiny_model, tiny_dictionaries, tiny_pairs, explained=CHOSEN)
+    corrupted = trace(tiny_model, tiny_dictionaries, tiny_pairs, objective=CHOSEN)
     difference = float((corrupted.clean.metric - corrupted.base.metric).mean())
     assert abs(difference) > 0.01 and brought(corrupted) == pytest.approx(difference, rel=1e-12)
 
@@ -94,8 +94,8 @@ def test_what_a_logit_reads_is_its_value_less_what_is_constant(zero, tiny_model)
     for i, token in enumerate(TOKENS):
         expected = float(zero.targets[i].clean.mean() - constants[token] + constants.mean())
         assert abs(expected) > 1e-3
-        assert found.inflow[n + i] == pytest.approx(expected, rel=1e-9)
-        assert found.stream[n + i] == pytest.approx(expected, rel=1e-9)
+        assert found.total_input[n + i] == pytest.approx(expected, rel=1e-9)
+        assert found.stream_input[n + i] == pytest.approx(expected, rel=1e-9)
         edges = [e for e in found.table if e.target.feature == token and e.target.kind == "logit"]
         assert sum(e.local_weight for e in edges) == pytest.approx(expected, rel=1e-9) and len(edges) > 20
         assert all(e.weight == pytest.approx(CHOSEN.weights[i] * e.local_weight, rel=1e-9) for e in edges)
@@ -162,7 +162,7 @@ def test_the_graph_has_one_node_per_logit_and_survives_a_file(
         assert [attributes["token"]] == tiny_model.token_strings([attributes["feature"]])
         assert attributes["target"] == attributes["token"] and attributes["target_weight"] > 0
         assert list(graph.successors(node)) == ["metric@5"] and graph.in_degree(node) > 5
-        assert attributes["unexplained"] == pytest.approx(0, abs=1e-9) and abs(attributes["inflow"]) > 1e-3
+        assert attributes["unexplained"] == pytest.approx(0, abs=1e-9) and abs(attributes["stream_input"]) > 1e-3
         assert attributes["attribution"] == graph.edges[node, "metric@5", "metric"]["weight"] != 0
     value = json.loads(json.dumps(neuronpedia_value(graph, slug="logits")))
     assert graph_to_text(value_from_neuronpedia(value)) == graph_to_text(graph)
@@ -184,7 +184,7 @@ def test_without_any_difference_the_empty_graph_is_said(tiny_model, tiny_diction
     assert graph.graph["reports"][-1].startswith("the graph is empty")
 
 
-@pytest.mark.parametrize("settings", [{}, {"qk": "recompute"}, {"attention": "through", "mlp": "through"}])
+@pytest.mark.parametrize("settings", [{}, {"qk": "ablate"}, {"attention": "frozen", "mlp": "frozen"}])
 def test_what_no_edge_explains_is_nothing_where_every_node_is_a_candidate(
     tiny_model, tiny_dictionaries, tiny_pairs, settings
 ):
@@ -192,14 +192,14 @@ def test_what_no_edge_explains_is_nothing_where_every_node_is_a_candidate(
     graph = discover_circuit(
         tiny_model, tiny_dictionaries, tiny_pairs[:1], baseline="zero", edge_threshold=0.0, max_nodes=10**6, **settings
     )
-    rows = {n: d for n, d in graph.nodes(data=True) if "inflow" in d}
+    rows = {n: d for n, d in graph.nodes(data=True) if "stream_input" in d}
     assert len(rows) > 50 and any(d["site"].startswith("z") for d in rows.values())
     for attributes in rows.values():
         assert attributes["unexplained"] == pytest.approx(0, abs=1e-9)
     few = discover_circuit(
         tiny_model, tiny_dictionaries, tiny_pairs[:1], baseline="zero", edge_threshold=0.0, max_nodes=60, **settings
     )
-    assert max(abs(d["unexplained"]) for _, d in few.nodes(data=True) if "inflow" in d) > 0.01
+    assert max(abs(d["unexplained"]) for _, d in few.nodes(data=True) if "stream_input" in d) > 0.01
 
 
 def test_the_preset_of_attribution_graphs_explains_everything_before_it_prunes(
@@ -212,16 +212,16 @@ def test_the_preset_of_attribution_graphs_explains_everything_before_it_prunes(
     check_graph(graph)
     assert {"replacement", "completeness"} == set(graph.graph["scores"])
     assert all(0 < score < 1 for score in graph.graph["scores"].values())
-    inflow = next(line for line in graph.graph["reports"] if line.startswith("inflow"))
+    inflow = next(line for line in graph.graph["reports"] if line.startswith("inputs"))
     assert "carry 0.0% (median), 0.0% (90th percentile)" in inflow
     whole = discover_circuit(
         tiny_model, transcoders, tiny_pairs[:1], **preset | {"node_influence": None, "edge_influence": None}
     )
     assert "scores" not in whole.graph and set(graph.edges(keys=True)) < set(whole.edges(keys=True))
     for node, attributes in whole.nodes(data=True):
-        if "inflow" in attributes:
+        if "stream_input" in attributes:
             assert attributes["unexplained"] == pytest.approx(0, abs=1e-9), node
-    assert any(abs(d["unexplained"]) > 1e-3 for _, d in graph.nodes(data=True) if "inflow" in d)
+    assert any(abs(d["unexplained"]) > 1e-3 for _, d in graph.nodes(data=True) if "stream_input" in d)
 
 
 def test_a_models_targets_without_a_final_norm_scale_are_not_divided(zero, tiny_model):
@@ -231,6 +231,6 @@ def test_a_models_targets_without_a_final_norm_scale_are_not_divided(zero, tiny_
         zero.clean.attached_metric,
         {site: value for site, value in zero.clean.attached.items() if site != Site("final_scale")},
     )
-    plain = make_targets(tiny_model, CHOSEN, without, zero.base)
+    plain = target_nodes(tiny_model, CHOSEN, without, zero.base)
     for target, other in zip(plain, zero.targets, strict=True):
         assert_close(target.gradient / scale, other.gradient)

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from dictionary_kinds import random_kind
 
-from circuitgraph.activations import run_baseline, run_clean, sites_of
-from circuitgraph.attribution import Roles, attribute_nodes, through_sites
+from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
+from circuitgraph.attribution.node_attribution import ComponentTreatment, attribute_nodes, frozen_outputs
+from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.tables import FeatureTable
+from circuitgraph.attribution.targets import Objective, target_nodes
 from circuitgraph.discover import node_gradients
-from circuitgraph.edges import TracedEdges, attribute_edges
-from circuitgraph.gradients import metric_gradients, mlp_slopes
+from circuitgraph.edges.trace import TracedEdges, attribute_edges
 from circuitgraph.metrics import build_metric
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
-from circuitgraph.tables import FeatureTable
-from circuitgraph.targets import Explained, make_targets
-from circuitgraph.through import component_through
-from circuitgraph.tokens import tokenize_pairs
+from circuitgraph.paths.linear_maps import frozen_component
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Traced:
     gradient: Any
     targets: Any
     slopes: Any
-    throughs: Any
+    frozen: Any
     tokens: Any
 
     @property
@@ -53,7 +53,7 @@ class Traced:
             base=self.base.values,
             targets=self.targets,
             slopes=self.slopes,
-            throughs=list(self.throughs.values()),
+            maps=list(self.frozen.values()),
             **settings,
         )
 
@@ -64,21 +64,21 @@ def trace(
     pairs: Any,
     *,
     baseline: str = "corrupted",
-    attention: str = "component",
-    mlp: str = "component",
+    attention: str = "node",
+    mlp: str = "node",
     metric: Any = "logit_difference",
-    explained: Explained | None = None,
+    objective: Objective | None = None,
     method: str = "gradient",
     steps: int = 1,
-    trace_errors: bool = False,
+    errors_as_targets: bool = False,
 ) -> Traced:
     """Everything up to the edges of these dictionaries, (reads, writes, activation, settings) each or made already."""
     if not isinstance(dictionaries, dict):
         made = [random_kind(model, *kind[:3], **(kind[3] if kind[3:] else {})) for kind in dictionaries]
         dictionaries = {dictionary.writes: dictionary for dictionary in made}
-    roles, tokens = Roles(attention, mlp), tokenize_pairs(model, pairs)
-    score = explained.metric() if explained else build_metric(metric, tokens.answers, tokens.wrong_answers)
-    reads = explained.reads if explained else []
+    treatment, tokens = ComponentTreatment(attention, mlp), tokenize_pairs(model, pairs)
+    score = objective.metric() if objective else build_metric(metric, tokens.answers, tokens.wrong_answers)
+    reads = objective.reads if objective else []
     sites = sites_of(model, dictionaries.values(), reads=reads, neurons=True, scores=True)
     clean, base = run_clean(model, tokens, sites, score), run_baseline(model, tokens, sites, score, baseline)
     gradients = node_gradients(
@@ -93,15 +93,22 @@ def trace(
         rule="midpoint" if steps > 1 else "left",
     )
     slopes = mlp_slopes(clean, [], range(model.n_layers))
-    passing = through_sites(model, dictionaries, roles)
-    throughs = {site: component_through(model, site, clean.values, slopes) for site in passing}
+    passing = frozen_outputs(model, dictionaries, treatment)
+    frozen = {site: frozen_component(model, site, clean.values, slopes) for site in passing}
     tables = attribute_nodes(
-        model, dictionaries, clean.values, base, gradients, roles=roles, throughs=throughs, trace_errors=trace_errors
+        model,
+        dictionaries,
+        clean.values,
+        base,
+        gradients,
+        treatment=treatment,
+        frozen=frozen,
+        errors_as_targets=errors_as_targets,
     )
     last = Site("resid_post", model.n_layers - 1)
-    targets = make_targets(model, explained, clean, base) if explained else []
+    targets = target_nodes(model, objective, clean, base) if objective else []
     gradient = metric_gradients(clean, [last])[last]
-    return Traced(model, clean, base, tables, gradient, targets, slopes, throughs, tokens.clean)
+    return Traced(model, clean, base, tables, gradient, targets, slopes, frozen, tokens.clean)
 
 
 def vector(table: Any, column: int) -> torch.Tensor:

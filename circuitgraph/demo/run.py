@@ -12,16 +12,16 @@ from pathlib import Path
 
 import networkx as nx
 
-from circuitgraph.demo import MODEL, circuit_dictionaries
-from circuitgraph.dictionary_formats import load_dictionaries
+from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.discover import Progress, discover_circuit
+from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.evaluate import measure_graph
+from circuitgraph.evaluation.evaluate import measure_graph
 from circuitgraph.files import check_writable
 from circuitgraph.formats import write_graph
-from circuitgraph.model import load_model
+from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.models.model import load_model
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
-from circuitgraph.prune import prune_graph
 from circuitgraph.render import write_rendering
 from circuitgraph.tasks import TASKS, make_pairs
 

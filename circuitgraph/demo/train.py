@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from circuitgraph.demo import DICTIONARIES, MODEL
 from circuitgraph.demo.corpus import text_batches
 from circuitgraph.demo.measure import measure_dictionary, prompt_batches, score_task
 from circuitgraph.demo.places import load_dictionaries, load_model, record, spliced
 from circuitgraph.demo.train_dictionaries import train_dictionaries
 from circuitgraph.demo.train_model import train_model
+from circuitgraph.embedded import DICTIONARIES, MODEL
 from circuitgraph.tasks import TASKS
 
 README = Path(__file__).parent / "README.md"

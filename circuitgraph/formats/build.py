@@ -14,7 +14,7 @@ import numpy as np
 from circuitgraph.errors import GraphError
 from circuitgraph.formats.groups import check_groups
 from circuitgraph.formats.values import MAX_DEPTH, is_plain_graph
-from circuitgraph.graph import check_graph
+from circuitgraph.graphs.schema import check_graph
 from circuitgraph.nodes import EDGE_KINDS, Node
 
 EdgeRow = tuple[str, str, dict[str, Any]]

@@ -72,7 +72,7 @@ def value_from_eap(value: Any) -> nx.MultiDiGraph:
         kept = {k: v for k, v in take_object(given, f"node {name!r}").items() if k in _KEPT}
         in_graph = _membership(given, f"node {name!r}")
         attribution = total if name == "logits" else sent.get(key, 0.0)
-        place = Node.parse(key).place
+        place = Node.parse(key).fields
         builder.add_node(key, place | {"label": name, "in_graph": in_graph, "attribution": attribution} | kept)
     for source, target, attributes in rows:
         builder.add_edge(source, target, attributes)

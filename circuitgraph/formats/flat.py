@@ -70,7 +70,7 @@ def from_flat(facts: str | None, nodes: Iterable[NodeRow], edges: Iterable[EdgeR
     builder = Builder(take_object(parse_json(facts), "the text of the graph attributes"))
     for key, row in nodes:
         attributes = _attributes(row)
-        builder.add_node(key, {k: v for k, v in Node.parse(key).place.items() if k in _PLACE} | attributes)
+        builder.add_node(key, {k: v for k, v in Node.parse(key).fields.items() if k in _PLACE} | attributes)
     for source, target, row in edges:
         builder.add_edge(source, target, _attributes(row))
     return builder.finished()

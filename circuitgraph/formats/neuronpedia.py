@@ -160,7 +160,7 @@ def _label(graph: nx.MultiDiGraph, row: dict[str, Any], node: Node) -> str:
         text = str(row.get("token", node.feature))
         return f'Output "{_shown(text)}" (p={_likely(graph).get(text, 0.0):.3f})'
     if node.kind == "probe":  # their page wants a probability behind every target
-        return f'Target "{_shown(str(row.get("target", row.get("label", node))))}" (p=0.000)'
+        return f'TargetNode "{_shown(str(row.get("target", row.get("label", node))))}" (p=0.000)'
     if row.get("label"):
         return _shown(row["label"])
     if node.kind == "feature":

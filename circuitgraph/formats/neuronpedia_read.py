@@ -112,8 +112,8 @@ def graph_of_parts(parts: Parts) -> nx.MultiDiGraph:
     total = sum(edge["weight"] for edge in by_target.get(str(metric), []))
     builder = Builder(_facts(parts, total, silent))
     for name, node in parts.nodes.items():
-        builder.add_node(keys[name], node.place | {"attribution": attribution[keys[name]]} | parts.attributes[name])
-    builder.add_node(str(metric), metric.place | {"attribution": total})
+        builder.add_node(keys[name], node.fields | {"attribution": attribution[keys[name]]} | parts.attributes[name])
+    builder.add_node(str(metric), metric.fields | {"attribution": total})
     for edge in edges:
         builder.add_edge(edge.pop("source"), edge.pop("target"), edge)
     return builder.finished()

@@ -154,9 +154,9 @@ def facts(graph: nx.MultiDiGraph) -> list[tuple[str, str, str, str]]:
 _EVIDENCE = (
     ("faithfulness", "faithfulness", "the circuit alone, between the empty circuit (0%) and the whole model (100%)"),
     (
-        "completeness",
+        "complement_faithfulness",
         "rest alone",
-        "completeness: the model without the circuit; near 0% where nothing that matters was left out",
+        "complement_faithfulness: the model without the circuit; near 0% where nothing that matters was left out",
     ),
     ("faithfulness_errors_removed", "errors removed", "faithfulness when the error nodes are taken out as well"),
     ("faithfulness_empty_errors_kept", "errors alone", "faithfulness of the error nodes without any feature"),

@@ -14,21 +14,21 @@ from typing import Any
 
 import networkx as nx
 
-from circuitgraph.attention_comparison import AttentionComparison
-from circuitgraph.component_evaluation import ComponentEvaluation
+from circuitgraph.components.evaluate import ComponentEvaluation
 from circuitgraph.errors import CircuitGraphError, RenderError
-from circuitgraph.evaluation import Evaluation
+from circuitgraph.evaluation.report import Evaluation
 from circuitgraph.files import write_atomically
+from circuitgraph.interventions.attention import AttentionComparison
 
 BLUE, RED, GREY = "#2166ac", "#b2182b", "#777777"
 STILL = (".png", ".svg", ".pdf")
 
 
 def curve_plot(evaluation: Evaluation) -> Any:
-    """Faithfulness (solid) and completeness (dashed) over the number of nodes, one colour per order."""
+    """Faithfulness (solid) and complement_faithfulness (dashed) over the number of nodes, one colour per order."""
     traces: list[dict[str, Any]] = []
     for curve, color in zip(evaluation.curves, (BLUE, RED, GREY), strict=False):
-        for part, dash in (("faithfulness", "solid"), ("completeness", "dash")):
+        for part, dash in (("faithfulness", "solid"), ("complement_faithfulness", "dash")):
             traces.append(
                 {
                     "type": "scatter",

@@ -15,10 +15,10 @@ import click
 import torch
 from torch import Tensor
 
-from circuitgraph.agreement import auroc
-from circuitgraph.model import Model, Replace
+from circuitgraph.evaluation.agreement import auroc
+from circuitgraph.interventions.run import resample_rows
+from circuitgraph.models.model import Model, Replace
 from circuitgraph.nodes import Site
-from circuitgraph.splice import resample_rows
 from circuitgraph.studies.programs import Program, build_model, gate, histogram, read_tracr
 
 KINDS = ("zero", "mean", "resample", "corrupted", "denoising")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from circuitgraph.errors import CircuitGraphError, ModelError
-from circuitgraph.model import Model, load_model
+from circuitgraph.models.model import Model, load_model
 
 _NAMES = {  # ours -> tracr's
     "W_Q": "attn/query/w",

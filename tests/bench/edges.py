@@ -21,9 +21,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from circuitgraph.dictionary import Dictionary
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.discover import discover_circuit
-from circuitgraph.model import Model, load_model
+from circuitgraph.models.model import Model, load_model
 from circuitgraph.nodes import Site
 from circuitgraph.presets import PRESETS
 from circuitgraph.prompts import PromptPair
@@ -105,7 +105,7 @@ def main() -> None:
             pairs.append(PromptPair(clean, corrupted, (" w5",), (" w6",)))
         settings = dict(PRESETS[options.preset])
         if options.preset == "attribution-graph":
-            settings["max_readers"] = options.readers
+            settings["max_traced"] = options.readers
         if options.edge_threshold is not None:
             settings["edge_threshold"] = options.edge_threshold
         start = time.process_time()

@@ -13,7 +13,7 @@ import time
 
 import circuitgraph as cg
 from circuitgraph import demo
-from circuitgraph.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evaluate import evaluate_circuit
 
 
 def cpu() -> float:

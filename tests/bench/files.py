@@ -31,7 +31,7 @@ def random_graph(n_edges: int, heads: int) -> nx.MultiDiGraph:
     )  # fmt: skip
     nodes = [Node("feature", Site("mlp_out", i % 10), i // 10 % 10, i) for i in range(1000)]
     for node in [*nodes, Node("metric", Site("metric"), 9)]:
-        graph.add_node(str(node), **node.place, attribution=rng.random())
+        graph.add_node(str(node), **node.fields, attribution=rng.random())
     while graph.number_of_edges() < n_edges:
         source, target = sorted(rng.sample(nodes, 2), key=lambda node: node.site.depth)
         if source.site == target.site or graph.has_edge(str(source), str(target)):

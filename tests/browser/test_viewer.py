@@ -324,7 +324,7 @@ def test_attributes_of_a_later_release_are_shown(open_viewer) -> None:
         graph.add_edge(*edge[:2], key="through_attention", kind="through_attention", weight=2.5, local_weight=1.0)
     viewer = open_viewer(graph)
     assert "through attention1" in viewer.texts("#kinds .chip")
-    assert "completeness residual+0.250" in viewer.texts("#panel .facts div")
+    assert "complement_faithfulness residual+0.250" in viewer.texts("#panel .facts div")
     viewer.pick("embed@3")
     assert "hop count7" in viewer.texts("#panel .facts div")
 
@@ -560,8 +560,8 @@ def test_one_of_several_targets_can_be_seen_alone(open_viewer) -> None:
 
 def test_a_node_says_what_it_reads_in_all_and_how_much_edges_explain(open_viewer) -> None:
     graph = example_graph()
-    graph.nodes["embed@3"].update(inflow=-2.0, unexplained=-0.5)
-    graph.nodes["embed@4"].update(inflow=0.001, unexplained=0.75)
+    graph.nodes["embed@3"].update(stream_input=-2.0, unexplained=-0.5)
+    graph.nodes["embed@4"].update(stream_input=0.001, unexplained=0.75)
     viewer = open_viewer(graph)
 
     def lines() -> list[str]:
@@ -571,7 +571,7 @@ def test_a_node_says_what_it_reads_in_all_and_how_much_edges_explain(open_viewer
     assert lines() == ["reads in all−2.00measured", "by its edges−1.50 (75%)estimated", "by no edge−0.500 (25%)"]
     viewer.pick("embed@4")
     assert lines() == ["reads in all+0.00100measured", "by its edges−0.749estimated", "by no edge+0.750"]
-    assert "inflow" not in viewer.text("#panel") and "unexplained" not in viewer.text("#panel")
+    assert "stream_input" not in viewer.text("#panel") and "unexplained" not in viewer.text("#panel")
 
 
 def test_a_moved_limit_shows_what_a_fresh_page_shows(viewer: Viewer) -> None:

@@ -75,22 +75,22 @@ export function nodeFacts(graph, node) {
   add("activation, clean", graph.activation[node], "measured");
   add(`activation, ${graph.graph.provenance?.settings?.baseline ?? "baseline"}`, graph.baseline[node], "measured");
   add("influence", graph.influence[node], "estimated");
-  const { inflow, unexplained, target_weight: weight } = graph.more[node] ?? {};
+  const { stream_input, unexplained, target_weight: weight } = graph.more[node] ?? {};
   if (known(weight)) found.push(["weight in the metric", signed(weight), ""]);
-  if (known(inflow)) found.push(...inflowFacts(inflow, unexplained));
+  if (known(stream_input)) found.push(...inflowFacts(stream_input, unexplained));
   const fromErrors = graph.inputs(node).reduce((sum, e) => sum + (isError(graph, graph.source[e]) ? Math.abs(graph.weight[e]) : 0), 0);
   if (fromErrors) found.push(["input from errors", percent(fromErrors / graph.inputTotal[node]), "estimated"]);
   if (graph.topTokens[node].length) found.push(["promotes", element("span", { class: "tokens-list" }, graph.topTokens[node].map((token) => element("code", {}, visible(token)))), ""]);
-  return [...found, ...others(graph.more[node], ["label", "note", "inflow", "unexplained", "target_weight"])];
+  return [...found, ...others(graph.more[node], ["label", "note", "stream_input", "unexplained", "target_weight"])];
 }
 
 // What the node reads of the streams' difference, and how much of it the graph's edges explain. Parts may exceed the whole.
-function inflowFacts(inflow, unexplained) {
-  const part = (value) => `${signed(value)}${Math.abs(value) < 10 * Math.abs(inflow) ? ` (${percent(value / inflow)})` : ""}`;
-  const facts = [["reads in all", signed(inflow), "measured", "clean minus baseline in what its linear paths read, before its activation function"]];
+function inflowFacts(stream_input, unexplained) {
+  const part = (value) => `${signed(value)}${Math.abs(value) < 10 * Math.abs(stream_input) ? ` (${percent(value / stream_input)})` : ""}`;
+  const facts = [["reads in all", signed(stream_input), "measured", "clean minus baseline in what its linear paths read, before its activation function"]];
   if (!known(unexplained)) return facts;
   const rest = ["by no edge", part(unexplained), "", "from weaker inputs and what is no node; edges that a filter hides count as explained"];
-  return [...facts, ["by its edges", part(inflow - unexplained), "estimated", "the sum of its input edges to the pre-activation, hidden ones too"], rest];
+  return [...facts, ["by its edges", part(stream_input - unexplained), "estimated", "the sum of its input edges to the pre-activation, hidden ones too"], rest];
 }
 
 // What the graph records beyond what this page knows of, as it stands.

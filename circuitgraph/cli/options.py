@@ -1,0 +1,132 @@
+"""What the commands of the command line share: options, defaults read from the functions, loading, progress.
+
+In come names and paths; out come click decorators and loaded things. This module imports only click until a command runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def defaults_of(module: str, function: str) -> dict[str, Any]:
+    """The keyword defaults of a function, read from its source: importing it would cost seconds."""
+    tree = ast.parse((Path(__file__).parent.parent / module).read_text(encoding="utf-8"))
+    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    return {arg.arg: ast.literal_eval(value) for arg, value in pairs if isinstance(value, ast.Constant)}
+
+
+def option(defaults: dict[str, Any], name: str, help: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option for the keyword `name` of a function, with the function's own default and its type."""
+    default = defaults[name]
+    if default is not None:
+        settings.setdefault("type", type(default))
+    return click.option(
+        f"--{name.replace('_', '-')}", name, default=default, show_default=default is not None, help=help, **settings
+    )
+
+
+def common_options(command: Any) -> Any:
+    """--quiet and --debug, which every command has."""
+    command = click.option("--quiet", is_flag=True, help="No progress on stderr.")(command)
+    return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(command)
+
+
+def device_option(command: Any) -> Any:
+    return click.option(
+        "--device",
+        default=None,
+        help="Where the model runs, for instance cpu or cuda:0.  [default: the library's choice]",
+    )(command)
+
+
+def model_options(command: Any) -> Any:
+    """--model and --dictionaries, by default the embedded ones."""
+    command = click.option(
+        "--dictionaries",
+        default=["demo"],
+        show_default=True,
+        multiple=True,
+        help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
+    )(command)
+    return click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")(
+        command
+    )
+
+
+def loading_options(command: Any) -> Any:
+    """--dtype and --lazy: how the model and the dictionaries are loaded."""
+    names = click.Choice(["float32", "bfloat16", "float16", "float64"])
+    command = click.option(
+        "--dtype", default="float32", show_default=True, type=names, help="What the model computes in."
+    )(command)
+    return click.option("--lazy", is_flag=True, help="Read a dictionary's weights when used, and free them after.")(
+        command
+    )
+
+
+def report(graph: Any, quiet: bool) -> None:
+    """What the graph says of its making, and its size, on stderr."""
+    if not quiet:
+        for line in graph.graph["reports"]:
+            click.echo(line, err=True)
+        click.echo(f"{graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges", err=True)
+
+
+def load_all(
+    prompts: Path | None,
+    model: str,
+    dictionaries: tuple[str, ...],
+    length: int | None,
+    examples: int | None,
+    seed: int,
+    device: str | None,
+    progress: Callable[[str, int, int], None],
+    *,
+    dtype: str = "float32",
+    lazy: bool = False,
+) -> tuple[Any, Any, Any]:
+    """The model, its dictionaries and the pairs that the options name; the prompts are read first, None without any."""
+    import random
+
+    from circuitgraph import embedded
+    from circuitgraph.dictionaries.load import load_dictionaries
+    from circuitgraph.models.model import DTYPES, load_model
+    from circuitgraph.models.tokens import pairs_of_length
+    from circuitgraph.prompts import read_pairs
+
+    pairs = None if prompts is None else read_pairs(prompts)
+    progress("loading the model", 0, 1)
+    loaded = load_model(embedded.MODEL if model == "demo" else model, device=device, dtype=DTYPES[dtype])
+    sources = [
+        path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])
+    ]
+    found = load_dictionaries(sources, loaded, lazy=lazy) if sources else {}
+    if pairs is not None and length is not None:
+        pairs = pairs_of_length(loaded, pairs, length)
+    if pairs is not None and examples is not None and examples < len(pairs):
+        pairs = random.Random(seed).sample(pairs, examples)
+    return loaded, found, pairs
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A function (stage, done, total) that moves a progress bar on stderr."""
+    if quiet:
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda stage, done, total: bar.update(
+            task, description=stage, completed=done, total=total if total > 1 else None
+        )

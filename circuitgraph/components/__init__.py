@@ -1,0 +1,1 @@
+"""Circuits of heads and MLPs: the shape of their graphs, running and evaluating them."""

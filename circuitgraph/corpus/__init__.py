@@ -1,0 +1,1 @@
+"""A corpus: what features do over many texts."""

@@ -1,0 +1,117 @@
+"""The doors: what callers hand in becomes what the engine takes, here and once, or one line says what was wrong.
+
+Every public function calls these first, so that a name, a folder or an object of TransformerLens is as good as a loaded
+`Model`, one SAE as good as a `Dictionaries`, and a text as good as a list of pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from circuitgraph.dictionaries.collection import Dictionaries
+from circuitgraph.dictionaries.dictionary import Dictionary, check_fit
+from circuitgraph.dictionaries.load import load_dictionaries
+from circuitgraph.dictionaries.sae_lens import is_sae_lens_object
+from circuitgraph.embedded import DEMO, MODEL, circuit_dictionaries
+from circuitgraph.errors import ModelError, PromptError
+from circuitgraph.models.layout import is_library_model
+from circuitgraph.models.model import Model, load_model
+from circuitgraph.prompts import PromptPair, read_pairs
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from circuitgraph.nodes import Site
+
+ModelLike: TypeAlias = Model | str | Path | Any
+DictionarySource: TypeAlias = "Dictionary | SAE | str | Path"
+DictionariesLike: TypeAlias = "Dictionaries | Mapping[Site, Dictionary] | DictionarySource | Iterable[DictionarySource]"
+PairsLike: TypeAlias = "PromptPair | str | Path | Sequence[PromptPair | str]"
+
+
+def as_model(model: ModelLike) -> Model:
+    """The model as the engine runs it.
+
+    Args:
+        model: A `Model`; a name, a local folder or "demo"; a TransformerBridge, HookedTransformer or HookedSAETransformer;
+            or a Hugging Face causal language model with its tokenizer's folder as `name_or_path`.
+
+    Raises ModelError for anything else, and for a model that cannot be loaded.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | Path):
+        return load_model(MODEL if str(model) == DEMO else model)
+    if is_library_model(model):
+        return load_model(model)
+    raise ModelError(
+        f"the model is of type {type(model).__name__}; expected a name, a folder, a loaded Model, or a model of"
+        " TransformerLens or Hugging Face"
+    )
+
+
+def as_dictionaries(dictionaries: DictionariesLike | None, model: Model) -> Dictionaries:
+    """The dictionaries as one value, checked against the model.
+
+    Args:
+        dictionaries: A `Dictionaries`; a mapping from sites; one dictionary, sae_lens.SAE, name or folder; a list of
+            these, mixed as you like; None or an empty list for none. "demo" names those of the embedded model.
+        model: The model that they belong to.
+
+    Raises DictionaryError for anything else, two dictionaries at one site, or one that does not fit the model.
+    """
+    if isinstance(dictionaries, Dictionaries):
+        return dictionaries
+    if dictionaries is None:
+        return Dictionaries()
+    if isinstance(dictionaries, Mapping):
+        given = Dictionaries(dictionaries)
+        for dictionary in given.values():
+            check_fit(dictionary, model)
+        return given
+    one = isinstance(dictionaries, str | Path | Dictionary) or not isinstance(dictionaries, Iterable)
+    sources: list[Any] = [dictionaries] if one or is_sae_lens_object(dictionaries) else list(dictionaries)  # type: ignore[arg-type]
+    loaded = [source for source in sources if isinstance(source, Dictionary)]
+    for dictionary in loaded:
+        check_fit(dictionary, model)
+    others = [path for source in sources if not isinstance(source, Dictionary) for path in _expanded(source)]
+    if others:
+        loaded += load_dictionaries(others, model).values()
+    return Dictionaries(loaded)
+
+
+def as_pairs(prompts: PairsLike) -> list[PromptPair]:
+    """The prompts as pairs, at least one.
+
+    Args:
+        prompts: One `PromptPair` or a list of them; a text or a list of texts, which have no corrupted prompt; or the
+            path of a prompt file, as a Path or as a text that ends in .json or .jsonl and names a file that exists.
+
+    Raises PromptError for anything else, an empty list, or a file that cannot be read.
+    """
+    if isinstance(prompts, PromptPair):
+        return [prompts]
+    if isinstance(prompts, Path):
+        return read_pairs(prompts)
+    if isinstance(prompts, str):
+        path = Path(prompts)
+        is_file = path.suffix in (".json", ".jsonl") and len(prompts) < 4096 and path.is_file()
+        return read_pairs(path) if is_file else [PromptPair(prompts)]
+    if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
+        raise PromptError(
+            f"the prompts are of type {type(prompts).__name__}; expected a text, a PromptPair, or a list of these"
+        )
+    pairs = []
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str | PromptPair):
+            raise PromptError(f"prompt {number} is of type {type(prompt).__name__}; expected a text or a PromptPair")
+        pairs.append(PromptPair(prompt) if isinstance(prompt, str) else prompt)
+    if not pairs:
+        raise PromptError("there are no prompts; expected at least one")
+    return pairs
+
+
+def _expanded(source: Any) -> list[Any]:
+    return list(circuit_dictionaries()) if isinstance(source, str) and source == DEMO else [source]

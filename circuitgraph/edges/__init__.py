@@ -1,0 +1,1 @@
+"""Edges: typed, exact, traced from the targets down; influence on the targets."""

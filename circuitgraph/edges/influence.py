@@ -1,0 +1,143 @@
+"""How much of the targets passes through each node and edge, counting every path: influence, and pruning by it.
+
+In comes an `EdgeTable`; out come influences per node, smaller tables and two scores. Everything works on the edges that are
+there (no matrix of nodes by nodes). After the attribution graphs of Ameisen et al. 2025, as circuit-tracer computes them.
+
+    share(u -> v)    = |local_weight(u -> v)| / sum over all u' of |local_weight(u' -> v)|
+    influence(u)     = sum over v of share(u -> v) * (influence(v) + |weight of v as a target|)
+
+It counts what passes, whichever way it pushes: a target with a negative weight (a logit that is to fall) counts as one
+with a positive. Edges run forward, so one sweep from the targets down gives the infinite sum of all path lengths exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from circuitgraph.edges.table import EdgeTable
+from circuitgraph.errors import CircuitGraphError
+
+
+@dataclass(frozen=True)
+class GraphScores:
+    """replacement: influence of inputs and biases / that of inputs, biases and errors: how much of the targets is explained
+    from end to end. completeness: the same counted per node's own inputs: 1 - share of errors, weighted by influence.
+    None for a graph without influence."""
+
+    replacement: float | None
+    completeness: float | None
+
+
+def node_influence(table: EdgeTable, weights: Tensor, *, signed: bool = False) -> Tensor:
+    """Influence [n_nodes] (float64) on the targets, whose weights [n_nodes] are 0 for every other node.
+
+    signed: shares keep the sign of the edge and targets that of their weight, so that suppression and support cancel.
+    """
+    share, source, target = _shares(table, signed), table.source.numpy(), table.target.numpy()
+    influence = np.zeros(len(table.nodes))
+    carried = (weights if signed else weights.abs()).to(torch.float64).numpy()
+    for edges in (part.numpy() for part in table.by_target_depth):
+        passed = share[edges] * (influence + carried)[target[edges]]
+        influence += np.bincount(source[edges], passed, minlength=len(influence))
+    return torch.from_numpy(influence)
+
+
+def edge_influence(table: EdgeTable, weights: Tensor) -> Tensor:
+    """What passes along each edge, [m] float64: share times influence plus |weight| of its target."""
+    total = node_influence(table, weights) + weights.to(torch.float64).abs()
+    return torch.from_numpy(_shares(table, signed=False)) * total[table.target]
+
+
+def graph_scores(table: EdgeTable, weights: Tensor, influence: Tensor | None = None) -> GraphScores:
+    """Replacement and completeness of an unpruned table. influence: `node_influence` of it, if it is known."""
+    influence = node_influence(table, weights) if influence is None else influence
+    kinds = [node.kind for node in table.nodes]
+    error = torch.tensor([kind == "error" for kind in kinds])
+    leaf = torch.tensor([kind in ("embedding", "pos_embedding", "bias") for kind in kinds])
+    explained, unexplained = float(influence[leaf].sum()), float(influence[error].sum())
+    total = influence + weights.to(torch.float64).abs()
+    size = table.local_weight.abs()
+    read, from_error = (_per_target(table, x) for x in (size, size * error[table.source]))
+    reading = read > 0
+    missed = from_error / read.clamp(min=torch.finfo(torch.float64).tiny)
+    weighed = float(total[reading].sum())
+    return GraphScores(
+        explained / (explained + unexplained) if explained + unexplained > 0 else None,
+        float(((1 - missed) * total)[reading].sum()) / weighed if weighed > 0 else None,
+    )
+
+
+def prune_by_influence(
+    table: EdgeTable,
+    weights: Tensor,
+    *,
+    node_share: float = 0.8,
+    edge_share: float = 0.98,
+    influence: Tensor | None = None,
+) -> EdgeTable:
+    """The edges between the most influential nodes that together carry node_share of all influence, of these edges the
+    most influential that carry edge_share, without features that lost their inputs or outputs.
+
+    Embeddings and targets stay whatever their influence, and so do edges between targets and the metric they make up.
+    influence: `node_influence` of the table, if it is known. CircuitGraphError for a share that is not above 0 and at most 1.
+    """
+    for name, share in (("node_share", node_share), ("edge_share", edge_share)):
+        if not 0 < share <= 1:
+            raise CircuitGraphError(f"{name} is {share}; expected a cumulative share above 0 and at most 1")
+    influence = node_influence(table, weights) if influence is None else influence
+    kinds = [node.kind for node in table.nodes]
+    above = torch.tensor([kind in ("logit", "probe") for kind in kinds])[table.source]
+    kept = influence >= _cut(influence, node_share)
+    kept |= torch.tensor([kind == "embedding" for kind in kinds]) | (weights != 0)
+    left = (kept[table.source] & kept[table.target] & ~above).nonzero()[:, 0]
+    narrowed = table.take(_mask(left, len(table)))
+    passing = edge_influence(narrowed, weights)
+    left = left[passing >= _cut(passing, edge_share)]
+    source, target = table.source[left], table.target[left]
+    feature = torch.tensor([kind == "feature" for kind in kinds])
+    while len(left):
+        inputs, outputs = (torch.zeros(len(kinds), dtype=torch.bool) for _ in range(2))
+        inputs[target] = True
+        outputs[source] = True
+        dead = (feature & ~inputs) | (~outputs & (weights == 0))
+        alive = ~dead[source] & ~dead[target]
+        if bool(alive.all()):
+            break
+        left, source, target = left[alive], source[alive], target[alive]
+    return table.take(above | _mask(left, len(table)))
+
+
+def _mask(chosen: Tensor, size: int) -> Tensor:
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[chosen] = True
+    return mask
+
+
+def _per_target(table: EdgeTable, values: Tensor) -> Tensor:
+    """Sums [n_nodes] (float64) of one value per edge."""
+    return torch.from_numpy(np.bincount(table.target.numpy(), values.numpy(), minlength=len(table.nodes)))
+
+
+def _shares(table: EdgeTable, signed: bool) -> npt.NDArray[np.float64]:
+    """|local_weight| (or local_weight) as a share of all |local_weight| of its target, [m]."""
+    size = table.local_weight.abs()
+    total = _per_target(table, size).clamp(min=torch.finfo(torch.float64).tiny).numpy()
+    shares: npt.NDArray[np.float64] = (table.local_weight if signed else size).numpy() / total[table.target.numpy()]
+    return shares
+
+
+def _cut(values: Tensor, share: float) -> float:
+    """The value from which on the largest make up that share of the sum."""
+    ordered = torch.sort(values, descending=True).values
+    if not len(ordered) or float(ordered.sum()) <= 0:
+        return 0.0
+    if share == 1:  # the smallest ones vanish in the sum
+        return float(ordered[ordered > 0][-1])
+    cumulative = ordered.cumsum(0) / ordered.sum()
+    last = min(int((cumulative < share - 1e-12).sum()), len(ordered) - 1)
+    return float(ordered[last])

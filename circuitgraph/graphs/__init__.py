@@ -1,0 +1,1 @@
+"""Graphs: their schema, building and pruning one, where it came from, and its summary."""

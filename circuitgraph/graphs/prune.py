@@ -1,0 +1,99 @@
+"""Smaller graphs: thresholds, top-k and node counts, always reachable from the metric.
+
+In comes a graph, out comes a new one that is a sub-graph, with a line in `reports` for what each step removed. This
+module runs no model; the only number it changes is what no edge explains of a target's input.
+"""
+
+from __future__ import annotations
+
+import networkx as nx
+
+from circuitgraph.errors import GraphError
+from circuitgraph.graphs.schema import metric_node
+from circuitgraph.nodes import Node
+
+
+def prune_graph(
+    graph: nx.MultiDiGraph,
+    *,
+    node_threshold: float = 0.0,
+    edge_threshold: float = 0.0,
+    top_k: int | None = None,
+    max_nodes: int | None = None,
+) -> nx.MultiDiGraph:
+    """The sub-graph of nodes with |attribution| >= node_threshold and edges with |weight| >= edge_threshold, of these the
+    max_nodes strongest nodes and the top_k strongest inputs of each, from which the metric can be reached.
+
+    Thresholds are fractions of the metric's difference |clean - corrupted|; the metric node itself is not counted. A
+    larger threshold alone gives a sub-graph, and pruning twice is pruning once. Ties keep forward order. Evidence about
+    the larger circuit is dropped with its parts: measure the smaller one again. Effects of single nodes stay.
+    """
+    for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
+        if not value >= 0:
+            raise GraphError(f"{name} is {value}; expected a number >= 0, as a fraction of the metric's difference")
+    for name, count in (("top_k", top_k), ("max_nodes", max_nodes)):
+        if count is not None and count < 1:
+            raise GraphError(f"{name} is {count}; expected at least 1")
+    unit = abs(graph.graph["metric"]["clean"] - graph.graph["metric"]["corrupted"])
+    metric = metric_node(graph)
+    result = graph.copy()
+    result.graph["reports"] = list(graph.graph.get("reports", ()))
+
+    attribution = {node: abs(value) for node, value in graph.nodes(data="attribution") if node != metric}
+    weak = [node for node, value in attribution.items() if value < node_threshold * unit]
+    _remove_nodes(result, weak, f"node_threshold {node_threshold:g}")
+    light = [(u, v, k) for u, v, k, w in result.edges(keys=True, data="weight") if abs(w) < edge_threshold * unit]
+    _remove_edges(result, light, f"edge_threshold {edge_threshold:g}")
+    _remove_unreachable(result, metric)
+    if max_nodes is not None:
+        ranked = sorted((n for n in result if n != metric), key=lambda n: (-attribution[n], Node.parse(n).order))
+        _remove_nodes(result, ranked[max_nodes:], f"max_nodes {max_nodes}")
+    if top_k is not None:
+        _remove_edges(result, [edge for node in result for edge in _beyond(result, node, top_k)], f"top_k {top_k}")
+    _remove_unreachable(result, metric)
+    _explain_less(graph, result)
+    smaller = (len(result), result.number_of_edges()) != (len(graph), graph.number_of_edges())
+    if smaller and result.graph.pop("evidence", None):
+        result.graph["reports"].append("evidence of the larger circuit dropped")
+    if len(result) == 1 and len(graph) > 1:
+        result.graph["reports"].append("nothing is left: every path to the metric was removed")
+    return result
+
+
+def _explain_less(graph: nx.MultiDiGraph, result: nx.MultiDiGraph) -> None:
+    """Add what the removed edges explained to `unexplained` of their targets; recomputed q and k edges are in neither."""
+    settings = graph.graph.get("provenance", {}).get("settings", {})
+    left_out = ("q", "k") if settings.get("qk") == "ablate" else ()
+    for node, unexplained in result.nodes(data="unexplained"):
+        if unexplained is not None:
+            before, after = (
+                sum(w for _, _, kind, w in g.in_edges(node, keys=True, data="local_weight") if kind not in left_out)
+                for g in (graph, result)
+            )
+            result.nodes[node]["unexplained"] = unexplained + before - after
+
+
+def _beyond(graph: nx.MultiDiGraph, node: str, top_k: int) -> list[tuple[str, str, str]]:
+    """The inputs of a node after its top_k strongest."""
+    inputs = sorted(
+        graph.in_edges(node, keys=True, data="weight"), key=lambda e: (-abs(e[3]), Node.parse(e[0]).order, e[2])
+    )
+    return [(u, v, k) for u, v, k, _ in inputs[top_k:]]
+
+
+def _remove_unreachable(graph: nx.MultiDiGraph, metric: str) -> None:
+    reachable = nx.ancestors(graph, metric) | {metric}
+    _remove_nodes(graph, [node for node in graph if node not in reachable], "no path to the metric")
+
+
+def _remove_nodes(graph: nx.MultiDiGraph, nodes: list[str], why: str) -> None:
+    if nodes:
+        edges = graph.number_of_edges()
+        graph.remove_nodes_from(nodes)
+        graph.graph["reports"].append(f"{why}: removed {len(nodes)} nodes and {edges - graph.number_of_edges()} edges")
+
+
+def _remove_edges(graph: nx.MultiDiGraph, edges: list[tuple[str, str, str]], why: str) -> None:
+    if edges:
+        graph.remove_edges_from(edges)
+        graph.graph["reports"].append(f"{why}: removed {len(edges)} edges")

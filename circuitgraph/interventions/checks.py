@@ -1,0 +1,150 @@
+"""Which interventions do not fit: found before anything runs, and named.
+
+In come interventions (or their text), the model, dictionaries and the names of the runs that can be patched from; out come
+the same interventions as values. This module runs nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable
+
+from circuitgraph.dictionaries.collection import Dictionaries
+from circuitgraph.errors import CircuitGraphError, did_you_mean
+from circuitgraph.interventions.edits import sites_written
+from circuitgraph.interventions.language import (
+    Delete,
+    Intervention,
+    Patch,
+    Set,
+    SitePart,
+    Span,
+    Steer,
+    parse_intervention,
+)
+from circuitgraph.models.model import Model
+from circuitgraph.nodes import Site
+
+STREAM_SITES = ("embed", "resid_pre", "attn_out", "mlp_out", "resid_post")
+VECTOR_SITES = (*STREAM_SITES, "z", "mlp_post")
+PLACES = {"head": "z", "neuron": "mlp_post"}
+
+
+def check_interventions(
+    model: Model,
+    dictionaries: Dictionaries,
+    interventions: Iterable[Intervention | str],
+    *,
+    n_pos: int,
+    references: Collection[str] = (),
+    frozen: Collection[Site] = (),
+) -> tuple[Intervention, ...]:
+    """The interventions, each of which names something that is there and no two of which set one thing twice.
+
+    Raises CircuitGraphError for an unknown site, feature, head or neuron, a position beyond the prompt, a run that does not
+    exist, a dictionary that is absent, a conflict, or a change that a frozen site would hide.
+    """
+    checked = tuple(parse_intervention(one) if isinstance(one, str) else one for one in interventions)
+    for one in checked:
+        try:
+            _check_target(model, dictionaries, one.target)
+            _check_span(one.target.span, n_pos)
+            _check_kind(model, dictionaries, one, references)
+            _check_frozen(dictionaries, one, frozen)
+        except CircuitGraphError as error:
+            raise CircuitGraphError(f"intervention {str(one)!r}: {error}") from None
+    for one, other in itertools.combinations(checked, 2):
+        _check_conflict(dictionaries, one, other)
+    return checked
+
+
+def _check_target(model: Model, dictionaries: Dictionaries, target: SitePart) -> None:
+    site, part, index = target.site, target.part, target.index
+    if not model.has(site):
+        raise CircuitGraphError(
+            f"{model.name} has no site {site}; it has {model.n_layers} layers (0-{model.n_layers - 1})"
+        )
+    if part == "feature":
+        if site not in dictionaries:
+            known = [str(key) for key in dictionaries]
+            raise CircuitGraphError(
+                f"no dictionary writes first at {site}; there are dictionaries at {', '.join(known) or 'no site'}."
+                f"{did_you_mean(str(site), known)}"
+            )
+        if index is None or index >= dictionaries[site].d_sae:
+            raise CircuitGraphError(
+                f"the dictionary at {site} has no feature {index}; it has 0-{dictionaries[site].d_sae - 1}"
+            )
+    elif part in PLACES:
+        if site.kind != PLACES[part]:
+            raise CircuitGraphError(f"there are no {part}s at {site}; they are at {PLACES[part]}.{site.block}")
+        n = model.n_heads if part == "head" else model.width(site)
+        if index is None or index >= n:
+            raise CircuitGraphError(f"{site} has no {part} {index}; it has 0-{n - 1}")
+    elif part == "error" and not any(site in dictionary.sites for dictionary in dictionaries.values()):
+        raise CircuitGraphError(
+            f"no dictionary writes at {site}, so nothing there is an error; {site} alone means the whole vector"
+        )
+    elif part == "vector" and site.kind not in VECTOR_SITES:
+        raise CircuitGraphError(f"nothing can intervene at {site}; expected one of {', '.join(VECTOR_SITES)}")
+
+
+def _check_span(span: Span, n_pos: int) -> None:
+    last = span.start if span.stop is None else span.stop - 1
+    if max(span.start, last) >= n_pos:
+        raise CircuitGraphError(
+            f"position {max(span.start, last)} is beyond the prompt, which has {n_pos} tokens (0-{n_pos - 1})"
+        )
+
+
+def _check_kind(model: Model, dictionaries: Dictionaries, one: Intervention, references: Collection[str]) -> None:
+    if isinstance(one, Set) and one.value != 0 and one.target.part not in ("feature", "neuron"):
+        raise CircuitGraphError(
+            f"{one.target.part} {one.target.name} is many numbers and cannot be set to {one.value:g}; set it to 0, scale it,"
+            " or patch it from another run"
+        )
+    if isinstance(one, Patch) and one.reference not in references:
+        raise CircuitGraphError(
+            f"there is no run {one.reference!r} to patch from; expected one of {', '.join(sorted(references))}."
+            f"{did_you_mean(one.reference, references)}"
+        )
+    if isinstance(one, Steer | Delete):
+        if one.target.part != "vector" or one.target.site.kind not in STREAM_SITES:
+            raise CircuitGraphError(
+                f"only the residual stream can be added to: expected a site among {', '.join(STREAM_SITES)}, without a part"
+            )
+        _check_target(model, dictionaries, one.write)
+        if isinstance(one, Steer) and one.write.part not in ("feature", "neuron"):
+            raise CircuitGraphError(f"{one.write.name} writes no fixed vector; steer with a feature or a neuron")
+        if isinstance(one, Delete) and one.write.site.output.depth > one.target.site.depth:
+            raise CircuitGraphError(f"{one.write.name} is written after {one.target.site}; there is nothing to delete")
+
+
+def _check_frozen(dictionaries: Dictionaries, one: Intervention, frozen: Collection[Site]) -> None:
+    """A frozen site right behind a changed one would hide the change; at the changed site itself the two add up."""
+    for site in sites_written(dictionaries, one):
+        if site.output != site and site.output in frozen:
+            raise CircuitGraphError(f"it would change nothing, since {site.output} is frozen behind {site}")
+
+
+def _check_conflict(dictionaries: Dictionaries, one: Intervention, other: Intervention) -> None:
+    """CircuitGraphError if both say what one thing is, somewhere."""
+    if isinstance(one, Steer | Delete) or isinstance(other, Steer | Delete):
+        for delete, change in ((one, other), (other, one)):
+            same = isinstance(delete, Delete) and not isinstance(change, Steer | Delete)
+            if same and delete.write.name == change.target.name and delete.target.span.overlaps(change.target.span):  # type: ignore[union-attr]
+                raise CircuitGraphError(
+                    f"interventions {str(one)!r} and {str(other)!r} conflict: what {change.target.name} writes is changed, so"
+                    " deleting it is not defined"
+                )
+        return
+    a, b = one.target, other.target
+    if not a.span.overlaps(b.span) or not set(sites_written(dictionaries, one)) & set(
+        sites_written(dictionaries, other)
+    ):
+        return
+    together = {a.part, b.part} <= {"feature", "error"} or a.part == b.part != "vector"
+    if a.name == b.name or not together:
+        raise CircuitGraphError(
+            f"interventions {str(one)!r} and {str(other)!r} conflict: both say what {a.site} is at the same positions"
+        )

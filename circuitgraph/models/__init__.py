@@ -1,0 +1,1 @@
+"""Models: loading one, running it while reading and replacing activations, its tokens and formulas."""
