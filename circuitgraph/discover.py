@@ -29,7 +29,7 @@ from circuitgraph.edges.table import EdgeTable
 from circuitgraph.edges.trace import QK, Selection, TracedEdges, Tracer, attribute_edges, check_inputs
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.graphs.provenance import graph_facts
-from circuitgraph.graphs.schema import build_graph
+from circuitgraph.graphs.build import build_graph
 from circuitgraph.metrics import MetricFunction, build_metric
 from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import TokenizedPairs, tokenize_pairs
