@@ -253,7 +253,7 @@ def programs_edges(clean, corrupted, count, **settings):
     # integrated, as the MLP's steps are flat at both ends
     pairs = [PromptPair(clean, corrupted, (" a",))]
     traced = trace(model, neurons, pairs, metric=logit, method="integrated", steps=100)
-    return list(traced.edges(**settings).table), float(traced.clean.metric - traced.base.metric)
+    return list(traced.edges(**settings).table), float(traced.clean.metric - traced.corrupted.metric)
 
 
 def by_component(edges):

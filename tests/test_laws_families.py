@@ -469,7 +469,7 @@ def test_every_node_kept_is_the_model_bit_for_bit_and_none_the_corrupted_run(cas
     n_pos = case.tokens.clean.shape[1]
     nothing = circuit_mask(case.model, case.dictionaries, [], n_pos, "remove")
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, nothing)
-    close(family, logits, case.base.logits)
+    close(family, logits, case.corrupted.logits)
     everything = everything_kept(case)
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, everything)
     assert torch.equal(logits, case.clean.logits)

@@ -68,7 +68,9 @@ def build_case(
     known = {
         each: settings[each] for each in ("method", "steps", "rule", "attention", "mlp", "align") if each in settings
     }
-    nodes = Nodes(metric=settings["metric"] if metric is None else metric, baseline=names[0], **known)
+    if objective is None:
+        known["metric"] = settings["metric"] if metric is None else metric
+    nodes = Nodes(baseline=names[0], **known)
     own = graph.graph["provenance"].get("alignment", {}).get("positions", ())
     run = run_attribution(model, dictionaries, pairs, nodes, objective=objective, known_positions=own)
     if nodes.align == "position" and run.tokens.clean.shape[1] != length:
