@@ -15,7 +15,7 @@ PACKAGE = ROOT / "circuitgraph"
 # A module imports only from rows above its own.
 FLOW = [
     {"errors", "shares", "text", "embedded", "circuitgraph_kernels"},
-    {"files", "nodes", "progress", "prompts"},
+    {"settings", "files", "nodes", "progress", "prompts"},
     {"presets", "models", "metrics", "tasks"},
     {"dictionaries", "paths"},
     {"doors"},

@@ -496,7 +496,7 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
         kept = everything_kept(case)
         kept.features[key][pos, feature] = False
         for site in d.sites:
-            writers = [(k, other) for k, other in case.dictionaries.items() if site in other.sites]
+            writers = case.dictionaries.writers(site)
             baseline_nodes, one = node_values(case.model, case.dictionaries, case.base.values), stack_masks([kept])
             edit = _edit(
                 site,
