@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "circuitgraph"
 
 # A module imports only from rows above its own.

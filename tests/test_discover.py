@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.dictionary_kinds import random_dictionary
 
 from circuitgraph.attribution.targets import Probe
 from circuitgraph.discovery import discover
@@ -127,7 +128,6 @@ def test_nonsense_is_refused(tiny_model, tiny_dictionaries, tiny_pairs, settings
 def test_a_dictionary_of_the_residual_stream_stands_between_what_is_below_and_above(
     tiny_model, tiny_dictionaries, tiny_pairs
 ):
-    from conftest import random_dictionary
 
     from circuitgraph.nodes import Node, Site
 
@@ -141,7 +141,6 @@ def test_a_dictionary_of_the_residual_stream_stands_between_what_is_below_and_ab
 
 
 def test_two_dictionaries_of_one_attention_are_refused(tiny_model, tiny_dictionaries, tiny_pairs):
-    from conftest import random_dictionary
 
     from circuitgraph.nodes import Site
 

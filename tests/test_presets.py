@@ -6,8 +6,8 @@ import functools
 
 import pytest
 import torch
-from dictionary_kinds import SETS, dictionary_set, random_kind
-from families import save_family
+from support.dictionary_kinds import SETS, dictionary_set, random_kind
+from support.families import save_family
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discovery import discover

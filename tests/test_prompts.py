@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from support import ROOT
 
 from circuitgraph.discovery import discover
 from circuitgraph.errors import MetricError, PromptError
 from circuitgraph.models.tokens import pairs_of_length, tokenize_pairs
 from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "prompts"
+SHARED = ROOT.parent / "shared" / "data" / "prompts"
 PAIR = PromptPair("The uncle", "The uncles", (" has",), (" have",))
 
 SPELLINGS = {
