@@ -24,9 +24,10 @@ from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.edges.influence import GraphScores, graph_scores, prune_by_influence
 from circuitgraph.edges.influence import node_influence as influence_of
 from circuitgraph.edges.inputs import input_of, input_report
-from circuitgraph.edges.position_sums import POSITIONS, SumTracer, sum_positions, terms
+from circuitgraph.edges.position_sums import POSITIONS, sum_positions, terms
+from circuitgraph.edges.selection import Selection
 from circuitgraph.edges.table import EdgeTable
-from circuitgraph.edges.trace import QK, Selection, TracedEdges, Tracer, attribute_edges, check_inputs
+from circuitgraph.edges.trace import QK, TracedEdges, attribute_edges, check_inputs
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.graphs.provenance import graph_facts
 from circuitgraph.graphs.schema import build_graph
@@ -143,7 +144,7 @@ def discover_circuit(
         qk=qk,
         selection=Selection(edge_threshold * unit, relative_threshold, top_k, max_traced),
         memory=int(memory * (1 << 30)),
-        tracer_type=SumTracer if sums else Tracer,
+        positions=positions,
         progress=progress,
     )
     edges, reports = traced.table, [report, *input_report(traced)]

@@ -16,7 +16,8 @@ from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
 from circuitgraph.discover import discover_circuit
-from circuitgraph.edges.trace import Selection, attribute_edges
+from circuitgraph.edges.selection import Selection
+from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.evaluation.circuits import circuit_mask, node_values, run_with_nodes
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.evaluation.patching import patch_effects

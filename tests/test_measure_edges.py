@@ -16,7 +16,8 @@ from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
 from circuitgraph.attribution.treatment import ComponentTreatment, frozen_components
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.edges.trace import Selection, attribute_edges
+from circuitgraph.edges.selection import Selection
+from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.edge_effects import measure_edges
 from circuitgraph.metrics import Metric
