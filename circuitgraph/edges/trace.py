@@ -324,7 +324,7 @@ class Tracer:
         for block in self.products.of_paths(paths):
             incoming.add(block, node_gradient, rows)
         change = self.change.before(inputs.reads)
-        linear = [path.of_stream(change).sum(2) for path in paths if path.softmax is None]
+        linear = [path.of_stream(change) for path in paths if path.softmax is None]
         self._note(ids, torch.stack(torch.broadcast_tensors(*linear)).sum(0))
 
     def _note(self, ids: Tensor, stream: Tensor) -> None:
