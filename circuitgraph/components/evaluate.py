@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuitgraph.components.run import ComponentRun, component_metrics, component_shape, run_components
 from circuitgraph.components.shape import ComponentScores, component_scores, edge_order, first_edges, prune_edges
-from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
+from circuitgraph.errors import CircuitGraphError, GraphError, PromptError, did_you_mean
 from circuitgraph.evaluation.agreement import Interval, ratio
 from circuitgraph.evaluation.curves import FRACTIONS, ORDERS, area
 from circuitgraph.evaluation.report import interval_text, number_text, plain_values
@@ -30,6 +30,7 @@ from circuitgraph.metrics import MetricFunction, build_metric
 from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
+from circuitgraph.progress import Progress, no_progress
 from circuitgraph.prompts import PromptPair, pairs_to_text
 from circuitgraph.text import table_text
 
@@ -115,7 +116,7 @@ def evaluate_components(
     selection: str = "top-n",
     curves: bool = True,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> ComponentEvaluation:
     """Run the graph's circuit, and circuits of growing size by its scores, on the clean prompts.
 
@@ -140,6 +141,8 @@ def evaluate_components(
     tokens = tokenize_pairs(model, pairs)
     score = build_metric(metric, tokens.answers, tokens.wrong_answers)
     clean = run_components(model, tokens.clean.to(model.device))
+    if tokens.corrupted is None:
+        raise PromptError("the pairs have no corrupted prompts, with which circuits of heads and MLPs are compared")
     corrupted = run_components(model, tokens.corrupted.to(model.device))
     full = score(clean.logits)
     circuit = prune_edges(shape, found.circuit)
@@ -228,7 +231,7 @@ def _curves(
     orders: dict[str, Tensor],
     full: float,
     empty: float,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[EdgeCurve, ...]:
     """One curve per order; MIB's sizes are int(share * number of edges)."""
     n_model = len(orders["absolute"])

@@ -22,15 +22,17 @@ cross-layer transcoder writes at several sites; what stands below the target is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.attribute import Attribution
 from circuitgraph.attribution.tables import FeatureTable, NodeTable
 from circuitgraph.attribution.targets import TargetNode
 from circuitgraph.dictionaries.dictionary import Dictionary
+from circuitgraph.edges.candidates import Candidates
 from circuitgraph.edges.influence import node_influence
 from circuitgraph.edges.position_sums import Groups
 from circuitgraph.edges.products import EdgeProducts, barriers
@@ -43,13 +45,13 @@ from circuitgraph.nodes import Node, Site
 from circuitgraph.paths.input_paths import InputPaths, check_input_site
 from circuitgraph.paths.linear_maps import LinearMap, skip_map
 from circuitgraph.paths.stream import StreamChange
+from circuitgraph.progress import Progress, no_progress
+from circuitgraph.settings import Compute, Edges
 
 QK = ("derivative", "ablate")
 
 # Sites whose value is added to the stream, or is the stream.
 _ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,7 @@ def attribute_edges(
     selection: Selection | None = None,
     positions: str = "each",
     memory: int = 1 << 30,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> TracedEdges:
     """Edges that pass the selection and reach the metric.
 
@@ -117,6 +119,36 @@ def attribute_edges(
     else:
         tracer.trace_most_influential(tracer.selection.max_traced, progress)
     return tracer.result()
+
+
+def trace_edges(
+    run: Attribution, candidates: Candidates, settings: Edges, compute: Compute, progress: Progress = no_progress
+) -> TracedEdges:
+    """The edges between candidates that pass the settings and reach the metric, from the targets down.
+
+    Args:
+        run: Runs, gradients and targets.
+        candidates: The nodes.
+        settings: Which edges stay, and how q and k edges are computed.
+        compute: Its memory bounds what input directions may take at once.
+        progress: Told (stage, steps done, steps in all).
+    """
+    threshold = settings.edge_threshold * run.full_share
+    return attribute_edges(
+        run.model,
+        candidates.columns,
+        run.clean.values,
+        run.stream_gradient,
+        base=run.baseline.values,
+        targets=run.targets,
+        slopes=run.slopes,
+        maps=list(run.frozen.values()),
+        qk=settings.qk,
+        selection=Selection(threshold, settings.relative_threshold, settings.top_k, settings.max_traced),
+        memory=int(compute.memory * (1 << 30)),
+        positions=settings.positions,
+        progress=progress,
+    )
 
 
 def check_inputs(model: Model, dictionaries: Iterable[Dictionary], qk: str = "derivative") -> None:
@@ -215,7 +247,13 @@ class Tracer:
                     incoming, paths, target.vector[None], target.node.pos, weights[:, here], row, ids[here]
                 )
                 self._select(ids[here], incoming)
-        local = torch.stack([t.clean if self.change.baseline is None else t.clean - t.baseline for t in targets], 1)
+        local = torch.stack(
+            [
+                t.clean if self.change.baseline is None or t.corrupted is None else t.clean - t.corrupted
+                for t in targets
+            ],
+            1,
+        )
         self.weights[first:-1] = weights.mean(0).to("cpu", torch.float64)
         weight = weights * local
         metric_ids = torch.full_like(ids, len(self.nodes) - 1)
