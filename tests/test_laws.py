@@ -18,7 +18,8 @@ from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import baseline_of, run_clean, run_corrupted, sites_of
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discovery import discover
-from circuitgraph.edges.trace import Selection, attribute_edges
+from circuitgraph.edges.selection import Selection
+from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.evaluation.circuits import circuit_mask, node_values, run_with_nodes
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.evaluation.patching import patch_effects

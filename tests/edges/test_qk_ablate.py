@@ -24,7 +24,7 @@ from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
-from circuitgraph.paths.input_paths import Softmax
+from circuitgraph.paths.softmax import Softmax
 from circuitgraph.prompts import PromptPair
 from circuitgraph_kernels import SaeWeights
 

@@ -14,7 +14,8 @@ from test_laws import build_case
 from circuitgraph.attribution.attribute import run_attribution
 from circuitgraph.attribution.treatment import ComponentTreatment
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.edges.trace import Selection, attribute_edges
+from circuitgraph.edges.selection import Selection
+from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.edge_effects import measure_edges
 from circuitgraph.metrics import Metric
