@@ -15,10 +15,10 @@ from test_cli import model as model_options
 from test_cli import run, workplace  # noqa: F401
 
 from circuitgraph.components.evaluate import component_evaluation_text, evaluate_components
-from circuitgraph.components.run import component_metrics, component_shape, run_component_circuits, run_components
+from circuitgraph.components.run import ComponentCircuits, component_shape, run_component_circuits, run_components
 from circuitgraph.components.shape import ComponentShape, component_scores, edge_order, first_edges, prune_edges
 from circuitgraph.errors import CircuitGraphError, GraphError, ModelError
-from circuitgraph.evaluation.curves import FRACTIONS
+from circuitgraph.evaluation.conditions import FRACTIONS
 from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
 from circuitgraph.formats import import_graph, read_graph, write_graph
 from circuitgraph.formats.eap import component_edges, component_names, value_from_eap
@@ -145,9 +145,10 @@ def test_many_circuits_and_examples_are_those_run_one_by_one(tiny_model, monkeyp
     edges, generator = component_shape(tiny_model).edges(), torch.Generator().manual_seed(0)
     circuits = [edges & (torch.rand(edges.shape, generator=generator) < 0.7) for _ in range(5)]
     metric = Metric("first", lambda logits: logits[:, -1, 3])
-    together = component_metrics(tiny_model, clean, other.written, metric, circuits)
+    runner = ComponentCircuits(tiny_model, clean, other, metric)
+    together = runner.metric_of(circuits, "corrupted")
     monkeypatch.setattr("circuitgraph.components.run._ELEMENTS", 1)
-    alone = component_metrics(tiny_model, clean, other.written, metric, circuits)
+    alone = runner.metric_of(circuits, "corrupted")
     assert torch.allclose(together, alone, atol=1e-12, rtol=0) and len(set(together.flatten().tolist())) == 10
 
 
@@ -299,7 +300,7 @@ def naive_metric(model, pairs, circuit, baseline="corrupted"):
 def test_faithfulness_and_completeness_are_those_of_naive_runs(evaluated, tiny_model, tiny_pairs):
     graph, evaluation = evaluated
     found = component_scores(graph)
-    rows = {row.baseline: row for row in evaluation.settings}
+    rows = {row.baseline: row for row in evaluation.conditions}
     assert list(rows) == ["corrupted", "zero", "mean", "resample"] and evaluation.n_given == int(found.circuit.sum())
     edges = found.shape.edges()
     full = naive_metric(tiny_model, tiny_pairs, edges)
@@ -314,7 +315,7 @@ def test_faithfulness_and_completeness_are_those_of_naive_runs(evaluated, tiny_m
         )
         assert row.faithfulness.value == pytest.approx((inside - empty) / (full - empty), abs=1e-9)
         assert abs(inside - empty) > 1e-3 < abs(inside - full)
-    assert len({row.metric_circuit for row in evaluation.settings}) == 4
+    assert len({row.metric_circuit for row in evaluation.conditions}) == 4
 
 
 def test_the_evidence_goes_into_the_graphs_file_and_its_page(evaluated, tmp_path):
@@ -323,7 +324,7 @@ def test_the_evidence_goes_into_the_graphs_file_and_its_page(evaluated, tmp_path
     write_graph(with_evidence, tmp_path / "graph.json")
     found = read_graph(tmp_path / "graph.json").graph["evidence"]
     assert "evidence" not in graph.graph and found == json.loads(json.dumps(evaluation.summary()))
-    first = evaluation.settings[0]
+    first = evaluation.conditions[0]
     assert found["faithfulness"] == first.faithfulness.value != 0 and found["baseline"] == first.baseline == "corrupted"
     assert found["prompts"] == evaluation.prompts and found["cpr"] == evaluation.cpr
     assert f"{found['faithfulness']:.0%}".replace("-", "\u2212") in render_html(with_evidence)
@@ -352,7 +353,7 @@ def test_cpr_and_cmd_are_the_areas_of_naive_runs_at_mibs_sizes(evaluated, tiny_m
 def test_greedy_circuits_waste_fewer_edges_and_the_report_says_so(evaluated, tiny_model, tiny_pairs):
     graph, evaluation = evaluated
     greedy = evaluate_components(graph, tiny_model, tiny_pairs, baselines=["corrupted"], selection="greedy", seed=2)
-    kept = [[point.n_edges for point in found.curves[0].points] for found in (evaluation, greedy)]
+    kept = [[point.n_kept for point in found.curves[0].points] for found in (evaluation, greedy)]
     assert sum(kept[1]) > sum(kept[0]) and greedy.cpr != evaluation.cpr
     text = component_evaluation_text(greedy)
     for part in ("CPR", "CMD", "over edges, greedy, baseline corrupted", "of 46 edges", "complement_faithfulness"):
@@ -365,7 +366,7 @@ def test_a_pruned_graph_is_a_circuit_without_a_curve(evaluated, tiny_model, tiny
     small = graph.copy()
     small.remove_edges_from([(u, v, k) for u, v, k, kept in graph.edges(keys=True, data="in_graph") if not kept])
     found = evaluate_components(small, tiny_model, tiny_pairs, seed=2)
-    assert found.settings == evaluation.settings and found.curves == () and found.cpr is None
+    assert found.conditions == evaluation.conditions and found.curves == () and found.cpr is None
     assert f"the graph has {small.number_of_edges()}" in component_evaluation_text(found)
 
 
@@ -373,8 +374,8 @@ def test_prompts_that_are_the_same_have_no_faithfulness(evaluated, tiny_model, t
     """The two runs differ by roundings, of which no share is taken."""
     same = [replace(pair, corrupted=pair.clean) for pair in tiny_pairs]
     found = evaluate_components(evaluated[0], tiny_model, same, baselines=["corrupted", "zero"])
-    assert found.settings[0].faithfulness is None and found.settings[0].complement_faithfulness is None
-    assert found.settings[1].faithfulness is not None and found.cpr is None and found.cmd is None
+    assert found.conditions[0].faithfulness is None and found.conditions[0].complement_faithfulness is None
+    assert found.conditions[1].faithfulness is not None and found.cpr is None and found.cmd is None
 
 
 def test_what_cannot_be_evaluated_is_refused(evaluated, tiny_model, tiny_pairs, tmp_path):
@@ -386,7 +387,7 @@ def test_what_cannot_be_evaluated_is_refused(evaluated, tiny_model, tiny_pairs, 
     with pytest.raises(CircuitGraphError, match="baseline 'mean' needs at least two pairs; got 1"):
         evaluate_components(graph, tiny_model, tiny_pairs[:1], baselines=["mean"])
     with pytest.raises(GraphError, match="measured by its edges: use evaluate_components"):
-        evaluate_circuit(graph, tiny_model, {})
+        evaluate_circuit(graph, tiny_model, None)
     value = component_graph(tiny_model)
     value["cfg"]["n_layers"] = 3
     with pytest.raises(

@@ -15,8 +15,8 @@ from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.discover import discover_circuit
 from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError, GraphError
-from circuitgraph.evaluation.agreement import auroc, compare, ranks, ratio
-from circuitgraph.evaluation.curves import FRACTIONS, Curve, Point, cmd, cpr
+from circuitgraph.evaluation.agreement import auroc, compare, pearson, spearman
+from circuitgraph.evaluation.conditions import FRACTIONS, Curve, Point, cmd, cpr, ratio
 from circuitgraph.evaluation.edge_effects import measure_edges
 from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
 from circuitgraph.evaluation.report import evaluation_text
@@ -50,7 +50,16 @@ def test_agreement_that_is_undefined_is_none():
 
 
 def test_equal_values_share_their_ranks():
-    assert ranks(torch.tensor([5.0, 1.0, 5.0, 7.0])).tolist() == [1.5, 0.0, 1.5, 3.0]
+    """Ranks 1.5 0 1.5 3 and 0 1 2 3: their differences from the mean 1.5 are 0 -1.5 0 1.5 and -1.5 -.5 .5 1.5."""
+    values = spearman(torch.tensor([5.0, 1.0, 5.0, 7.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert values == pytest.approx((0.75 + 2.25) / (4.5 * 5) ** 0.5)
+
+
+def test_the_correlation_with_numbers_that_are_all_equal_is_undefined():
+    """0.1 has no exact mean in floating point, so that a variance of roundings could be taken for one."""
+    equal, other = torch.full((7,), 0.1, dtype=torch.float64), torch.arange(7.0, dtype=torch.float64)
+    assert pearson(equal, other) is None and spearman(other, equal) is None
+    assert pearson(other[:1], other[:1]) is None and spearman(other[:0], other[:0]) is None
 
 
 def test_auroc_is_the_share_of_pairs_in_order():
@@ -77,7 +86,7 @@ def test_the_bootstrap_brackets_the_ratio_and_depends_on_nothing_but_the_seed():
 
 def test_cpr_and_cmd_are_mibs_areas():
     """Their trapezoids over the listed percentages, on the linear axis."""
-    curve = Curve("signed", tuple(Point(f, 0, 2 * f, 0.0) for f in FRACTIONS))
+    curve = Curve("signed", tuple(Point(f, 0, 0, 2 * f, 0.0) for f in FRACTIONS))
     assert cpr(curve) == pytest.approx(1 - 0.001**2)  # the integral of 2 x
     # |1 - 2 x| is linear between the points, of which 0.5 is one
     assert cmd(curve) == pytest.approx((0.499 * 0.998 + 0.5 * 1) / 2)
@@ -110,7 +119,7 @@ def test_faithfulness_and_completeness_are_those_of_the_naive_runs(trained):
     empty = naive.metric(lambda node: False)
     assert naive.metric(lambda node: True) == pytest.approx(full, abs=1e-9)
     assert evaluation.metric_empty == pytest.approx(empty, abs=1e-9) and full - empty > 1
-    by_errors = {row.errors: row for row in evaluation.settings if row.baseline == "corrupted"}
+    by_errors = {row.errors: row for row in evaluation.conditions if row.baseline == "corrupted"}
     keeps = {
         "keep": (lambda n: n.kind == "error" or n in circuit, lambda n: n.kind == "error" or n not in circuit),
         "circuit": (lambda n: n in circuit, lambda n: n not in circuit),
@@ -122,7 +131,7 @@ def test_faithfulness_and_completeness_are_those_of_the_naive_runs(trained):
         assert row.metric_complement == pytest.approx(naive.metric(outside), abs=1e-9), errors
         assert row.faithfulness.value == pytest.approx((row.metric_circuit - empty) / (full - empty))
         assert row.complement_faithfulness.value == pytest.approx((row.metric_complement - empty) / (full - empty))
-    assert len({row.metric_circuit for row in evaluation.settings}) >= 3
+    assert len({row.metric_circuit for row in evaluation.conditions}) >= 3
     assert by_errors["residual"].metric_circuit == by_errors["remove"].metric_circuit  # no residual dictionaries here
 
 
@@ -173,11 +182,11 @@ def evaluation(tiny_graph, tiny_model, tiny_dictionaries):
 
 
 def test_every_baseline_is_measured_with_every_treatment_of_errors(evaluation):
-    rows = [(row.baseline, row.errors) for row in evaluation.settings]
+    rows = [(row.baseline, row.errors) for row in evaluation.conditions]
     errors = ["keep", "circuit", "residual", "remove"]
     assert rows == [(b, e) for b in ("corrupted", "zero", "mean", "resample") for e in errors]
-    assert len({row.metric_circuit for row in evaluation.settings}) >= 12
-    assert all(row.faithfulness.low <= row.faithfulness.high for row in evaluation.settings)
+    assert len({row.metric_circuit for row in evaluation.conditions}) >= 12
+    assert all(row.faithfulness.low <= row.faithfulness.high for row in evaluation.conditions)
 
 
 def test_with_two_pairs_resampling_is_the_corrupted_run_of_the_other(
@@ -190,8 +199,8 @@ def test_with_two_pairs_resampling_is_the_corrupted_run_of_the_other(
         type(first)(second.clean, first.corrupted, second.answers, second.wrong_answers),
     ]
     other = evaluate_circuit(tiny_graph[1], tiny_model, tiny_dictionaries, pairs=crossed, n_patched=5)
-    resampled = {row.errors: row for row in evaluation.settings if row.baseline == "resample"}
-    corrupted = [row for row in other.settings if row.baseline == "corrupted"]
+    resampled = {row.errors: row for row in evaluation.conditions if row.baseline == "resample"}
+    corrupted = [row for row in other.conditions if row.baseline == "corrupted"]
     assert len(corrupted) == len(resampled) >= 3
     for row in corrupted:
         assert row.metric_circuit == pytest.approx(resampled[row.errors].metric_circuit, abs=1e-9)
@@ -204,7 +213,7 @@ def test_curves_end_at_the_whole_model_and_the_orders_differ(evaluation):
     for curve in evaluation.curves:
         assert curve.points[-1].faithfulness == pytest.approx(1, abs=1e-9)
         assert curve.points[-1].complement_faithfulness == pytest.approx(0, abs=1e-9)
-        assert curve.points[0].n_nodes == 0 and curve.points[0].complement_faithfulness == pytest.approx(1, abs=1e-9)
+        assert curve.points[0].n_chosen == 0 and curve.points[0].complement_faithfulness == pytest.approx(1, abs=1e-9)
     assert evaluation.cpr == cpr(signed) and evaluation.cmd == cmd(absolute) and evaluation.cmd < cmd(drawn)
 
 
@@ -216,9 +225,9 @@ def test_a_point_of_the_curve_is_the_circuit_of_that_many_nodes(tiny_graph, tiny
         (key for key, kind in whole.nodes(data="kind") if kind != "metric"),
         key=lambda key: -abs(whole.nodes[key]["attribution"]),
     )
-    graph = whole.subgraph([*keys[: point.n_nodes], "metric@5"]).copy()
+    graph = whole.subgraph([*keys[: point.n_chosen], "metric@5"]).copy()
     alone = evaluate_circuit(graph, tiny_model, tiny_dictionaries, n_patched=1)
-    assert point.n_nodes > 10 and alone.faithfulness_errors_of_circuit == pytest.approx(point.faithfulness, abs=1e-9)
+    assert point.n_chosen > 10 and alone.faithfulness_errors_of_circuit == pytest.approx(point.faithfulness, abs=1e-9)
 
 
 def test_noising_and_denoising_go_from_corrupted_to_clean(

@@ -15,6 +15,7 @@ from circuitgraph.cli.options import (
     defaults_of,
     device_option,
     load_all,
+    loading_options,
     model_options,
     option,
     progress_bar,
@@ -34,13 +35,14 @@ _FREEZE = click.option(
 
 
 def _graph_and_model(command: Any) -> Any:
-    """GRAPH [PROMPTS] --model --dictionaries and what chooses among the prompts."""
+    """GRAPH [PROMPTS] --model --dictionaries, how they are loaded, and what chooses among the prompts."""
     for decorate in (
         click.option(
             "--seed", default=0, show_default=True, help="Seed of draws, resampling, bootstrap, random order."
         ),
         click.option("--examples", type=click.IntRange(min=1), help="Use only this many pairs, drawn at random."),
         click.option("--length", type=int, help="Use only pairs of this many tokens."),
+        loading_options,
         model_options,
         click.argument("prompts", required=False, type=click.Path(path_type=Path)),
         click.argument("graph", type=click.Path(path_type=Path)),
@@ -80,6 +82,8 @@ def evaluate(
     length: int | None,
     examples: int | None,
     seed: int,
+    dtype: str,
+    lazy: bool,
     output: Path,
     plots: Path | None,
     baselines: tuple[str, ...],
@@ -113,7 +117,8 @@ def evaluate(
         raise PromptError(f"{graph} is a graph of heads and MLPs, which names no prompts; give PROMPTS behind it")
     with progress_bar(quiet) as progress:
         sources = () if components else dictionaries
-        loaded, found, pairs = load_all(prompts, model, sources, length, examples, seed, device, progress)
+        how: dict[str, Any] = {"dtype": dtype, "lazy": lazy}
+        loaded, found, pairs = load_all(prompts, model, sources, length, examples, seed, device, progress, **how)
         common: dict[str, Any] = {"baselines": baselines or None, "curves": curves, "seed": seed, "progress": progress}
         result: Any
         if components:
@@ -146,6 +151,8 @@ def measure(
     length: int | None,
     examples: int | None,
     seed: int,
+    dtype: str,
+    lazy: bool,
     output: Path,
     device: str | None,
     quiet: bool,
@@ -160,10 +167,10 @@ def measure(
     check_writable(output)
     circuit = import_graph(graph)
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress)
-        write_graph(
-            measure_graph(circuit, loaded, found, pairs=pairs, seed=seed, progress=progress, **settings), output
-        )
+        how: dict[str, Any] = {"dtype": dtype, "lazy": lazy}
+        loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress, **how)
+        measured = measure_graph(circuit, loaded, found, pairs=pairs, seed=seed, progress=progress, **settings)
+        write_graph(measured, output)
     click.echo(output)
 
 

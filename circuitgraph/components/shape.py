@@ -143,17 +143,22 @@ def _component(shape: ComponentShape, key: str) -> Node:
     return node
 
 
+def check_selection(selection: str) -> None:
+    """CircuitGraphError for a way of choosing edges that is unknown."""
+    if selection not in SELECTIONS:
+        raise CircuitGraphError(
+            f"selection {selection!r} is unknown; expected one of {', '.join(SELECTIONS)}."
+            f"{did_you_mean(selection, SELECTIONS)}"
+        )
+
+
 def edge_order(shape: ComponentShape, scores: Tensor, *, absolute: bool, selection: str = "top-n") -> Tensor:
     """The edges as flat indices, in the order in which circuits of growing size take them.
 
     top-n: by score (or |score|), the largest first. greedy: the largest first among those into logits or into a component
     that an edge before it starts from, as EAP-IG's greedy search does.
     """
-    if selection not in SELECTIONS:
-        raise CircuitGraphError(
-            f"selection {selection!r} is unknown; expected one of {', '.join(SELECTIONS)}."
-            f"{did_you_mean(selection, SELECTIONS)}"
-        )
+    check_selection(selection)
     exists = shape.edges()
     values = (scores.abs() if absolute else scores).masked_fill(~exists, -torch.inf).flatten()
     ranked = values.argsort(descending=True, stable=True)[: int(exists.sum())]
