@@ -14,9 +14,17 @@ from families import FAMILIES, TOKENS, save_family
 from test_cli import model as model_options
 from test_cli import run, workplace  # noqa: F401
 
+from circuitgraph.components.edge_masks import (
+    all_edges,
+    component_scores,
+    edge_order,
+    first_edges,
+    owners,
+    prune_edges,
+)
 from circuitgraph.components.evaluate import component_evaluation_text, evaluate_components
 from circuitgraph.components.run import ComponentCircuits, component_shape, run_component_circuits, run_components
-from circuitgraph.components.shape import ComponentShape, component_scores, edge_order, first_edges, prune_edges
+from circuitgraph.components.shape import ComponentShape
 from circuitgraph.errors import CircuitGraphError, GraphError, ModelError
 from circuitgraph.evaluation.conditions import FRACTIONS
 from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
@@ -119,7 +127,7 @@ def family(request, tmp_path_factory):
 def test_all_edges_are_the_model_and_none_the_other_run(family):
     model, atol = family
     clean, other = run_components(model, TOKENS), run_components(model, OTHER)
-    edges = component_shape(model).edges()
+    edges = all_edges(component_shape(model))
     whole, nothing = run_component_circuits(model, clean, other.written, torch.stack([edges, edges & False]))
     assert torch.allclose(whole, model.run(TOKENS)[0], atol=atol, rtol=0)
     assert torch.allclose(nothing, model.run(OTHER)[0], atol=atol, rtol=0)
@@ -129,7 +137,7 @@ def test_all_edges_are_the_model_and_none_the_other_run(family):
 def test_circuits_are_those_of_the_naive_runs(family):
     model, atol = family
     clean, other = run_components(model, TOKENS), run_components(model, OTHER)
-    edges, generator = component_shape(model).edges(), torch.Generator().manual_seed(3)
+    edges, generator = all_edges(component_shape(model)), torch.Generator().manual_seed(3)
     circuits = [edges & (torch.rand(edges.shape, generator=generator) < share) for share in (0.5, 0.9)]
     found = run_component_circuits(model, clean, other.written, torch.stack(circuits))
     naive_other = Naive(model, OTHER, edges)
@@ -142,7 +150,7 @@ def test_circuits_are_those_of_the_naive_runs(family):
 
 def test_many_circuits_and_examples_are_those_run_one_by_one(tiny_model, monkeypatch):
     clean, other = run_components(tiny_model, TOKENS), run_components(tiny_model, OTHER)
-    edges, generator = component_shape(tiny_model).edges(), torch.Generator().manual_seed(0)
+    edges, generator = all_edges(component_shape(tiny_model)), torch.Generator().manual_seed(0)
     circuits = [edges & (torch.rand(edges.shape, generator=generator) < 0.7) for _ in range(5)]
     metric = Metric("first", lambda logits: logits[:, -1, 3])
     runner = ComponentCircuits(tiny_model, clean, other, metric)
@@ -200,10 +208,10 @@ def test_the_matrix_has_the_edges_of_eap(parallel):
     shape = ComponentShape(3, 2, parallel)
     rows, place = list(component_names(3, 2)), columns(shape)
     expected = {(rows.index(s), place[t, letter]) for s, t, letter in component_edges(3, 2, parallel)}
-    assert {tuple(edge) for edge in shape.edges().nonzero().tolist()} == expected
+    assert {tuple(edge) for edge in all_edges(shape).nonzero().tolist()} == expected
     assert (shape.n_writers, shape.n_readers) == (len(rows) - 1, len(place))
-    owners = shape.owners().tolist()
-    assert all(owners[i] == (-1 if name == "logits" else rows.index(name)) for (name, _), i in place.items())
+    writers = owners(shape).tolist()
+    assert all(writers[i] == (-1 if name == "logits" else rows.index(name)) for (name, _), i in place.items())
 
 
 def naive_circuit(shape, scores, n, absolute, greedy):
@@ -239,7 +247,7 @@ def test_edges_are_chosen_and_pruned_as_one_would_by_hand(absolute, selection):
         assert torch.equal(found, naive_circuit(shape, scores, n, absolute, selection == "greedy"))
         sizes.append(int(found.sum()))
     assert sizes[0] == 0 < sizes[2] < 8 < sizes[4] < 30 or sizes[-1] == 42
-    assert sorted(order.tolist()) == shape.edges().flatten().nonzero()[:, 0].tolist()
+    assert sorted(order.tolist()) == all_edges(shape).flatten().nonzero()[:, 0].tolist()
 
 
 def test_on_the_real_graph_as_many_edges_are_left_as_in_eap_ig():
@@ -284,7 +292,7 @@ def evaluated(tiny_model, tiny_pairs):
 def naive_metric(model, pairs, circuit, baseline="corrupted"):
     """The mean logit difference of a circuit, edge by edge, naively."""
     ids = {side: torch.tensor([model.tokens(getattr(p, side)) for p in pairs]) for side in ("clean", "corrupted")}
-    other = Naive(model, ids["corrupted"], component_shape(model).edges())
+    other = Naive(model, ids["corrupted"], all_edges(component_shape(model)))
     other.run(None)
     values = other.own
     if baseline == "mean":
@@ -302,7 +310,7 @@ def test_faithfulness_and_completeness_are_those_of_naive_runs(evaluated, tiny_m
     found = component_scores(graph)
     rows = {row.baseline: row for row in evaluation.conditions}
     assert list(rows) == ["corrupted", "zero", "mean", "resample"] and evaluation.n_given == int(found.circuit.sum())
-    edges = found.shape.edges()
+    edges = all_edges(found.shape)
     full = naive_metric(tiny_model, tiny_pairs, edges)
     circuit = prune_edges(found.shape, found.circuit)
     assert evaluation.metric_clean == pytest.approx(full, abs=1e-9) and evaluation.n_edges == int(circuit.sum())
@@ -333,8 +341,8 @@ def test_the_evidence_goes_into_the_graphs_file_and_its_page(evaluated, tmp_path
 def test_cpr_and_cmd_are_the_areas_of_naive_runs_at_mibs_sizes(evaluated, tiny_model, tiny_pairs):
     graph, evaluation = evaluated
     found = component_scores(graph)
-    full = naive_metric(tiny_model, tiny_pairs, found.shape.edges())
-    empty = naive_metric(tiny_model, tiny_pairs, found.shape.edges() & False)
+    full = naive_metric(tiny_model, tiny_pairs, all_edges(found.shape))
+    empty = naive_metric(tiny_model, tiny_pairs, all_edges(found.shape) & False)
     areas = []
     for absolute in (False, True):
         values = []

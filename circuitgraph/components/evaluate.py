@@ -18,16 +18,17 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.components.run import ComponentCircuits, component_shape, run_components
-from circuitgraph.components.shape import (
+from circuitgraph.components.edge_masks import (
     ComponentScores,
-    ComponentShape,
+    all_edges,
     check_selection,
     component_scores,
     edge_order,
     first_edges,
     prune_edges,
 )
+from circuitgraph.components.run import ComponentCircuits, component_shape, run_components
+from circuitgraph.components.shape import ComponentShape
 from circuitgraph.doors import ModelLike, PairsLike, as_model, as_pairs
 from circuitgraph.errors import GraphError
 from circuitgraph.evaluation.conditions import (
@@ -114,7 +115,7 @@ def evaluate_components(
     corrupted = run_components(model, tokens.corrupted.to(model.device)) if has_corrupted else None
     runner = ComponentCircuits(model, clean, corrupted, score, seed)
 
-    exists = scores.shape.edges()
+    exists = all_edges(scores.shape)
     circuit = prune_edges(scores.shape, scores.circuit)
     complement = prune_edges(scores.shape, exists & ~circuit)
     nothing = torch.zeros_like(exists)

@@ -62,16 +62,13 @@ def run_components(model: Model, tokens: Tensor) -> ComponentRun:
     sites = {Site("resid_pre", 0), *scores, *(site for layer in layers for site in model.attention_sites(layer))}
     logits, values = model.run(tokens, record=sorted(sites))
     states = [model.attention_state(layer, values) for layer in layers]
-    # masks add the smallest number of the model's type; a float32 mask may stand in a float64 model
-    bottom = max(-1e30, torch.finfo(model.dtype).min / 2)
-    hidden = [values[site][0, 0] < bottom for site in scores]
+    hidden = [values[site][0, 0] < model.hidden_below for site in scores]
     start = values[Site("resid_pre", 0)]
     shape = component_shape(model)
     nothing = start.new_zeros(shape.n_writers, *start.shape)
     run = ComponentRun(tokens, start[None], logits, states, hidden)
-    again, change = _forward(
-        model, run, nothing, torch.ones(1, *shape.edges().shape, dtype=torch.bool).to(start.device)
-    )
+    every = torch.ones(1, shape.n_writers, shape.n_readers, dtype=torch.bool, device=start.device)
+    again, change = _forward(model, run, nothing, every)
     missing_by = float((again[0] - logits).abs().max())
     if missing_by > _ROUNDINGS * model.eps * float(logits.abs().max()):
         raise ModelError(
