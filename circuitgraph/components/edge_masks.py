@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from circuitgraph.components.shape import INPUTS, ComponentShape
-from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
+from circuitgraph.errors import GraphError
 from circuitgraph.nodes import Node
-
-SELECTIONS = ("top-n", "greedy")
 
 
 def all_edges(shape: ComponentShape) -> Tensor:
@@ -93,15 +91,6 @@ def _component(shape: ComponentShape, key: str) -> Node:
     return node
 
 
-def check_selection(selection: str) -> None:
-    """CircuitGraphError for a way of choosing edges that is unknown."""
-    if selection not in SELECTIONS:
-        raise CircuitGraphError(
-            f"selection {selection!r} is unknown; expected one of {', '.join(SELECTIONS)}."
-            f"{did_you_mean(selection, SELECTIONS)}"
-        )
-
-
 def edge_order(shape: ComponentShape, scores: Tensor, *, absolute: bool, selection: str = "top-n") -> Tensor:
     """The edges as flat indices, in the order in which circuits of growing size take them.
 
@@ -111,10 +100,7 @@ def edge_order(shape: ComponentShape, scores: Tensor, *, absolute: bool, selecti
         absolute: Whether |score| counts in place of the score.
         selection: "top-n", the largest first, or "greedy", the largest first among those into logits or into a component
             that an edge before it starts from, as EAP-IG's greedy search does.
-
-    Raises CircuitGraphError for another selection.
     """
-    check_selection(selection)
     exists = all_edges(shape)
     values = (scores.abs() if absolute else scores).masked_fill(~exists, -torch.inf).flatten()
     ranked = values.argsort(descending=True, stable=True)[: int(exists.sum())]

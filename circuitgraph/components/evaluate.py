@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import torch
@@ -21,15 +22,14 @@ from torch import Tensor
 from circuitgraph.components.edge_masks import (
     ComponentScores,
     all_edges,
-    check_selection,
     component_scores,
     edge_order,
     first_edges,
     prune_edges,
 )
-from circuitgraph.components.run import ComponentCircuits, component_shape, run_components
+from circuitgraph.components.run import component_circuits, component_shape
 from circuitgraph.components.shape import ComponentShape
-from circuitgraph.doors import ModelLike, PairsLike, as_model, as_pairs
+from circuitgraph.doors import ModelLike, PairsLike, as_model, as_pairs, choose_pairs
 from circuitgraph.errors import GraphError
 from circuitgraph.evaluation.conditions import (
     ORDERS,
@@ -42,10 +42,10 @@ from circuitgraph.evaluation.conditions import (
     total_effect,
 )
 from circuitgraph.evaluation.report import Evidence, conditions_table, curves_lines, prompts_text
-from circuitgraph.metrics import MetricFunction, build_metric
 from circuitgraph.models.model import Model
-from circuitgraph.models.tokens import tokenize_pairs
+from circuitgraph.progress import Progress, no_progress
 from circuitgraph.prompts import pairs_to_text
+from circuitgraph.settings import ComponentEvaluating, as_record, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,6 @@ class ComponentEvaluation(Evidence):
     have a score. The curves, over shares of the model's edges, need a score for every edge.
     """
 
-    metric: str
-    selection: str
     n_model: int
     n_scored: int
     n_given: int
@@ -70,14 +68,12 @@ class ComponentEvaluation(Evidence):
 def evaluate_components(
     graph: nx.MultiDiGraph,
     model: ModelLike,
-    pairs: PairsLike,
+    prompts: PairsLike,
     *,
-    metric: str | MetricFunction = "logit_difference",
     baselines: Sequence[str] | None = None,
-    selection: str = "top-n",
-    curves: bool = True,
-    seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    settings: ComponentEvaluating | None = None,
+    progress: Progress = no_progress,
+    **changes: Any,
 ) -> ComponentEvaluation:
     """Run the graph's circuit, and circuits of growing size by its scores, on the clean prompts.
 
@@ -86,61 +82,51 @@ def evaluate_components(
 
     Args:
         graph: A graph of components, as EAP-IG and MIB files are read.
-        model: The model that it is of: loaded, a name, a folder, or a model of TransformerLens.
-        pairs: The prompts.
-        metric: The metric's name, or a function of logits.
+        model: The model that it is of, in any form that `discover` takes.
+        prompts: The prompts, likewise.
         baselines: What dropped edges bring: the corrupted run (MIB's), nothing (zero), the mean over the corrupted prompts
             per position, or the corrupted run of another pair (resample). The first one is that of the curves; None for all
             that the prompts allow.
-        selection: How circuits of growing size take their edges, "top-n" or "greedy", as in EAP-IG.
-        curves: Whether to run circuits of growing size.
-        seed: Of resampling, bootstrap and random order.
+        settings: The metric, and how circuits of growing size are chosen; None for the defaults.
         progress: Told (stage, steps done, steps in all).
+        **changes: Fields of `settings.ComponentEvaluating` over `settings`: metric, selection, curves, length, examples,
+            seed.
 
-    Raises GraphError for a graph that is not of components, or not of this model's, and a CircuitGraphError for a selection,
-    baselines or prompts that do not fit.
+    Raises GraphError for a graph that is not of components, or not of this model's, and a CircuitGraphError for settings,
+    baselines or prompts that do not fit, before the model runs.
     """
-    scores = component_scores(graph)
-    check_selection(selection)
-    pairs = as_pairs(pairs)
-    has_corrupted = all(pair.corrupted is not None for pair in pairs)
-    names = choose_baselines(baselines, len(pairs), corrupted=has_corrupted)
+    chosen = resolve(ComponentEvaluating, settings, changes)
+    scores, given = component_scores(graph), as_pairs(prompts)
     model = as_model(model)
     _check_shape(scores, graph, model)
+    pairs = choose_pairs(given, model, chosen)
+    names = choose_baselines(baselines, len(pairs), corrupted=all(pair.corrupted is not None for pair in pairs))
 
     progress("running the model", 0, 1)
-    tokens = tokenize_pairs(model, pairs)
-    score = build_metric(metric, tokens.answers, tokens.wrong_answers)
-    clean = run_components(model, tokens.clean.to(model.device))
-    corrupted = run_components(model, tokens.corrupted.to(model.device)) if has_corrupted else None
-    runner = ComponentCircuits(model, clean, corrupted, score, seed)
-
+    runner = component_circuits(model, pairs, chosen.metric, seed=chosen.seed)
     exists = all_edges(scores.shape)
     circuit = prune_edges(scores.shape, scores.circuit)
     complement = prune_edges(scores.shape, exists & ~circuit)
     nothing = torch.zeros_like(exists)
-    conditions = measure_conditions(runner, names, {None: (circuit, complement)}, nothing, seed=seed)
+    conditions = measure_conditions(runner, names, {None: (circuit, complement)}, nothing, seed=chosen.seed)
     full, empty = float(runner.clean_metric.mean()), conditions[0].metric_empty
     total = total_effect(full, empty, runner.rounding)
-    sizes: tuple[Curve, ...] = ()
-    if curves and total is not None and bool((scores.scored == exists).all()):
-        orders = _sized_circuits(scores, selection, seed)
+    curves: tuple[Curve, ...] = ()
+    if chosen.curves and total is not None and bool((scores.scored == exists).all()):
+        orders = _sized_circuits(scores, chosen.selection, chosen.seed)
         stage = "circuits of growing size"
-        sizes = size_curves(runner, names[0], orders, empty, total, lambda done, of: progress(stage, done, of))
+        curves = size_curves(runner, names[0], orders, empty, total, lambda done, of: progress(stage, done, of))
     return ComponentEvaluation(
-        metric=score.name,
-        selection=selection,
         prompts=hashlib.sha256(pairs_to_text(pairs).encode()).hexdigest(),
-        seed=seed,
+        settings=as_record(chosen) | {"metric": runner.metric.name},
         n_examples=len(pairs),
-        length=tokens.clean.shape[1],
         n_model=int(exists.sum()),
         n_scored=int(scores.scored.sum()),
         n_given=int(scores.circuit.sum()),
         n_edges=int(circuit.sum()),
         metric_clean=full,
         conditions=conditions,
-        curves=sizes,
+        curves=curves,
     )
 
 
@@ -155,10 +141,10 @@ def component_evaluation_text(evaluation: ComponentEvaluation, *, short: bool = 
     lines = [
         f"circuit    {e.n_edges} of {e.n_model} edges ({e.n_given} given, the others on no path from input to logits);"
         f" {prompts_text(e)}",
-        f"metric     {e.metric}, clean {e.metric_clean:.4f}",
+        f"metric     {e.settings['metric']}, clean {e.metric_clean:.4f}",
         "",
         *conditions_table(e.conditions),
-        *curves_lines(e, "edges", note=f"  over edges, {e.selection}, baseline {e.baseline}", short=short),
+        *curves_lines(e, "edges", note=f"  over edges, {e.settings['selection']}, baseline {e.baseline}", short=short),
     ]
     if e.n_scored < e.n_model:
         lines += ["", f"CPR and CMD need a score for each of the model's {e.n_model} edges; the graph has {e.n_scored}"]

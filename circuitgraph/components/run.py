@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.runs import resample_rows
 from circuitgraph.components.shape import ComponentShape
 from circuitgraph.errors import ModelError
 from circuitgraph.evaluation.conditions import metric_rounding
-from circuitgraph.interventions.run import resample_rows
-from circuitgraph.metrics import Metric
+from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.models.formulas import AttentionState
 from circuitgraph.models.model import Model
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
+from circuitgraph.prompts import PromptPair
 
 _ELEMENTS = 1 << 25  # numbers held at once for all circuits of one pass
 _ROUNDINGS = 4096  # of a whole forward pass
@@ -95,7 +97,7 @@ class ComponentCircuits:
     clean: ComponentRun
     corrupted: ComponentRun | None
     metric: Metric
-    seed: int = 0
+    seed: int
 
     @property
     def clean_metric(self) -> Tensor:
@@ -142,6 +144,27 @@ class ComponentCircuits:
         if baseline == "mean":
             return written.mean(1, keepdim=True).expand_as(written)
         return written[:, resample_rows(written.shape[1], self.seed)] if baseline == "resample" else written
+
+
+def component_circuits(
+    model: Model, pairs: Sequence[PromptPair], metric: str | MetricFunction, *, seed: int
+) -> ComponentCircuits:
+    """What runs circuits of edges on these prompts.
+
+    Args:
+        model: The model.
+        pairs: The prompts, all of one length.
+        metric: The metric's name, or a function of logits.
+        seed: Of resampling.
+
+    Raises PromptError for prompts that do not fit, MetricError for a metric that needs answers that the pairs do not have,
+    ModelError as `run_components`.
+    """
+    tokens = tokenize_pairs(model, pairs)
+    score = build_metric(metric, tokens.answers, tokens.wrong_answers)
+    clean = run_components(model, tokens.clean.to(model.device))
+    corrupted = None if tokens.corrupted is None else run_components(model, tokens.corrupted.to(model.device))
+    return ComponentCircuits(model, clean, corrupted, score, seed)
 
 
 class _Pass:

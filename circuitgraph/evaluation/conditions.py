@@ -15,18 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.runs import BaselineKind, check_baseline
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import compute_dtype
 
-BASELINES = ("corrupted", "zero", "mean", "resample")
+BASELINES: tuple[str, ...] = get_args(BaselineKind)
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # the sizes of MIB's circuits, as shares of all
 ORDERS = ("absolute", "signed", "random")
 
@@ -133,26 +134,19 @@ def choose_baselines(
         n_pairs: How many prompt pairs there are; mean and resample need two.
         corrupted: Whether the pairs have corrupted prompts, which all baselines but zero are made of.
         own: The baseline that the graph was built with, which is always measured.
-        known: The baselines that can be asked for without naming them.
+        known: The baselines that are measured where the caller names none.
 
     Raises CircuitGraphError for a name that is unknown, or that these prompts do not allow.
     """
-    allowed = known if n_pairs > 1 else ("corrupted", "zero")
     if given is None:
-        given = [name for name in allowed if corrupted or name == "zero"]
+        given = [name for name in known if name == "zero" or (corrupted and (n_pairs > 1 or name == "corrupted"))]
     names = list(dict.fromkeys([*([own] if own else []), *given])) or ["corrupted" if corrupted else "zero"]
     for name in names:
         if name not in BASELINES:
             raise CircuitGraphError(
                 f"baseline {name!r} is unknown; expected one of {', '.join(BASELINES)}.{did_you_mean(name, BASELINES)}"
             )
-        if name != "zero" and not corrupted:
-            raise CircuitGraphError(
-                f"baseline {name!r} is made of corrupted prompts and these prompts have none; expected zero, or pairs with"
-                " a corrupted prompt"
-            )
-        if name in ("mean", "resample") and n_pairs < 2:
-            raise CircuitGraphError(f"baseline {name!r} needs at least two pairs; got {n_pairs}")
+        check_baseline(name, n_pairs, has_corrupted=corrupted)
     return names
 
 

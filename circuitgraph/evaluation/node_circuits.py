@@ -11,24 +11,20 @@ import networkx as nx
 from torch import Tensor
 
 from circuitgraph.attribution.aligned_model import align_model
-from circuitgraph.attribution.alignment import align_pairs
-from circuitgraph.attribution.node_attribution import attribute_nodes
-from circuitgraph.attribution.node_gradients import node_gradients
-from circuitgraph.attribution.runs import Baseline, CleanRun, run_baseline, run_clean, sites_of
-from circuitgraph.attribution.tables import NodeTable
+from circuitgraph.attribution.attribute import Attribution, run_attribution
 from circuitgraph.attribution.targets import Target, recorded_objective
-from circuitgraph.attribution.treatment import ComponentTreatment, frozen_components
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.edges.position_sums import ALL
-from circuitgraph.errors import CircuitGraphError, GraphError
+from circuitgraph.errors import GraphError
 from circuitgraph.evaluation.circuits import CircuitMask, Errors, NodeValues, circuit_mask, circuit_metrics, node_values
 from circuitgraph.evaluation.conditions import metric_rounding
-from circuitgraph.interventions.run import resample_rows
-from circuitgraph.metrics import Metric, MetricFunction, build_metric
+from circuitgraph.metrics import Metric, MetricFunction
 from circuitgraph.models.model import Model
-from circuitgraph.models.tokens import TokenizedPairs, tokenize_pairs
+from circuitgraph.models.tokens import TokenizedPairs
 from circuitgraph.nodes import Node
+from circuitgraph.progress import Progress, no_progress
 from circuitgraph.prompts import PromptPair, pair_of
+from circuitgraph.settings import Nodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,52 +38,53 @@ class NodeCircuit:
 
 @dataclass(frozen=True, eq=False)
 class NodeCircuits:
-    """Runs circuits of nodes (a `conditions.CircuitRunner`), with the runs that every measurement shares.
+    """Runs circuits of nodes (a `conditions.CircuitRunner`) on the prompts of an attribution.
 
-    model and tokens are those by aligned position. baselines: name -> what nodes outside a circuit are; `baseline` is the
-    graph's own. tables: every node's attribution. targets: what the graph's targets stand for, none in a graph of a metric.
-    length: tokens per prompt, None where prompts differ.
+    model and tokens are by aligned position, as the attribution's activations and tables. targets: what the graph's targets
+    stand for, none in a graph of a metric. seed: of resampling.
     """
 
+    attribution: Attribution
     model: Model
-    dictionaries: Dictionaries
-    pairs: Sequence[PromptPair]
     tokens: TokenizedPairs
-    metric: Metric
-    clean: CleanRun
-    baselines: Mapping[str, Baseline]
-    tables: Sequence[NodeTable]
-    baseline: str
-    treatment: ComponentTreatment
     targets: Mapping[Node, Target]
-    length: int | None
+    seed: int
+
+    @property
+    def metric(self) -> Metric:
+        return self.attribution.metric
 
     @property
     def clean_metric(self) -> Tensor:
-        return self.clean.metric
+        return self.attribution.clean.metric
 
     @functools.cached_property
     def rounding(self) -> float:
-        return metric_rounding(self.model, self.metric, self.clean.logits, self.clean.values)
+        return metric_rounding(self.model, self.metric, self.attribution.clean.logits, self.attribution.clean.values)
 
     def nodes_of(self, baseline: str) -> NodeValues:
         """What every node is in a baseline."""
-        return node_values(self.model, self.dictionaries, self.baselines[baseline].values, self.treatment)
+        values = self.attribution.baseline_of(baseline, seed=self.seed).values
+        return node_values(self.model, self.attribution.dictionaries, values, self.attribution.treatment)
 
     def metric_of(
         self,
         circuits: Sequence[NodeCircuit],
         baseline: str,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> Tensor:
         """The metric of each circuit, [circuits, batch], where all other nodes have their value in the baseline."""
         masks = [functools.partial(self._mask, circuit) for circuit in circuits]
         nodes, tokens = self.nodes_of(baseline), self.tokens.clean
-        return circuit_metrics(self.model, self.dictionaries, tokens, nodes, self.metric, masks, progress=progress)
+        return circuit_metrics(
+            self.model, self.attribution.dictionaries, tokens, nodes, self.metric, masks, progress=progress
+        )
 
     def _mask(self, circuit: NodeCircuit) -> CircuitMask:
         n_pos, complement = self.tokens.clean.shape[1], circuit.complement
-        return circuit_mask(self.model, self.dictionaries, circuit.nodes, n_pos, circuit.errors, complement=complement)
+        return circuit_mask(
+            self.model, self.attribution.dictionaries, circuit.nodes, n_pos, circuit.errors, complement=complement
+        )
 
 
 def node_circuits(
@@ -96,10 +93,11 @@ def node_circuits(
     dictionaries: Dictionaries,
     pairs: Sequence[PromptPair],
     metric: str | MetricFunction | None,
-    names: Sequence[str],
+    *,
     seed: int,
+    progress: Progress = no_progress,
 ) -> NodeCircuits:
-    """What runs circuits on these prompts, with the graph's settings.
+    """What runs circuits on these prompts, with the graph's settings and baseline.
 
     Args:
         graph: A graph with provenance.
@@ -107,61 +105,35 @@ def node_circuits(
         dictionaries: The dictionaries that it is of.
         pairs: The prompts.
         metric: The metric; None for the graph's.
-        names: The baselines, the graph's first.
         seed: Of resampling.
+        progress: Told (stage, steps done, steps in all).
 
-    Raises GraphError for prompts of another length, CircuitGraphError for a baseline that they do not have.
+    Raises GraphError for prompts of another length than the graph's.
     """
-    settings = graph.graph["provenance"]["settings"]
-    align, length = settings.get("align", "position"), len(graph.graph["tokens"]["clean"])
-    tokens = tokenize_pairs(model, pairs, by_role=align == "role")
-    alignment = align_pairs(tokens, align, graph.graph["provenance"].get("alignment", {}).get("places", ()))
-    if align == "position" and tokens.clean.shape[1] != length:
-        raise GraphError(
-            f"the prompts have {tokens.clean.shape[1]} tokens, the graph's have {length}; nodes are aligned by position"
-        )
+    settings, length = graph.graph["provenance"]["settings"], len(graph.graph["tokens"]["clean"])
     targets = settings.get("targets")
     objective = recorded_objective(model, dictionaries, targets, length) if isinstance(targets, list) else None
-    if metric is None and objective is not None:
-        score = objective.metric()
-    else:
-        chosen = metric if metric is not None else settings["metric"]
-        score = build_metric(chosen, tokens.answers, tokens.wrong_answers)
-    treatment = ComponentTreatment(settings.get("attention", "node"), settings.get("mlp", "node"))
-    sites = sites_of(model, dictionaries.values(), neurons=treatment.mlp == "frozen")
-    clean = run_clean(model, tokens, sites, score)
-    corrupted = run_baseline(model, tokens, sites, score, "corrupted")
-    assert corrupted.values is not None
-    baselines = {"corrupted": corrupted}
-    if "resample" in names and not alignment.trivial:
-        raise CircuitGraphError(
-            "baseline 'resample' takes another example's activations, which has other places here; expected corrupted, zero"
-            " or mean for a graph of prompts of different form"
+    own = ("baseline", "method", "steps", "rule", "attention", "mlp", "align")
+    known = {name: settings[name] for name in own if name in settings}
+    if metric is not None or objective is None:
+        known["metric"] = settings["metric"] if metric is None else metric
+    nodes, n_tokens = Nodes(**known), len(model.tokens(pairs[0].clean))
+    if nodes.align == "position" and n_tokens != length:
+        raise GraphError(
+            f"the prompts have {n_tokens} tokens, the graph's have {length}; nodes are aligned by position"
         )
-    for name in names:
-        if name == "resample":
-            rows = resample_rows(len(pairs), seed)
-            # rotary angles have one row for all examples
-            values = {s: value[rows] if len(value) == len(rows) else value for s, value in corrupted.values.items()}
-            baselines[name] = Baseline("corrupted", values, corrupted.logits, corrupted.metric)
-        elif name != "corrupted":
-            mean = None if alignment.trivial else alignment.mean
-            baselines[name] = run_baseline(model, tokens, sites, score, name, mean=mean)
-    settings = {"method": "gradient", "steps": 1, "rule": "left"} | settings
-    how: dict[str, Any] = {key: settings[key] for key in ("method", "steps", "rule")}
-    gradients = node_gradients(model, dictionaries, tokens, clean, baselines[names[0]], score, **how)
-    frozen = frozen_components(model, dictionaries, clean, treatment, alignment)
-    clean = alignment.of_run(model, clean)
-    baselines = {name: alignment.of_baseline(base) for name, base in baselines.items()}
-    base, gradients = baselines[names[0]], alignment.gather(gradients)
-    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients, treatment=treatment, frozen=frozen)
-    own_length = tokens.clean.shape[1] if tokens.lengths is None else None
-    model, tokens = align_model(model, tokens, alignment)
-    targets = {} if objective is None else dict(zip(objective.nodes(length), objective.targets, strict=True))
-    tables = alignment.mask(tables)
-    return NodeCircuits(
-        model, dictionaries, pairs, tokens, score, clean, baselines, tables, names[0], treatment, targets, own_length
+    attribution = run_attribution(
+        model,
+        dictionaries,
+        pairs,
+        nodes,
+        objective=objective if metric is None else None,
+        known_positions=graph.graph["provenance"].get("alignment", {}).get("positions", ()),
+        progress=progress,
     )
+    aligned, tokens = align_model(model, attribution.tokens, attribution.alignment)
+    by_node = {} if objective is None else dict(zip(objective.nodes(length), objective.targets, strict=True))
+    return NodeCircuits(attribution, aligned, tokens, by_node, seed)
 
 
 def built_from(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any]]:
@@ -172,9 +144,7 @@ def built_from(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any]
             "a graph of heads and MLPs is measured by its edges: use evaluate_components, or `circuitgraph evaluate`"
         )
     if not provenance.get("prompts") or not {"metric", "baseline"} <= set(provenance.get("settings", {})):
-        raise GraphError(
-            "the graph has no provenance (prompts and settings); evaluate a graph that discover_circuit built"
-        )
+        raise GraphError("the graph has no provenance (prompts and settings); evaluate a graph that discover built")
     if provenance["settings"].get("positions") == "sum":
         raise GraphError(
             f"the graph's nodes are sums over {ALL}, which are not measured; evaluate a graph built with positions 'each'"

@@ -19,17 +19,16 @@ _OF_SINGLE_NODES_AND_EDGES = ("effects", "drops", "edge_effects")
 class Evidence:
     """What is measured of every circuit, means over the examples.
 
-    prompts: SHA-256 of the prompt pairs as JSON lines. length: tokens per prompt; None where prompts of different length
-    are aligned by role. conditions: faithfulness under every baseline and treatment of errors; the first is the one that
+    prompts: SHA-256 of the prompt pairs as JSON lines. settings: the metric's name, the seed, which prompts were chosen
+    (length, examples), and how much was measured. conditions: faithfulness under every baseline and treatment of errors; the first is the one that
     `faithfulness` and `complement_faithfulness` are of. curves: circuits of growing size, where these were asked for.
     effects: node -> measured effect, metric clean - metric with that node alone at its baseline value. edge_effects:
     (source, target) -> measured effect on the target.
     """
 
     prompts: str
-    seed: int
+    settings: dict[str, Any]
     n_examples: int
-    length: int | None
     metric_clean: float
     conditions: tuple[Condition, ...]
     curves: tuple[Curve, ...] = ()
@@ -153,7 +152,7 @@ def evaluation_text(evaluation: Evaluation, *, short: bool = False) -> str:
     e = evaluation
     lines = [
         f"circuit    {e.n_nodes} nodes, {e.n_edges} edges; {prompts_text(e)}",
-        f"metric     clean {e.metric_clean:.4f}  empty {e.metric_empty:.4f} (baseline {e.baseline})",
+        f"metric     {e.settings['metric']}, clean {e.metric_clean:.4f}  empty {e.metric_empty:.4f} (baseline {e.baseline})",
         "",
         *conditions_table(e.conditions),
         "",
@@ -174,8 +173,11 @@ def evaluation_text(evaluation: Evaluation, *, short: bool = False) -> str:
 
 def prompts_text(evidence: Evidence) -> str:
     """Which prompts were measured, and with which seed."""
-    length = "" if evidence.length is None else f" of {evidence.length} tokens"
-    return f"{evidence.n_examples} examples{length}, prompts {evidence.prompts[:12]}, seed {evidence.seed}"
+    length = evidence.settings["length"]
+    of_length = "" if length is None else f" of {length} tokens"
+    return (
+        f"{evidence.n_examples} examples{of_length}, prompts {evidence.prompts[:12]}, seed {evidence.settings['seed']}"
+    )
 
 
 def conditions_table(conditions: Sequence[Condition]) -> list[str]:
