@@ -81,7 +81,7 @@ def counted(model, places):
 
 
 def places_of(graph):
-    return graph.graph["provenance"]["alignment"]["places"]
+    return graph.graph["provenance"]["alignment"]["positions"]
 
 
 def assert_is_the_average(graph, parts):

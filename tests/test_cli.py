@@ -61,7 +61,7 @@ def test_pairs_of_different_lengths_make_one_graph_by_role_and_one_of_sums(workp
         assert result.exit_code == 0, result.output
         graphs.append(read_graph(tmp_path / "graph.json"))
     alignment = graphs[0].graph["provenance"]["alignment"]
-    assert alignment["places"] == ["start", "start+1", "start+2", "start+3", "start+4", "END"]
+    assert alignment["positions"] == ["start", "start+1", "start+2", "start+3", "start+4", "END"]
     assert alignment["index"][2] == [0, 1, -1, -1, -1, 2] and graphs[0].graph["tokens"]["clean"][-1] == "END"
     assert graphs[1].graph["tokens"]["clean"] == ["all positions"] and "metric@0" in graphs[1]
     assert all(graph.number_of_edges() > 10 for graph in graphs)

@@ -73,7 +73,7 @@ def test_all_forms_of_a_task_make_one_demo_by_role(tmp_path):
     result = CliRunner().invoke(main, ["demo", "--task", "gendered-pronoun", *options])
     assert result.exit_code == 0, result.output
     graph = read_graph(tmp_path / "circuit.json")
-    places = graph.graph["provenance"]["alignment"]["places"]
+    places = graph.graph["provenance"]["alignment"]["positions"]
     assert "person" in places and len({tuple(row) for row in graph.graph["provenance"]["alignment"]["index"]}) > 1
     assert graph.graph["evidence"]["pearson_r"] > 0.8 and graph.graph["evidence"]["faithfulness"] > 0.5
     assert any(node.endswith(f"@{places.index('person')}") for node in graph)

@@ -62,7 +62,7 @@ def build_case(
     for prompts of another length, CircuitGraphError for a baseline that they do not have."""
     align, length = settings.get("align", "position"), len(graph.graph["tokens"]["clean"])
     tokens = tokenize_pairs(model, pairs, by_role=align == "role")
-    places = align_pairs(tokens, align, graph.graph["provenance"].get("alignment", {}).get("places", ()))
+    places = align_pairs(tokens, align, graph.graph["provenance"].get("alignment", {}).get("positions", ()))
     if align == "position" and tokens.clean.shape[1] != length:
         raise GraphError(
             f"the prompts have {tokens.clean.shape[1]} tokens, the graph's have {length}; nodes are aligned by position"

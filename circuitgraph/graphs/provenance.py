@@ -37,7 +37,7 @@ def graph_facts(
         shown = [model.token_strings(ids[0].tolist()) for ids in runs]
     else:
         shown = places.shown(runs, lambda token: model.token_strings([token])[0])
-        aligned["alignment"] = {"places": list(places.names), "index": places.index.tolist()}
+        aligned["alignment"] = {"positions": list(places.names), "index": places.index.tolist()}
     if settings["positions"] == "sum":
         shown = [[ALL], [ALL]]
     libraries = ("circuitgraph-engine", "torch", "transformers", "transformer-lens", "sae-lens")

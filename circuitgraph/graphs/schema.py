@@ -43,6 +43,7 @@ import networkx as nx
 from circuitgraph.errors import GraphError
 from circuitgraph.nodes import EDGE_KINDS, Node
 
+VERSION = 3  # of what is described above, as graph files name it
 _OPTIONAL = ("effect", "weight_abs", "activation", "baseline_activation")
 
 
