@@ -15,7 +15,7 @@ PACKAGE = ROOT / "circuitgraph"
 # A module imports only from rows above its own.
 FLOW = [
     {"errors", "text", "embedded", "circuitgraph_kernels"},
-    {"files", "nodes", "prompts"},
+    {"files", "nodes", "progress", "prompts"},
     {"models", "metrics", "tasks"},
     {"dictionaries", "paths"},
     {"doors"},

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from circuitgraph.metrics import MetricFunction, build_metric
 from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
+from circuitgraph.progress import Progress, no_progress
 from circuitgraph.prompts import PromptPair, pairs_to_text
 from circuitgraph.text import table_text
 
@@ -115,7 +116,7 @@ def evaluate_components(
     selection: str = "top-n",
     curves: bool = True,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> ComponentEvaluation:
     """Run the graph's circuit, and circuits of growing size by its scores, on the clean prompts.
 
@@ -228,7 +229,7 @@ def _curves(
     orders: dict[str, Tensor],
     full: float,
     empty: float,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[EdgeCurve, ...]:
     """One curve per order; MIB's sizes are int(share * number of edges)."""
     n_model = len(orders["absolute"])

@@ -9,7 +9,7 @@ smallest of random numbers) and counts. This module writes no file.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -22,12 +22,11 @@ from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, GraphError, PromptError
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Node, Site
+from circuitgraph.progress import Progress, no_progress
 
 N_BINS = 1280  # of the range up to the power of two above the largest activation
 MAX_CHARACTERS = 1_000_000
 NO_TOKEN = -1  # after the end of a window
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(eq=False)
@@ -147,7 +146,7 @@ def run_corpus(
     n_tokens: int = 64,
     batch_size: int = 16,
     seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> dict[Site, Activity]:
     """What the features of each site do over the texts. PromptError for a corpus of no tokens."""
     for name, value in (("n_top", n_top), ("n_drawn", n_drawn), ("n_tokens", n_tokens), ("batch_size", batch_size)):

@@ -14,7 +14,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.corpus.activity import Activity, Progress, features_of, run_corpus
+from circuitgraph.corpus.activity import Activity, features_of, run_corpus
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.formats.feature_examples import N_BINS, examples_value, write_feature_examples
@@ -22,6 +22,7 @@ from circuitgraph.formats.neuronpedia_links import model_id_of
 from circuitgraph.formats.neuronpedia_names import ATTENTION_SITES
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
+from circuitgraph.progress import Progress, no_progress
 
 N_LOGITS, N_SLICE = 10, 5  # tokens that a feature promotes most and least; examples of each slice
 
@@ -38,7 +39,7 @@ def write_corpus_examples(
     n_tokens: int = 64,
     batch_size: int = 16,
     seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> tuple[list[Path], list[str]]:
     """(the files under folder/features/SCAN, a sentence on each feature that has none).
 

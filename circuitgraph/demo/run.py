@@ -13,7 +13,7 @@ from pathlib import Path
 import networkx as nx
 
 from circuitgraph.dictionaries.load import load_dictionaries
-from circuitgraph.discover import Progress, discover_circuit
+from circuitgraph.discover import discover_circuit
 from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.evaluate import measure_graph
@@ -22,6 +22,7 @@ from circuitgraph.formats import write_graph
 from circuitgraph.graphs.prune import prune_graph
 from circuitgraph.models.model import load_model
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
+from circuitgraph.progress import Progress, no_progress
 from circuitgraph.render import write_rendering
 from circuitgraph.tasks import TASKS, make_pairs
 
@@ -66,7 +67,7 @@ def run_demo(
     max_nodes: int = 200,
     seed: int = 0,
     device: str | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> DemoResult:
     """Find the circuit of a task in the embedded model, measure it, and write circuit.json, .svg and .html into `out`.
 

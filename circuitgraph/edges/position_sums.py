@@ -27,6 +27,7 @@ from circuitgraph.edges.products import Block
 from circuitgraph.edges.table import EdgeCollector
 from circuitgraph.edges.trace import TracedEdges, Tracer
 from circuitgraph.nodes import EdgeKind, Node
+from circuitgraph.progress import Progress
 
 POSITIONS = ("each", "sum")
 ALL = "all positions"
@@ -109,7 +110,7 @@ class SumTracer(Tracer):
             super().trace(index, (torch.isin(members.sums, sums) & (gradient != 0).any(0)).nonzero().flatten())
             self._collect()
 
-    def trace_most_influential(self, budget: int, progress: Callable[[str, int, int], None]) -> None:
+    def trace_most_influential(self, budget: int, progress: Progress) -> None:
         """Trace `budget` sums in up to four rounds, the most influential on the targets first in each."""
         readable = torch.zeros(self.n_sums, dtype=torch.bool)
         firsts = {index: self.members[index].first + self.offsets[index] for index in self.readable}

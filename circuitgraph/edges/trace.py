@@ -17,7 +17,7 @@ cross-layer transcoder's feature writes at several sites, and what stands below 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,7 @@ from circuitgraph.models.model import Model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.paths.input_paths import InputPaths, check_input_site
 from circuitgraph.paths.linear_maps import LinearMap, skip_map
+from circuitgraph.progress import Progress, no_progress
 
 QK = ("derivative", "ablate")
 _TYPED = ("ov", "q", "k")  # kinds that keep a loading per head
@@ -84,7 +85,7 @@ def attribute_edges(
     selection: Selection | None = None,
     memory: int = 1 << 30,
     tracer_type: type[Tracer] | None = None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> TracedEdges:
     """Edges that pass the selection and reach the metric.
 
@@ -198,7 +199,7 @@ class Tracer:
                     ids[i : i + 1],
                     weights[:, i : i + 1],
                 )
-        local = torch.stack([t.clean if self.base is None else t.clean - t.baseline for t in targets], 1)
+        local = torch.stack([t.clean if self.base is None or t.corrupted is None else t.clean - t.corrupted for t in targets], 1)
         self.weights[first:-1] = weights.mean(0).to("cpu", torch.float64)
         weight = weights * local
         metric_ids = torch.full_like(ids, len(self.nodes) - 1)
@@ -230,7 +231,7 @@ class Tracer:
         linear = [path.of_stream(change).sum(2) for path in paths if path.softmax is None]
         self._note(ids.tolist(), torch.stack(torch.broadcast_tensors(*linear)).sum(0))
 
-    def trace_most_influential(self, budget: int, progress: Callable[[str, int, int], None]) -> None:
+    def trace_most_influential(self, budget: int, progress: Progress) -> None:
         """Trace `budget` features in up to four rounds, the most influential on the targets first in each."""
         traced = torch.zeros(self.offsets[-1], dtype=torch.bool)
         readable = torch.zeros_like(traced)

@@ -18,12 +18,12 @@ from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
 from circuitgraph.attribution.tables import NodeTable
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.discover import Progress
 from circuitgraph.errors import CircuitGraphError, DictionaryError, PromptError
 from circuitgraph.metrics import MetricFunction, build_metric
 from circuitgraph.models.model import Model, Replace
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
+from circuitgraph.progress import Progress, no_progress
 from circuitgraph.prompts import PromptPair
 from circuitgraph.text import table_text
 
@@ -101,7 +101,7 @@ def check_dictionaries(
     metric: str | MetricFunction = "logit_difference",
     baseline: str = "corrupted",
     n_listed: int = 3,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> DictionaryCheck:
     """Check every dictionary on the clean prompts of the pairs, all positions counted, BOS included.
 

@@ -8,7 +8,7 @@ to the change as they do in the model, unless they are frozen. This module knows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,6 +22,7 @@ from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model, Replace
 from circuitgraph.nodes import Node, Site
+from circuitgraph.progress import Progress, no_progress
 from circuitgraph_kernels import pre_activations
 
 _FROZEN = {"norms": ("ln1_scale", "ln1_post_scale", "ln2_scale", "ln2_post_scale"), "attention": ("pattern",)}
@@ -40,7 +41,7 @@ def measure_edges(
     freeze: Sequence[str] = (),
     targets: Mapping[Node, Target] | None = None,
     batch_rows: int = 512,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> Tensor:
     """The measured effect of each (source, target), [pairs, batch]: the target's value in the clean run minus its value when
     what the source writes (clean minus baseline) is taken from the stream that the target reads.

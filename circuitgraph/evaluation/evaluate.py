@@ -19,7 +19,6 @@ from circuitgraph.attribution.runs import BASELINES
 from circuitgraph.attribution.strongest import rank_nodes
 from circuitgraph.components.evaluate import ComponentEvaluation
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.discover import Progress
 from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
 from circuitgraph.evaluation.agreement import Agreement, Interval, compare, ratio
 from circuitgraph.evaluation.case import Case, build_case, built_from
@@ -31,6 +30,7 @@ from circuitgraph.evaluation.report import NOT_NEEDED, Evaluation, Setting
 from circuitgraph.metrics import MetricFunction
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node
+from circuitgraph.progress import Progress, no_progress
 from circuitgraph.prompts import PromptPair, pairs_to_text
 
 EVALUATION_BASELINES = (*BASELINES, "resample")
@@ -51,7 +51,7 @@ def evaluate_circuit(
     top_k: int = 10,
     freeze: Sequence[str] = (),
     seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> Evaluation:
     """Run the circuit of the graph and patch its n_patched strongest nodes, on the prompts and baseline it was built from.
 
@@ -134,7 +134,7 @@ def measure_graph(
     n_edges: int = 1000,
     freeze: Sequence[str] = (),
     seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> nx.MultiDiGraph:
     """A copy of the graph with the measured `effect` of its strongest nodes and edges, and its evidence under its own baseline."""
     evaluation = evaluate_circuit(

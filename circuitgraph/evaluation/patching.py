@@ -6,7 +6,7 @@ changes of the metric. This module knows no graph and no circuits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from circuitgraph.evaluation.circuits import (
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model, Replace
 from circuitgraph.nodes import Node, Site
+from circuitgraph.progress import Progress, no_progress
 
 
 def patch_effects(
@@ -38,7 +39,7 @@ def patch_effects(
     nodes: Sequence[Node | Collection[Node]],
     *,
     batch_rows: int = BATCH_ROWS,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> Tensor:
     """Measured effect of each node or set of nodes, [nodes, batch]: metric clean - metric with these at their baseline value
     (`baseline_nodes`, and in the tables) and all others free to run.

@@ -7,7 +7,7 @@ interventions run in one forward pass, from the lowest layer that they touch. Wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from circuitgraph.interventions.language import Delete, Intervention, Patch, Ste
 from circuitgraph.models.model import Model, Replace
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
+from circuitgraph.progress import Progress, no_progress
 from circuitgraph.prompts import PromptPair
 
 Prompts = Tensor | Sequence[str] | Sequence[PromptPair]
@@ -80,7 +81,7 @@ def run_intervention_sets(
     cache: Sequence[Site] = (),
     seed: int = 0,
     batch_rows: int = 512,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> list[IntervenedRun]:
     """`run_with_interventions` of each set, many sets in one forward pass of at most batch_rows rows."""
     tokens, corrupted = prompt_tokens(model, prompts)
