@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from circuitgraph import __version__
-from circuitgraph.cli.files import convert, examples, export, import_
+from circuitgraph.cli.files import convert, examples
 from circuitgraph.cli.measure import evaluate, intervene, measure
 from circuitgraph.cli.options import common_options as _common
 from circuitgraph.cli.options import defaults_of as _defaults
@@ -51,7 +51,7 @@ def main() -> None:
     """Circuit graphs of language models that carry their evidence."""
 
 
-for _command in (evaluate, intervene, measure, export, import_, convert, examples):
+for _command in (evaluate, intervene, measure, convert, examples):
     main.add_command(_command)
 
 
@@ -151,10 +151,9 @@ def discover(
     """Build the circuit graph of the prompt pairs in PROMPTS (JSON lines, or auto-circuit's JSON)."""
     from circuitgraph.attribution.targets import read_targets
     from circuitgraph.discover import discover_circuit
-    from circuitgraph.files import check_writable
-    from circuitgraph.formats import write_graph
+    from circuitgraph.formats import check_save, save
 
-    check_writable(output)
+    check_save(output)
     settings["targets"] = read_targets(targets, target_weights)
     if preset is not None:
         from circuitgraph.presets import find_preset
@@ -168,26 +167,27 @@ def discover(
         graph = discover_circuit(loaded, found, pairs, progress=progress, **settings)
         if examples is not None:
             graph.graph["provenance"]["settings"]["seed"] = seed
-        write_graph(graph, output)
+        save(graph, output)
     _report(graph, quiet)
     click.echo(output)
 
 
 @main.command()
 @click.argument("graph", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
-@_option(_PRUNE, "node_threshold", "Smallest |attribution| of a node, as a fraction of the metric's difference.")
-@_option(_PRUNE, "edge_threshold", "Smallest |weight| of an edge, as a fraction of the metric's difference.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...).")
+@_option(_PRUNE, "node_threshold", "Smallest |attribution| of a node, as a share of the metric's change.")
+@_option(_PRUNE, "edge_threshold", "Smallest |weight| of an edge, as a share of the metric's change.")
 @_option(_PRUNE, "top_k", "At most this many inputs per node.", type=int)
 @_option(_PRUNE, "max_nodes", "At most this many nodes, the strongest.", type=int)
 @_common
 def prune(graph: Path, output: Path, quiet: bool, debug: bool, **settings: Any) -> None:
     """Cut GRAPH down to what matters, always reachable from the metric."""
-    from circuitgraph.formats import read_graph, write_graph
+    from circuitgraph.formats import check_save, load, save
     from circuitgraph.graphs.prune import prune_graph
 
-    smaller = prune_graph(read_graph(graph), **settings)
-    write_graph(smaller, output)
+    check_save(output)
+    smaller = prune_graph(load(graph), **settings)
+    save(smaller, output)
     _report(smaller, quiet)
     click.echo(output)
 
@@ -217,13 +217,15 @@ def render(
     graph: Path, output: Path, compare: Path | None, neuronpedia: tuple[str, ...], quiet: bool, debug: bool
 ) -> None:
     """Draw GRAPH as a page or picture, by the suffix of the output."""
-    from circuitgraph.formats import read_graph
-    from circuitgraph.render import write_rendering
+    from circuitgraph.formats import check_save, load, save
 
-    links = dict(_site_and_id(text) for text in neuronpedia)
-    other = None if compare is None else read_graph(compare)
-    names = (graph.stem, compare.stem if compare else "")
-    write_rendering(read_graph(graph), output, compare=other, names=names, links=links)
+    options: dict[str, Any] = {"links": dict(_site_and_id(text) for text in neuronpedia)} if neuronpedia else {}
+    if compare is not None:
+        options |= {"compare": compare, "names": (graph.stem, compare.stem)}
+    check_save(output, **options)
+    if compare is not None:
+        options["compare"] = load(compare)
+    save(load(graph), output, **options)
     click.echo(output)
 
 
@@ -244,10 +246,10 @@ def _site_and_id(text: str) -> tuple[str, str]:
 @_common
 def show(graph: Path, top: int, quiet: bool, debug: bool) -> None:
     """Summarise GRAPH: counts per kind and layer, strongest nodes and edges, evidence."""
-    from circuitgraph.formats import read_graph
+    from circuitgraph.formats import load
     from circuitgraph.graphs.summary import summary_text
 
-    click.echo(summary_text(read_graph(graph), top=top), nl=False)
+    click.echo(summary_text(load(graph), top=top), nl=False)
 
 
 @main.command()

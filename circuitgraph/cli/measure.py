@@ -103,11 +103,11 @@ def evaluate(
     from circuitgraph.evaluation.evaluate import evaluate_circuit
     from circuitgraph.evaluation.report import evaluation_text
     from circuitgraph.files import check_writable, write_atomically
-    from circuitgraph.formats import import_graph
+    from circuitgraph.formats import load
     from circuitgraph.render.plots import component_plots, evaluation_plots, write_plots
 
     check_writable(output)
-    circuit = import_graph(graph)
+    circuit = load(graph)
     components = "components" in circuit.graph
     if components and prompts is None:
         raise PromptError(f"{graph} is a graph of heads and MLPs, which names no prompts; give PROMPTS behind it")
@@ -132,7 +132,7 @@ def evaluate(
 
 @click.command()
 @_graph_and_model
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...).")
 @option(_MEASURE, "n_patched", "Strongest nodes to patch one by one.")
 @option(_MEASURE, "n_edges", "Strongest connected pairs of nodes to measure.")
 @_FREEZE
@@ -154,14 +154,13 @@ def measure(
 ) -> None:
     """Write GRAPH again with the measured effect of its nodes and edges, and its faithfulness, as evidence."""
     from circuitgraph.evaluation.evaluate import measure_graph
-    from circuitgraph.files import check_writable
-    from circuitgraph.formats import import_graph, write_graph
+    from circuitgraph.formats import check_save, load, save
 
-    check_writable(output)
-    circuit = import_graph(graph)
+    check_save(output)
+    circuit = load(graph)
     with progress_bar(quiet) as progress:
         loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress)
-        write_graph(
+        save(
             measure_graph(circuit, loaded, found, pairs=pairs, seed=seed, progress=progress, **settings), output
         )
     click.echo(output)
