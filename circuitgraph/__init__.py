@@ -2,7 +2,7 @@
 
     model = load_model("gpt2")
     dictionaries = load_dictionaries([...], model)
-    graph = discover_circuit(model, dictionaries, read_pairs("pairs.jsonl"))     # READ discover.py FIRST
+    graph = discover(model, dictionaries, read_pairs("pairs.jsonl"))     # READ discover.py FIRST
     circuit = prune_graph(graph, max_nodes=100)
     circuit = attach_evidence(circuit, evaluate_circuit(circuit, model, dictionaries))
     save(circuit, "circuit.json")
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from circuitgraph.attribution.targets import Probe
     from circuitgraph.components.evaluate import ComponentEvaluation, evaluate_components
     from circuitgraph.dictionaries.load import load_dictionaries
-    from circuitgraph.discover import discover_circuit
+    from circuitgraph.discovery import discover
     from circuitgraph.errors import CircuitGraphError
     from circuitgraph.evaluation.dictionary_check import DictionaryCheck, check_dictionaries
     from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit, measure_graph
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from circuitgraph.render import render_dot, render_html, render_svg, show
     from circuitgraph.tasks import make_pairs
 
-__version__ = "0.1.0"
-
 _HOME = {
     "CircuitGraphError": "errors",
     "ComponentEvaluation": "components.evaluate",
@@ -52,7 +50,7 @@ _HOME = {
     "attach_evidence": "evaluation.evaluate",
     "check_dictionaries": "evaluation.dictionary_check",
     "compare_attention": "interventions.attention",
-    "discover_circuit": "discover",
+    "discover": "discovery",
     "evaluate_circuit": "evaluation.evaluate",
     "evaluate_components": "components.evaluate",
     "generate": "interventions.generate",
@@ -72,7 +70,7 @@ _HOME = {
     "tensors": "graphs.tensors",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -79,7 +79,7 @@ def as_dictionaries(dictionaries: DictionariesLike | None, model: Model) -> Dict
     loaded = [source for source in sources if isinstance(source, Dictionary)]
     for dictionary in loaded:
         check_fit(dictionary, model)
-    others = [path for source in sources if not isinstance(source, Dictionary) for path in _expanded(source)]
+    others = with_embedded(source for source in sources if not isinstance(source, Dictionary))
     if others:
         loaded += load_dictionaries(others, model).values()
     return Dictionaries(loaded)
@@ -132,5 +132,9 @@ def choose_pairs(pairs: Sequence[PromptPair], model: Model, which: Prompts) -> l
     return chosen
 
 
-def _expanded(source: Any) -> list[Any]:
-    return list(circuit_dictionaries()) if isinstance(source, str) and source == DEMO else [source]
+def with_embedded(sources: Iterable[Any]) -> list[Any]:
+    """The sources with "demo" replaced by the embedded dictionaries."""
+    expanded: list[Any] = []
+    for source in sources:
+        expanded += circuit_dictionaries() if isinstance(source, str) and source == DEMO else [source]
+    return expanded

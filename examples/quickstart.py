@@ -15,7 +15,7 @@ folder.mkdir(parents=True, exist_ok=True)
 model = cg.load_model(demo.MODEL)
 dictionaries = cg.load_dictionaries(demo.circuit_dictionaries(), model)
 pairs = cg.make_pairs("subject-verb-agreement", 8, template=0)
-graph = cg.discover_circuit(model, dictionaries, pairs)
+graph = cg.discover(pairs, model, dictionaries)
 
 print("nodes  faithfulness  without errors")
 for max_nodes in (10, 30, 100, 300):

@@ -11,7 +11,7 @@ from families import hooked_transformer, save_family
 
 from circuitgraph import embedded
 from circuitgraph.attribution.alignment import align_pairs, position_names
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.errors import PromptError
 from circuitgraph.graphs.schema import check_graph
@@ -108,14 +108,14 @@ def assert_is_the_average(graph, parts):
 def test_the_graph_of_two_forms_is_the_average_of_their_own_graphs(loaded, family, dictionaries, settings):
     model = loaded(family)
     found = dictionary_set(model, dictionaries)
-    discover = functools.partial(discover_circuit, model, found, **EVERYTHING, **settings)
+    graph_of = functools.partial(discover, model=model, dictionaries=found, **EVERYTHING, **settings)
     parts = [
-        placed(discover([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)
+        placed(graph_of([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)
     ]
-    both = discover([FIRST, SECOND], align="role")
+    both = graph_of([FIRST, SECOND], align="role")
     check_graph(both)
     assert_is_the_average(both, parts)
-    separate = [discover([pair]).graph["metric"] for pair in (FIRST, SECOND)]
+    separate = [graph_of([pair]).graph["metric"] for pair in (FIRST, SECOND)]
     for run in ("clean", "corrupted"):
         assert both.graph["metric"][run] == pytest.approx(sum(m[run] for m in separate) / 2)
 
@@ -125,13 +125,13 @@ def test_frozen_components_pass_between_the_places_of_each_example(loaded, famil
     model = loaded(family)
     found = {site: d for site, d in dictionary_set(model, "transcoders").items() if site.kind == "mlp_out"}
     del found[Site("mlp_out", 1)]
-    discover = functools.partial(
-        discover_circuit, model, found, targets=[" c", " d"], **EVERYTHING, **settings, **THROUGH
+    graph_of = functools.partial(
+        discover, model=model, dictionaries=found, targets=[" c", " d"], **EVERYTHING, **settings, **THROUGH
     )
     parts = [
-        placed(discover([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)
+        placed(graph_of([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)
     ]
-    assert_is_the_average(discover([FIRST, SECOND], align="role"), parts)
+    assert_is_the_average(graph_of([FIRST, SECOND], align="role"), parts)
 
 
 @pytest.mark.parametrize(("family", "baseline"), [("gpt2", "corrupted"), ("gpt2", "zero"), ("llama", "zero")])
@@ -142,9 +142,9 @@ def test_what_targets_read_of_all_sources_is_what_they_read_of_the_stream(loaded
         traced.append(attribute_edges(*arguments, **settings))
         return traced[-1]
 
-    monkeypatch.setattr("circuitgraph.discover.attribute_edges", trace)
+    monkeypatch.setattr("circuitgraph.edges.trace.attribute_edges", trace)
     found = dictionary_set(model, "transcoders")
-    discover_circuit(model, found, [FIRST, SECOND], align="role", baseline=baseline, **EVERYTHING)
+    discover([FIRST, SECOND], model, found, align="role", baseline=baseline, **EVERYTHING)
     stream, inflow = (
         torch.tensor([each[i] for i in traced[0].stream_input])
         for each in (traced[0].stream_input, traced[0].total_input)
@@ -156,8 +156,8 @@ def test_what_targets_read_of_all_sources_is_what_they_read_of_the_stream(loaded
 @pytest.mark.parametrize("baseline", ["corrupted", "mean"])
 def test_roles_at_the_same_positions_are_alignment_by_position(tiny_model, tiny_dictionaries, tiny_pairs, baseline):
     named = [PromptPair(p.clean, p.corrupted, p.answers, p.wrong_answers, {"X": 2}) for p in tiny_pairs]
-    by_role = discover_circuit(tiny_model, tiny_dictionaries, named, align="role", baseline=baseline)
-    by_position = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, baseline=baseline)
+    by_role = discover(named, tiny_model, tiny_dictionaries, align="role", baseline=baseline)
+    by_position = discover(tiny_pairs, tiny_model, tiny_dictionaries, baseline=baseline)
     assert by_position.number_of_edges() > 50
     assert dict(by_role.nodes(data=True)) == dict(by_position.nodes(data=True))
     assert list(by_role.edges(keys=True, data=True)) == list(by_position.edges(keys=True, data=True))
@@ -169,8 +169,8 @@ def test_the_order_of_pairs_and_the_memory_change_nothing(loaded):
     model = loaded("llama")
     found = dictionary_set(model, "transcoders")
     settings = {"align": "role", **EVERYTHING}
-    graph = discover_circuit(model, found, [FIRST, SECOND], **settings)
-    other = discover_circuit(model, found, [SECOND, FIRST], memory=1e-6, **settings)
+    graph = discover([FIRST, SECOND], model, found, **settings)
+    other = discover([SECOND, FIRST], model, found, memory=1e-6, **settings)
     nodes, edges = placed(graph, places_of(graph))
     other_nodes, other_edges = placed(other, places_of(other))
     assert set(nodes) == set(other_nodes) and set(edges) == set(other_edges) and len(edges) > 100
@@ -183,11 +183,11 @@ def test_examples_that_cancel_in_the_mean_show_in_the_mean_of_absolutes(loaded):
     model = loaded("gpt2")
     against = PromptPair(FIRST.clean, FIRST.corrupted, FIRST.wrong_answers, FIRST.answers, FIRST.roles)
     pairs = [FIRST, FIRST, against]
-    graph = discover_circuit(model, dictionary_set(model, "transcoders"), pairs, align="role", edge_threshold=0.01)
+    graph = discover(pairs, model, dictionary_set(model, "transcoders"), align="role", edge_threshold=0.01)
     assert graph.number_of_edges() > 20
     for _, _, data in graph.edges(data=True):
         assert data["weight_abs"] == pytest.approx(3 * abs(data["weight"]), rel=1e-6)
-    nothing = discover_circuit(model, dictionary_set(model, "transcoders"), [FIRST, against], align="role")
+    nothing = discover([FIRST, against], model, dictionary_set(model, "transcoders"), align="role")
     said = "the graph is empty: no edges above the thresholds reach the metric, or pairs cancel in the mean"
     assert nothing.graph["reports"][-1] == said
 
@@ -283,7 +283,7 @@ def test_a_hooked_transformer_keeps_its_angles_to_itself_and_gives_the_same_grap
     library.cfg.default_prepend_bos = bridge.library.cfg.default_prepend_bos
     hooked = load_model(library)
     found = dictionary_set(bridge, "output_saes")
-    graphs = [discover_circuit(model, found, [FIRST, SECOND], align="role", **EVERYTHING) for model in (bridge, hooked)]
+    graphs = [discover([FIRST, SECOND], model, found, align="role", **EVERYTHING) for model in (bridge, hooked)]
     weights = [dict(zip(g.edges(keys=True), (w for *_, w in g.edges(data="weight")), strict=True)) for g in graphs]
     both = set(weights[0]) & set(weights[1])
     strongest = max(map(abs, weights[0].values()))

@@ -33,7 +33,7 @@ def all_dictionaries(tiny_dictionaries):
 @pytest.fixture(scope="module")
 def check(tiny_model, all_dictionaries, tiny_pairs):
     """The check that most tests look at."""
-    return check_dictionaries(tiny_model, all_dictionaries, tiny_pairs)
+    return check_dictionaries(tiny_pairs, tiny_model, all_dictionaries)
 
 
 def plain_loss(model, tokens, hook=None, value=None):
@@ -83,7 +83,7 @@ def test_every_figure_is_what_a_dense_computation_gives(tiny_model, all_dictiona
 
 @pytest.mark.parametrize("baseline", ["corrupted", "zero"])
 def test_error_tokens_are_those_of_the_dense_attributions(tiny_model, all_dictionaries, tiny_pairs, baseline):
-    check = check_dictionaries(tiny_model, all_dictionaries, tiny_pairs, baseline=baseline, n_listed=100)
+    check = check_dictionaries(tiny_pairs, tiny_model, all_dictionaries, baseline=baseline, n_listed=100)
     tokens = tokenize_pairs(tiny_model, tiny_pairs)
     score = build_metric("logit_difference", tokens.answers, tokens.wrong_answers)
     sites = sites_of(tiny_model, all_dictionaries.values())
@@ -124,8 +124,8 @@ def test_error_tokens_are_those_of_the_dense_attributions(tiny_model, all_dictio
 
 
 def test_at_most_n_listed_tokens_are_listed_and_all_are_counted(tiny_model, all_dictionaries, tiny_pairs):
-    every = check_dictionaries(tiny_model, all_dictionaries, tiny_pairs, n_listed=100)
-    one = check_dictionaries(tiny_model, all_dictionaries, tiny_pairs, n_listed=1)
+    every = check_dictionaries(tiny_pairs, tiny_model, all_dictionaries, n_listed=100)
+    one = check_dictionaries(tiny_pairs, tiny_model, all_dictionaries, n_listed=1)
     assert max(row.n_error_tokens for row in every.sites) > 1
     for long, short in zip(every.sites, one.sites, strict=True):
         assert short.error_tokens == long.error_tokens[:1] and short.n_error_tokens == long.n_error_tokens
@@ -149,7 +149,7 @@ def perfect(site: str) -> Dictionary:
 
 def test_a_dictionary_that_misses_nothing_recovers_the_whole_loss_and_has_no_error_share(tiny_model, tiny_pairs):
     dictionaries = Dictionaries(map(perfect, ("z.0", "mlp_out.0", "z.1", "mlp_out.1")))
-    for row in check_dictionaries(tiny_model, dictionaries, tiny_pairs).sites:
+    for row in check_dictionaries(tiny_pairs, tiny_model, dictionaries).sites:
         assert abs(row.loss_zero - row.loss_spliced) > 0.01 and row.loss_recovered == pytest.approx(1)
         assert row.l0 == 16 and row.explained_variance == 1 and row.error_norm == 0
         assert row.error_share == pytest.approx(0, abs=1e-12) and row.n_effect_tokens > 0
@@ -160,7 +160,7 @@ def test_a_dictionary_that_says_nothing_recovers_nothing_and_leaves_all_to_its_e
     one = perfect("mlp_out.0")
     weights = dataclasses.replace(one.weights, b_enc=one.weights.b_enc - 1e6)
     silent = Dictionary(weights, one.reads, one.writes, one.name)
-    (row,) = check_dictionaries(tiny_model, {silent.writes: silent}, tiny_pairs).sites
+    (row,) = check_dictionaries(tiny_pairs, tiny_model, {silent.writes: silent}).sites
     assert row.l0 == 0 and row.loss_recovered == 0 and row.error_norm == 1
     assert row.error_share == 1 and row.n_error_tokens == row.n_effect_tokens > 0
 
@@ -180,19 +180,19 @@ def test_a_reconstruction_beyond_the_precision_is_refused_by_name(tiny_model, ti
     weights = dataclasses.replace(found.weights, **changes)
     dictionaries = tiny_dictionaries | {site: Dictionary(weights, found.reads, found.writes, found.name)}
     with pytest.raises(DictionaryError, match=r"change the logits .* most by mlp_out.0-jumprelu at mlp_out.0 "):
-        check_dictionaries(tiny_model, dictionaries, tiny_pairs)
+        check_dictionaries(tiny_pairs, tiny_model, dictionaries)
 
 
 def test_prompts_that_have_no_next_token_and_negative_counts_are_refused(tiny_model, tiny_dictionaries, tiny_pairs):
     with pytest.raises(PromptError, match="1 token"):
-        check_dictionaries(tiny_model, tiny_dictionaries, [PromptPair("", "", (" a",), (" b",))])
+        check_dictionaries([PromptPair("", "", (" a",), (" b",))], tiny_model, tiny_dictionaries)
     with pytest.raises(CircuitGraphError, match="n_listed is -1"):
-        check_dictionaries(tiny_model, tiny_dictionaries, tiny_pairs, n_listed=-1)
+        check_dictionaries(tiny_pairs, tiny_model, tiny_dictionaries, n_listed=-1)
 
 
 def test_identical_prompts_have_no_effect_to_carry(tiny_model, tiny_dictionaries):
     pairs = [PromptPair("a b c d e", "a b c d e", (" g",), (" h",))]
-    check = check_dictionaries(tiny_model, tiny_dictionaries, pairs)
+    check = check_dictionaries(pairs, tiny_model, tiny_dictionaries)
     assert all(row.error_share is None and row.n_effect_tokens == 0 and row.loss_recovered for row in check.sites)
     assert "undefined" in check_text(check) and check_text(check).endswith("at 0 tokens\n")
 

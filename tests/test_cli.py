@@ -155,7 +155,7 @@ def test_check_prints_every_site_and_writes_the_same_figures(workplace, tiny_fol
     loaded = load_model(tiny_folder)
     found = load_dictionaries(workplace / "dictionaries", loaded)
     pairs = read_pairs(workplace / "pairs.jsonl")[:2]
-    expected = check_dictionaries(loaded, found, pairs, metric="logit", baseline="zero", n_listed=1)
+    expected = check_dictionaries(pairs, loaded, found, metric="logit", baseline="zero", n_listed=1)
     assert json.loads(out.read_text()) == json.loads(json.dumps(expected.record()))
     assert [row.site for row in expected.sites] == ["z.0", "mlp_out.0", "z.1", "mlp_out.1"]
     assert all(f"\n{row.site} " in result.stdout for row in expected.sites)
@@ -184,10 +184,10 @@ def test_defaults_are_those_of_the_functions():
     import inspect
 
     from circuitgraph.demo.run import run_demo
-    from circuitgraph.discover import discover_circuit
+    from circuitgraph.discovery import discover
     from circuitgraph.graphs.prune import prune_graph
 
-    for name, function in (("discover", discover_circuit), ("prune", prune_graph), ("demo", run_demo)):
+    for name, function in (("discover", discover), ("prune", prune_graph), ("demo", run_demo)):
         parameters = inspect.signature(function).parameters
         checked = [
             o

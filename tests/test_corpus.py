@@ -13,7 +13,7 @@ from graphs import example_graph
 from circuitgraph.cli.main import main
 from circuitgraph.corpus.activity import batches, features_of, read_texts, run_corpus, windows_of
 from circuitgraph.corpus.files import write_corpus_examples
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, GraphError, PromptError
 from circuitgraph.formats import feature_examples, write_graph
 from circuitgraph.formats.neuronpedia_names import cantor
@@ -29,7 +29,7 @@ def texts(n=60, length=7, seed=0):
 
 @pytest.fixture(scope="module")
 def graph(tiny_model, tiny_dictionaries, tiny_pairs):
-    return discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.01)
+    return discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.01)
 
 
 def activations(model, dictionary, corpus):

@@ -171,7 +171,7 @@ def test_numbers_that_float32_cannot_hold_are_refused(deep_model, tmp_path, lazy
 
 
 def test_a_circuit_is_the_same_with_lazy_dictionaries(tiny_model, tiny_pairs, tmp_path):
-    from circuitgraph.discover import discover_circuit
+    from circuitgraph.discovery import discover
 
     sources = [save(tmp_path / f"z{i}", hook=f"blocks.{i}.attn.hook_z", seed=i) for i in range(2)]
     hooks = [(f"blocks.{i}.mlp.hook_in", f"blocks.{i}.hook_mlp_out") for i in range(2)]
@@ -180,8 +180,7 @@ def test_a_circuit_is_the_same_with_lazy_dictionaries(tiny_model, tiny_pairs, tm
         for i, (reads, writes) in enumerate(hooks)
     ]
     eager, lazy = (
-        discover_circuit(tiny_model, load_dictionaries(sources, tiny_model, lazy=lazy), tiny_pairs)
-        for lazy in (False, True)
+        discover(tiny_pairs, tiny_model, load_dictionaries(sources, tiny_model, lazy=lazy)) for lazy in (False, True)
     )
     assert eager.number_of_edges() > 20
     assert dict(lazy.nodes(data="attribution")) == dict(eager.nodes(data="attribution"))

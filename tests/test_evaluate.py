@@ -12,7 +12,7 @@ from naive_circuits import Naive
 from test_laws import assert_close, build_case
 
 from circuitgraph.dictionaries.load import load_dictionaries
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluation.agreement import auroc, compare, ranks, ratio
@@ -93,7 +93,7 @@ def trained(request):
     model = load_model(MODEL, dtype=torch.float64)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
     pairs = make_pairs(request.param, 2, template=0)
-    graph = prune_graph(discover_circuit(model, dictionaries, pairs), max_nodes=40)
+    graph = prune_graph(discover(pairs, model, dictionaries), max_nodes=40)
     evaluation = evaluate_circuit(graph, model, dictionaries, n_patched=12, n_dropped=6, curves=False)
     case = build_case(model, dictionaries, pairs)
     return graph, evaluation, Naive(model, dictionaries, case)
@@ -154,7 +154,7 @@ def test_drops_are_those_of_one_naive_run_each(trained):
 
 @pytest.fixture(scope="module")
 def tiny_graph(tiny_model, tiny_dictionaries, tiny_pairs):
-    whole = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    whole = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
     return whole, prune_graph(whole, max_nodes=30)
 
 

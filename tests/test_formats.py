@@ -9,7 +9,7 @@ import networkx as nx
 import pytest
 from graphs import example_graph
 
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.formats import graph_to_text, read_graph, text_to_graph, write_graph
 from circuitgraph.formats.native import SCHEMA
@@ -17,7 +17,7 @@ from circuitgraph.formats.native import SCHEMA
 
 @pytest.fixture(scope="module")
 def graph(tiny_model, tiny_dictionaries, tiny_pairs):
-    return discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.01)
+    return discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.01)
 
 
 def _same(a: nx.MultiDiGraph, b: nx.MultiDiGraph) -> bool:
@@ -54,7 +54,7 @@ def test_the_order_of_nodes_edges_and_attributes_does_not_matter(graph):
 
 
 def test_the_same_discovery_gives_the_same_bytes(graph, tiny_model, tiny_dictionaries, tiny_pairs):
-    again = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.01)
+    again = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.01)
     assert graph_to_text(again) == graph_to_text(graph)
 
 

@@ -11,7 +11,7 @@ from graphs import example_graph
 
 from circuitgraph.cli.main import main
 from circuitgraph.dictionaries.dictionary import Dictionary
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.errors import GraphError
 from circuitgraph.formats import (
     export_graph,
@@ -87,7 +87,7 @@ def traced(tiny_model, tiny_dictionaries, tiny_pairs):
         site: Dictionary(d.weights, d.reads, d.writes, d.name, neuronpedia=pages.get(str(site)))
         for site, d in tiny_dictionaries.items()
     }
-    return discover_circuit(tiny_model, named, tiny_pairs, edge_threshold=0.01)
+    return discover(tiny_pairs, tiny_model, named, edge_threshold=0.01)
 
 
 def test_a_graph_has_the_names_of_its_dictionaries_and_nobody_types_them(traced, tmp_path):
@@ -112,7 +112,7 @@ def test_a_graph_has_the_names_of_its_dictionaries_and_nobody_types_them(traced,
 
 
 def test_a_graph_of_dictionaries_without_pages_names_none(tiny_model, tiny_dictionaries, tiny_pairs):
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.1)
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.1)
     assert "neuronpedia" not in graph.graph["provenance"] and payload(graph)["links"] == {}
 
 

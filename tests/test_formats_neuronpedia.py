@@ -332,9 +332,9 @@ def test_a_file_read_without_our_block_can_be_written_again(tmp_path):
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_logits_that_a_graph_explains_are_their_logits(schema, tmp_path, tiny_model, tiny_dictionaries, tiny_pairs):
-    from circuitgraph.discover import discover_circuit
+    from circuitgraph.discovery import discover
 
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs[:1], targets="logits", baseline="zero")
+    graph = discover(tiny_pairs[:1], tiny_model, tiny_dictionaries, targets="logits", baseline="zero")
     value = value_of(graph)
     jsonschema.Draft7Validator(SCHEMAS[schema]).validate(value)
     logits = [node for node in value["nodes"] if node["feature_type"] == "logit"]

@@ -15,7 +15,7 @@ from circuitgraph.attribution.gradients import integrated_gradients, metric_grad
 from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.edges.trace import Selection, attribute_edges
 from circuitgraph.evaluation.circuits import circuit_mask, node_values, run_with_nodes
 from circuitgraph.evaluation.evaluate import evaluate_circuit
@@ -450,7 +450,7 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
 def test_the_full_circuit_is_perfectly_faithful_and_the_empty_one_not_at_all(
     tiny_model, tiny_dictionaries, tiny_pairs, baseline
 ):
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, baseline=baseline, edge_threshold=0.0)
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, baseline=baseline, edge_threshold=0.0)
     assert evaluate_circuit(graph, tiny_model, tiny_dictionaries).faithfulness == pytest.approx(1.0, abs=1e-9)
     empty = graph.subgraph([n for n, kind in graph.nodes(data="kind") if kind == "metric"]).copy()
     evaluation = evaluate_circuit(empty, tiny_model, tiny_dictionaries)
@@ -461,7 +461,7 @@ def test_the_full_circuit_is_perfectly_faithful_and_the_empty_one_not_at_all(
 
 
 def test_the_errors_of_the_circuit_are_those_among_its_nodes(tiny_model, tiny_dictionaries, tiny_pairs):
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
     whole = evaluate_circuit(graph, tiny_model, tiny_dictionaries)
     assert whole.faithfulness_errors_of_circuit == pytest.approx(1.0, abs=1e-9)
     assert whole.faithfulness_errors_removed != pytest.approx(1.0, abs=1e-2)
@@ -513,7 +513,7 @@ def test_patching_a_node_of_every_kind_gives_the_effect_of_its_difference(case):
 
 def test_identical_prompts_give_a_stated_empty_graph(tiny_model, tiny_dictionaries, tiny_pairs):
     same = [type(p)(p.clean, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
-    graph = discover_circuit(tiny_model, tiny_dictionaries, same)
+    graph = discover(same, tiny_model, tiny_dictionaries)
     assert list(graph.nodes) == ["metric@5"]
     assert graph.graph["reports"][-1].startswith("the graph is empty")
 
@@ -523,7 +523,7 @@ def test_identical_prompts_give_a_stated_empty_graph(tiny_model, tiny_dictionari
 
 def test_a_batch_is_the_size_weighted_mean_of_its_parts(tiny_model, tiny_dictionaries, tiny_pairs):
     def weights(pairs):
-        graph = discover_circuit(tiny_model, tiny_dictionaries, pairs, edge_threshold=0.0)
+        graph = discover(pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
         nodes = dict(graph.nodes(data="attribution"))
         return nodes | {(u, v, k): w for u, v, k, w in graph.edges(keys=True, data="weight")}
 
@@ -539,7 +539,7 @@ def test_a_batch_is_the_size_weighted_mean_of_its_parts(tiny_model, tiny_diction
 
 
 def test_larger_thresholds_give_sub_graphs_and_pruning_is_idempotent(tiny_model, tiny_dictionaries, tiny_pairs):
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
     previous = graph
     sizes = []
     for threshold in (0.001, 0.01, 0.1):
@@ -558,7 +558,7 @@ def test_pruning_by_count_is_idempotent_and_keeps_every_path_to_the_metric(
 ):
     import networkx as nx
 
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
     pruned = prune_graph(graph, **settings)
     again = prune_graph(pruned, **settings)
     assert set(again.edges(keys=True)) == set(pruned.edges(keys=True)) and len(pruned) > 5

@@ -20,7 +20,7 @@ from circuitgraph.attribution.node_gradients import path_start
 from circuitgraph.attribution.treatment import error_targets, node_sites
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import check_fit
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.circuits import (
     _edit,
@@ -526,7 +526,7 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
 def test_the_whole_graph_is_perfectly_faithful_and_the_empty_one_not_at_all(loaded, tiny_pairs, family, name):
     model = loaded(family)
     dictionaries = dictionary_set(model, name)
-    graph = discover_circuit(model, dictionaries, tiny_pairs, edge_threshold=0.0, max_nodes=10_000)
+    graph = discover(tiny_pairs, model, dictionaries, edge_threshold=0.0, max_nodes=10_000)
     evaluation = evaluate_circuit(graph, model, dictionaries, n_patched=10)
     tolerance = 100 * torch.finfo(FAMILIES[family].precision).eps ** 0.9
     assert evaluation.faithfulness == pytest.approx(1.0, abs=tolerance)
@@ -566,7 +566,7 @@ def test_a_graph_in_bfloat16_has_attributions_near_those_of_float64(folder, load
     found = []
     for model in (loaded(family), load_model(folder(family), dtype=torch.bfloat16)):
         dictionaries = dictionary_set(model, "transcoders", compute_dtype(model.dtype))
-        graph = discover_circuit(model, dictionaries, tiny_pairs, edge_threshold=0.0)
+        graph = discover(tiny_pairs, model, dictionaries, edge_threshold=0.0)
         found.append(dict(graph.nodes(data="attribution")))
     keys = sorted({key for one in found for key, value in one.items() if value is not None})
     exact, narrow = (torch.tensor([one.get(key) or 0.0 for key in keys], dtype=torch.float64) for one in found)
@@ -618,4 +618,4 @@ def test_a_dictionary_whose_edges_would_be_wrong_is_refused(loaded, tiny_pairs, 
     dictionary = random_kind(loaded("gpt2"), *sites, **settings)
     check_fit(dictionary, loaded("gpt2"))
     with pytest.raises(CircuitGraphError, match=message):
-        discover_circuit(loaded("gpt2"), {dictionary.writes: dictionary}, tiny_pairs)
+        discover(tiny_pairs, loaded("gpt2"), {dictionary.writes: dictionary})

@@ -14,7 +14,7 @@ from test_laws import build_case
 
 from circuitgraph.attribution.aligned_model import align_model
 from circuitgraph.attribution.alignment import align_pairs
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, run_with_nodes
 from circuitgraph.evaluation.evaluate import evaluate_circuit, measure_graph
@@ -41,14 +41,14 @@ def place(key, places):
 def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family, baseline):
     model = loaded(family)
     found = dictionary_set(model, "transcoders")
-    both = discover_circuit(model, found, [FIRST, SECOND], align="role", baseline=baseline, **EVERYTHING)
+    both = discover([FIRST, SECOND], model, found, align="role", baseline=baseline, **EVERYTHING)
     strong = sorted(both, key=lambda node: -abs(both.nodes[node]["attribution"]))[:40]
     circuit = both.subgraph({*strong, *(node for node in both if node.startswith("metric"))})
     whole = evaluate_circuit(circuit, model, found, **ALL_MEASURED)
     names = places_of(both)
     parts = []
     for pair, places in zip((FIRST, SECOND), PLACES, strict=True):
-        own = discover_circuit(model, found, [pair], baseline=baseline, **EVERYTHING)
+        own = discover([pair], model, found, baseline=baseline, **EVERYTHING)
         here = [node for node in own if place(node, counted(model, places)) in {place(node, names) for node in circuit}]
         part = evaluate_circuit(own.subgraph(here), model, found, **ALL_MEASURED)
         effects = {place(node, counted(model, places)): effect for node, effect in part.effects.items()}
@@ -141,7 +141,7 @@ def test_places_that_are_positions_leave_the_model_as_it_is(tiny_model):
 def test_the_whole_circuit_is_faithful_and_curves_end_there(loaded):
     model = loaded("gpt2")
     found = dictionary_set(model, "transcoders")
-    graph = discover_circuit(model, found, [FIRST, SECOND], align="role", **EVERYTHING)
+    graph = discover([FIRST, SECOND], model, found, align="role", **EVERYTHING)
     evaluation = evaluate_circuit(graph, model, found, n_patched=5, n_edges=5, n_dropped=3)
     assert {row.baseline for row in evaluation.settings} == {"corrupted", "zero", "mean"}
     for curve in evaluation.curves:
@@ -157,12 +157,12 @@ def test_other_pairs_are_measured_at_the_graphs_places(loaded):
     """A third form has a place that the graph has not, and lacks some that it has."""
     model = loaded("gpt2")
     found = dictionary_set(model, "transcoders")
-    graph = discover_circuit(model, found, [FIRST, SECOND], align="role", baseline="zero", **EVERYTHING)
+    graph = discover([FIRST, SECOND], model, found, align="role", baseline="zero", **EVERYTHING)
     third = PromptPair("a b f g e e e e g h", "a b f g e e e e h h", (" c",), (" d",), {"IO": 2, "S1": 3, "S2": 8})
     evaluation = evaluate_circuit(
         graph, model, found, pairs=[third], n_patched=10_000, n_edges=5, n_dropped=0, curves=False
     )
-    alone = discover_circuit(model, found, [third], baseline="zero", **EVERYTHING)
+    alone = discover([third], model, found, baseline="zero", **EVERYTHING)
     assert evaluation.metric_clean == pytest.approx(alone.graph["metric"]["clean"])
     own = evaluate_circuit(alone, model, found, n_patched=10_000, n_edges=0, n_dropped=0, curves=False).effects
     places = ["start", "start+1", "start+2", "IO", "S1", "S1+1", "S1+2", "S1+3", "S1+4", "S2", "END"]
@@ -179,7 +179,7 @@ def test_other_pairs_are_measured_at_the_graphs_places(loaded):
 def test_measuring_an_aligned_graph_gives_its_nodes_their_effects(loaded):
     model = loaded("gpt2")
     found = dictionary_set(model, "transcoders")
-    graph = discover_circuit(model, found, [FIRST, SECOND], align="role", edge_threshold=0.02)
+    graph = discover([FIRST, SECOND], model, found, align="role", edge_threshold=0.02)
     measured = measure_graph(graph, model, found)
     assert all("effect" in data for _, data in measured.nodes(data=True) if data["kind"] != "metric")
 
@@ -187,19 +187,19 @@ def test_measuring_an_aligned_graph_gives_its_nodes_their_effects(loaded):
 def test_what_cannot_be_measured_is_refused_in_one_line(loaded):
     model = loaded("gpt2")
     found = dictionary_set(model, "transcoders")
-    graph = discover_circuit(model, found, [FIRST, SECOND], align="role", edge_threshold=0.02)
+    graph = discover([FIRST, SECOND], model, found, align="role", edge_threshold=0.02)
     with pytest.raises(
         CircuitGraphError, match="baseline 'resample' takes another example's activations, which has other"
     ):
         evaluate_circuit(graph, model, found, baselines=("resample",))
-    summed = discover_circuit(model, found, [FIRST], positions="sum", edge_threshold=0.02)
+    summed = discover([FIRST], model, found, positions="sum", edge_threshold=0.02)
     with pytest.raises(GraphError, match="the graph's nodes are sums over all positions, which are not measured"):
         evaluate_circuit(summed, model, found)
     with pytest.raises(CircuitGraphError, match="target 'mlp_out.0/f1@3' stands at one position of every prompt"):
-        discover_circuit(model, found, [FIRST, SECOND], align="role", targets=["mlp_out.0/f1@3"])
+        discover([FIRST, SECOND], model, found, align="role", targets=["mlp_out.0/f1@3"])
     with pytest.raises(
         CircuitGraphError, match=r"align 'roles' is unknown; expected one of position, role. Did you mean"
     ):
-        discover_circuit(model, found, [FIRST], align="roles")
+        discover([FIRST], model, found, align="roles")
     with pytest.raises(CircuitGraphError, match="positions 'all' is unknown; expected one of each, sum"):
-        discover_circuit(model, found, [FIRST], positions="all")
+        discover([FIRST], model, found, positions="all")

@@ -9,7 +9,7 @@ import torch
 from test_component_circuits import component_graph
 
 from circuitgraph.components.evaluate import evaluate_components
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.errors import RenderError
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.formats.eap import value_from_eap
@@ -20,7 +20,7 @@ from circuitgraph.render import plots
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_model, tiny_dictionaries, tiny_pairs):
-    graph = prune_graph(discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0), max_nodes=20)
+    graph = prune_graph(discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0), max_nodes=20)
     return graph, evaluate_circuit(graph, tiny_model, tiny_dictionaries, baselines=(), n_edges=9, n_dropped=0)
 
 

@@ -11,7 +11,7 @@ from dictionary_kinds import dictionary_set
 from families import save_family
 from test_alignment import EVERYTHING, FIRST, SECOND
 
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.graphs.schema import check_graph
 from circuitgraph.models.model import load_model
@@ -55,9 +55,9 @@ def test_every_edge_is_the_sum_over_positions_and_its_absolute_that_of_each_exam
     loaded, family, dictionaries, settings
 ):
     model = loaded(family)
-    discover = functools.partial(discover_circuit, model, dictionary_set(model, dictionaries), **settings)
-    parts = [added_up(discover([pair], **EVERYTHING)) for pair in (FIRST, SECOND)]
-    graph = discover([FIRST, SECOND], align="role", **SUMMED)
+    graph_of = functools.partial(discover, model=model, dictionaries=dictionary_set(model, dictionaries), **settings)
+    parts = [added_up(graph_of([pair], **EVERYTHING)) for pair in (FIRST, SECOND)]
+    graph = graph_of([FIRST, SECOND], align="role", **SUMMED)
     check_graph(graph)
     found = {(name(u), name(v), kind): data for u, v, kind, data in graph.edges(keys=True, data=True)}
     assert len(found) == graph.number_of_edges() > 100
@@ -85,9 +85,9 @@ def test_what_sums_read_of_all_sources_is_what_they_read_of_the_stream(loaded, m
         traced.append(attribute_edges(*arguments, **settings))
         return traced[-1]
 
-    monkeypatch.setattr("circuitgraph.discover.attribute_edges", trace)
+    monkeypatch.setattr("circuitgraph.edges.trace.attribute_edges", trace)
     found = dictionary_set(model, "transcoders")
-    graph = discover_circuit(model, found, [FIRST, SECOND], align="role", baseline="zero", **SUMMED)
+    graph = discover([FIRST, SECOND], model, found, align="role", baseline="zero", **SUMMED)
     stream, inflow = (
         torch.tensor([each[i] for i in traced[0].stream_input])
         for each in (traced[0].stream_input, traced[0].total_input)
@@ -102,11 +102,11 @@ def test_what_sums_read_of_all_sources_is_what_they_read_of_the_stream(loaded, m
 def test_opposite_weights_at_two_positions_cancel_before_the_threshold(loaded):
     """The threshold is one of sums: what passes alone at two positions may not pass together, and the other way round."""
     model = loaded("gpt2")
-    discover = functools.partial(discover_circuit, model, dictionary_set(model, "transcoders"), [FIRST])
-    everything, _ = added_up(discover(**EVERYTHING))
-    metric = discover().graph["metric"]
+    graph_of = functools.partial(discover, [FIRST], model, dictionary_set(model, "transcoders"))
+    everything, _ = added_up(graph_of(**EVERYTHING))
+    metric = graph_of().graph["metric"]
     unit = abs(metric["clean"] - metric["corrupted"])
-    graph = discover(positions="sum", edge_threshold=0.02, max_nodes=100_000)
+    graph = graph_of(positions="sum", edge_threshold=0.02, max_nodes=100_000)
     kept = {(name(u), name(v), kind) for u, v, kind in graph.edges(keys=True)}
     into_kept = {key for key in everything if key[1] in {name(node) for node in graph}}
     assert kept == {key for key in into_kept if abs(everything[key]) > 0.02 * unit} and 30 < len(kept) < len(into_kept)
@@ -115,8 +115,8 @@ def test_opposite_weights_at_two_positions_cancel_before_the_threshold(loaded):
 @pytest.mark.parametrize("settings", [{"memory": 1e-6}, {"max_traced": 100_000}])
 def test_memory_and_the_order_of_tracing_change_no_sum(loaded, settings):
     model = loaded("llama")
-    discover = functools.partial(discover_circuit, model, dictionary_set(model, "transcoders"), [FIRST, SECOND])
-    one, other = discover(align="role", **SUMMED), discover(align="role", **SUMMED, **settings)
+    graph_of = functools.partial(discover, [FIRST, SECOND], model, dictionary_set(model, "transcoders"))
+    one, other = graph_of(align="role", **SUMMED), graph_of(align="role", **SUMMED, **settings)
     assert set(one.edges(keys=True)) == set(other.edges(keys=True)) and one.number_of_edges() > 100
     for u, v, kind, data in one.edges(keys=True, data=True):
         for key in ("weight", "local_weight", "weight_abs"):
@@ -125,16 +125,16 @@ def test_memory_and_the_order_of_tracing_change_no_sum(loaded, settings):
 
 def test_few_readers_are_the_most_influential_sums(loaded):
     model = loaded("gpt2")
-    discover = functools.partial(discover_circuit, model, dictionary_set(model, "transcoders"), [FIRST])
-    graph = discover(max_traced=5, **SUMMED)
+    graph_of = functools.partial(discover, [FIRST], model, dictionary_set(model, "transcoders"))
+    graph = graph_of(max_traced=5, **SUMMED)
     readers = {v for _, v in graph.edges() if graph.nodes[v]["kind"] == "feature"}
     assert len(readers) == 5
 
 
 def test_top_k_and_max_nodes_count_sums(loaded):
     model = loaded("gpt2")
-    discover = functools.partial(discover_circuit, model, dictionary_set(model, "transcoders"), [FIRST])
-    graph = discover(positions="sum", edge_threshold=0.0, max_nodes=20, top_k=3)
+    graph_of = functools.partial(discover, [FIRST], model, dictionary_set(model, "transcoders"))
+    graph = graph_of(positions="sum", edge_threshold=0.0, max_nodes=20, top_k=3)
     assert graph.graph["reports"][0].startswith("max_nodes 20: 20 of ")
     assert max(d for _, d in graph.in_degree()) == 3 and 4 < len(graph) <= 21
 
@@ -142,8 +142,8 @@ def test_top_k_and_max_nodes_count_sums(loaded):
 def test_a_prompt_of_one_token_at_each_position_sums_to_itself(tiny_model, tiny_dictionaries):
     """Nothing is added up where the metric reads one position: its edges are those of the end."""
     pair = PromptPair("a b", "a c", (" g",), (" h",))
-    each = discover_circuit(tiny_model, tiny_dictionaries, [pair], **EVERYTHING)
-    total = discover_circuit(tiny_model, tiny_dictionaries, [pair], **SUMMED)
+    each = discover([pair], tiny_model, tiny_dictionaries, **EVERYTHING)
+    total = discover([pair], tiny_model, tiny_dictionaries, **SUMMED)
     into = [(name(u), w) for u, v, w in each.edges(data="weight") if v.startswith("metric")]
     assert sorted(into) == sorted((name(u), w) for u, v, w in total.edges(data="weight") if v.startswith("metric"))
     assert len(into) > 20
@@ -151,7 +151,7 @@ def test_a_prompt_of_one_token_at_each_position_sums_to_itself(tiny_model, tiny_
 
 def test_prompts_that_are_the_same_make_a_stated_empty_graph(tiny_model, tiny_dictionaries):
     pair = PromptPair("a b c", "a b c", (" g",), (" h",))
-    graph = discover_circuit(tiny_model, tiny_dictionaries, [pair], **SUMMED)
+    graph = discover([pair], tiny_model, tiny_dictionaries, **SUMMED)
     assert list(graph) == ["metric@0"] and graph.graph["reports"][-1].startswith("the graph is empty: no node changes")
 
 
@@ -161,9 +161,9 @@ def test_prompts_that_are_the_same_make_a_stated_empty_graph(tiny_model, tiny_di
 )
 def test_errors_and_features_that_are_targets_are_added_up_like_any_other(loaded, settings):
     model = loaded("gpt2")
-    discover = functools.partial(discover_circuit, model, dictionary_set(model, "residual"), [FIRST], **settings)
-    expected, _ = added_up(discover(**EVERYTHING))
-    graph = discover(**SUMMED)
+    graph_of = functools.partial(discover, [FIRST], model, dictionary_set(model, "residual"), **settings)
+    expected, _ = added_up(graph_of(**EVERYTHING))
+    graph = graph_of(**SUMMED)
     check_graph(graph)
     found = {(name(u), name(v), kind): w for u, v, kind, w in graph.edges(keys=True, data="weight")}
     into = {v for _, v, _ in found if v.endswith("error") or "/p" in v}

@@ -14,7 +14,7 @@ from traced_edges import shrunk, trace
 
 from circuitgraph.attribution.targets import Probe, given_targets, recorded_objective
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.edges.products import EdgeProducts
 from circuitgraph.errors import GraphError, MetricError
 from circuitgraph.evaluation.circuits import node_values
@@ -172,8 +172,8 @@ def test_a_graph_of_features_and_directions_is_evaluated_and_survives_a_file(
     tiny_model, tiny_dictionaries, tiny_pairs, method, baseline
 ):
     specs = {"mlp_out.1/f3@4": 1.0, Probe("resid_post.0", direction(tiny_model, "resid_post.0"), 3, "<b>"): -0.5}
-    graph = discover_circuit(
-        tiny_model, tiny_dictionaries, tiny_pairs, targets=specs, baseline=baseline, method=method, steps=4,
+    graph = discover(
+        tiny_pairs, tiny_model, tiny_dictionaries, targets=specs, baseline=baseline, method=method, steps=4,
         edge_threshold=0.0, max_nodes=10**6,
     )  # fmt: skip
     check_graph(graph)
@@ -214,7 +214,7 @@ def test_a_probe_behind_neurons_and_one_through_frozen_components_are_explained(
     dictionaries = Dictionaries([random_dictionary("mlp_in.0", "mlp_out.0", seed=1)])
     settings = {"attention": "frozen", "mlp": "frozen", "baseline": "zero", "edge_threshold": 0.0, "max_nodes": 10**6}
     found = probes(tiny_model, ["mlp_post.1", "mlp_out.1", "attn_out.1"])
-    graph = discover_circuit(tiny_model, dictionaries, tiny_pairs[:1], targets=found, **settings)
+    graph = discover(tiny_pairs[:1], tiny_model, dictionaries, targets=found, **settings)
     tops = [d for _, d in graph.nodes(data=True) if d["kind"] == "probe"]
     assert len(tops) == 3 and all(d["unexplained"] == pytest.approx(0, abs=1e-9) for d in tops)
     assert all(abs(d["stream_input"]) > 1e-3 for d in tops)
@@ -226,7 +226,7 @@ def test_pruning_by_influence_keeps_every_target_and_what_it_brings_to_the_metri
     settings = {"edge_threshold": 0.0, "max_nodes": 10**6, "baseline": "zero"}
     targets = dict(zip(probes(tiny_model, ["z.1", "resid_post.0"]), (5.0, 1e-3), strict=True))
     whole, pruned = (
-        discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets=targets, **settings | shares)
+        discover(tiny_pairs, tiny_model, tiny_dictionaries, targets=targets, **settings | shares)
         for shares in ({}, {"node_influence": 0.8, "edge_influence": 0.8})
     )
     assert 5 < pruned.number_of_edges() < whole.number_of_edges() / 2
@@ -240,7 +240,7 @@ def test_a_target_that_is_to_fall_is_explained_by_the_same_nodes_as_one_that_is_
     settings = {"edge_threshold": 0.0, "max_nodes": 10**6, "baseline": "zero", "max_traced": 7}
     settings |= {"node_influence": 0.9, "edge_influence": 0.95}
     rises, falls = (
-        discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets={" c": weight}, **settings)
+        discover(tiny_pairs, tiny_model, tiny_dictionaries, targets={" c": weight}, **settings)
         for weight in (0.5, -0.5)
     )
     assert set(rises.edges(keys=True)) == set(falls.edges(keys=True)) and rises.number_of_edges() > 30
@@ -253,7 +253,7 @@ def test_a_direction_may_be_a_weight_in_training(tiny_model, tiny_dictionaries, 
     vector = torch.nn.Parameter(direction(tiny_model, "resid_post.0"))
     settings = {"node_influence": 0.9, "max_traced": 3}
     graphs = [
-        discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets=[Probe("resid_post.0", v, 4)], **settings)
+        discover(tiny_pairs, tiny_model, tiny_dictionaries, targets=[Probe("resid_post.0", v, 4)], **settings)
         for v in (vector, vector.detach())
     ]
     assert graph_to_text(graphs[0]) == graph_to_text(graphs[1]) and graphs[0].number_of_edges() > 5
@@ -279,10 +279,10 @@ def test_memory_bounds_what_is_held_at_once_and_changes_no_number(tiny_model, ti
     for memory in (1 << 30, 100_000, 40_000, 1):
         held.clear()
         found.append(
-            discover_circuit(
+            discover(
+                tiny_pairs,
                 tiny_model,
                 dictionaries,
-                tiny_pairs,
                 targets=specs,
                 errors_as_targets=True,
                 positions=positions,
@@ -335,7 +335,7 @@ def test_patching_starts_below_what_the_metric_reads(tiny_model, tiny_dictionari
 )
 def test_targets_that_do_not_exist_are_refused_in_one_line(tiny_model, tiny_dictionaries, tiny_pairs, targets, message):
     with pytest.raises((MetricError, GraphError), match=message) as error:
-        discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets=targets)
+        discover(tiny_pairs, tiny_model, tiny_dictionaries, targets=targets)
     assert "\n" not in str(error.value)
 
 

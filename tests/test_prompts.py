@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.errors import MetricError, PromptError
 from circuitgraph.models.tokens import pairs_of_length, tokenize_pairs
 from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs
@@ -87,10 +87,10 @@ def test_one_prompt_alone_is_a_pair_that_does_not_differ(tmp_path, tiny_model, t
     assert other == PromptPair("b a c", "b a c", ("d",))
     assert pairs_to_text([one]) == pairs_to_text([PromptPair("a b c d e", "a b c d e", ())])
     settings = {"baseline": "zero", "targets": "logits", "edge_threshold": 0.0}
-    graph = discover_circuit(tiny_model, tiny_dictionaries, [one], **settings)
+    graph = discover([one], tiny_model, tiny_dictionaries, **settings)
     assert graph.number_of_edges() > 100
     with pytest.raises(MetricError, match="needs at least one answer for every pair; pair 1 has none"):
-        discover_circuit(tiny_model, tiny_dictionaries, [one], baseline="zero")
+        discover([one], tiny_model, tiny_dictionaries, baseline="zero")
 
 
 def test_a_missing_file_is_refused(tmp_path):

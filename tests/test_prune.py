@@ -176,9 +176,9 @@ def test_the_summary_counts_and_ranks(graph):
 
 
 def test_what_removed_edges_explained_is_unexplained(tiny_model, tiny_dictionaries, tiny_pairs):
-    from circuitgraph.discover import discover_circuit
+    from circuitgraph.discovery import discover
 
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
     pruned = prune_graph(graph, top_k=10)
     changed = 0
     for node, data in pruned.nodes(data=True):

@@ -13,7 +13,7 @@ from traced_edges import trace
 from circuitgraph.attribution.runs import CleanRun
 from circuitgraph.attribution.targets import LogitTarget, Objective, given_targets, likeliest_logits, target_nodes
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, MetricError
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.formats.neuronpedia import neuronpedia_value
@@ -133,13 +133,13 @@ def test_given_tokens_have_equal_weights(tiny_model):
 )
 def test_what_is_no_token_is_one_line(tiny_model, tiny_dictionaries, tiny_pairs, tokens, message):
     with pytest.raises(MetricError) as error:
-        discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets=tokens)
+        discover(tiny_pairs, tiny_model, tiny_dictionaries, targets=tokens)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 def test_targets_that_are_a_text_are_explained(tiny_model, tiny_dictionaries, tiny_pairs):
     with pytest.raises(CircuitGraphError, match=r"targets is 'logit'; expected 'metric', 'logits' or a list"):
-        discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets="logit")
+        discover(tiny_pairs, tiny_model, tiny_dictionaries, targets="logit")
 
 
 @pytest.mark.parametrize("targets", ["logits", [" c", " a"]])
@@ -147,9 +147,7 @@ def test_targets_that_are_a_text_are_explained(tiny_model, tiny_dictionaries, ti
 def test_the_graph_has_one_node_per_logit_and_survives_a_file(
     tiny_model, tiny_dictionaries, tiny_pairs, targets, baseline
 ):
-    graph = discover_circuit(
-        tiny_model, tiny_dictionaries, tiny_pairs, targets=targets, baseline=baseline, edge_threshold=0.0
-    )
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, targets=targets, baseline=baseline, edge_threshold=0.0)
     check_graph(graph)
     logits = {node: d for node, d in graph.nodes(data=True) if d["kind"] == "logit"}
     if targets == "logits":
@@ -173,14 +171,14 @@ def test_the_graph_has_one_node_per_logit_and_survives_a_file(
 
 @pytest.mark.parametrize("targets", ["metric", "logits"])
 def test_the_report_counts_the_candidates_that_are_not_in_the_graph(tiny_model, tiny_dictionaries, tiny_pairs, targets):
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, targets=targets, max_nodes=30)
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, targets=targets, max_nodes=30)
     nodes = [kind for _, kind in graph.nodes(data="kind") if kind not in ("logit", "metric")]
     assert graph.graph["reports"][-1].startswith(f"edge_threshold 0.001: {30 - len(nodes)} of them have no path")
 
 
 def test_without_any_difference_the_empty_graph_is_said(tiny_model, tiny_dictionaries, tiny_pairs):
     same = [type(p)(p.clean, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
-    graph = discover_circuit(tiny_model, tiny_dictionaries, same, targets=[" a", " b"])
+    graph = discover(same, tiny_model, tiny_dictionaries, targets=[" a", " b"])
     assert {kind for _, kind in graph.nodes(data="kind")} == {"logit", "metric"}
     assert graph.graph["reports"][-1].startswith("the graph is empty")
 
@@ -190,15 +188,15 @@ def test_what_no_edge_explains_is_nothing_where_every_node_is_a_candidate(
     tiny_model, tiny_dictionaries, tiny_pairs, settings
 ):
     """Recomputed q and k edges are no part of what is read through linear paths."""
-    graph = discover_circuit(
-        tiny_model, tiny_dictionaries, tiny_pairs[:1], baseline="zero", edge_threshold=0.0, max_nodes=10**6, **settings
+    graph = discover(
+        tiny_pairs[:1], tiny_model, tiny_dictionaries, baseline="zero", edge_threshold=0.0, max_nodes=10**6, **settings
     )
     rows = {n: d for n, d in graph.nodes(data=True) if "stream_input" in d}
     assert len(rows) > 50 and any(d["site"].startswith("z") for d in rows.values())
     for attributes in rows.values():
         assert attributes["unexplained"] == pytest.approx(0, abs=1e-9)
-    few = discover_circuit(
-        tiny_model, tiny_dictionaries, tiny_pairs[:1], baseline="zero", edge_threshold=0.0, max_nodes=60, **settings
+    few = discover(
+        tiny_pairs[:1], tiny_model, tiny_dictionaries, baseline="zero", edge_threshold=0.0, max_nodes=60, **settings
     )
     assert max(abs(d["unexplained"]) for _, d in few.nodes(data=True) if "stream_input" in d) > 0.01
 
@@ -209,14 +207,14 @@ def test_the_preset_of_attribution_graphs_explains_everything_before_it_prunes(
     """Transcoders in every layer, attention passed: nothing that a logit reads is missing; scores and shares are there."""
     transcoders = {site: d for site, d in tiny_dictionaries.items() if site.kind == "mlp_out"}
     preset = PRESETS["attribution-graph"]
-    graph = discover_circuit(tiny_model, transcoders, tiny_pairs[:1], **preset)
+    graph = discover(tiny_pairs[:1], tiny_model, transcoders, **preset)
     check_graph(graph)
     assert {"replacement", "completeness"} == set(graph.graph["scores"])
     assert all(0 < score < 1 for score in graph.graph["scores"].values())
     inflow = next(line for line in graph.graph["reports"] if line.startswith("inputs"))
     assert "carry 0.0% (median), 0.0% (90th percentile)" in inflow
-    whole = discover_circuit(
-        tiny_model, transcoders, tiny_pairs[:1], **preset | {"node_influence": None, "edge_influence": None}
+    whole = discover(
+        tiny_pairs[:1], tiny_model, transcoders, **preset | {"node_influence": None, "edge_influence": None}
     )
     assert "scores" not in whole.graph and set(graph.edges(keys=True)) < set(whole.edges(keys=True))
     for node, attributes in whole.nodes(data=True):

@@ -1,4 +1,4 @@
-"""Edges of small random models with every role that a component may have, traced as discover_circuit does it.
+"""Edges of small random models with every role that a component may have, traced as discover does it.
 
 In come a model, dictionaries, pairs and settings; out comes a `Traced`, with everything on the way to the edges. Knows nothing
 of graphs.

@@ -207,7 +207,7 @@ def given_targets(
 
 
 def read_targets(texts: Sequence[str], weights: Sequence[float] = ()) -> Any:
-    """`discover_circuit`'s targets from words of a command line: metric, logits, token texts, features, and directions as
+    """`discover`'s targets from words of a command line: metric, logits, token texts, features, and directions as
     SITE@POS=FILE.npy. MetricError for a file that holds no vector, or not one weight per target."""
     if tuple(texts) in (("metric",), ("logits",)):
         if weights:

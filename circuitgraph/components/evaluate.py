@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuitgraph.components.run import ComponentRun, component_metrics, component_shape, run_components
 from circuitgraph.components.shape import ComponentScores, component_scores, edge_order, first_edges, prune_edges
-from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
+from circuitgraph.errors import CircuitGraphError, GraphError, PromptError, did_you_mean
 from circuitgraph.evaluation.agreement import Interval, ratio
 from circuitgraph.evaluation.curves import FRACTIONS, ORDERS, area
 from circuitgraph.evaluation.report import interval_text, number_text, plain_values
@@ -141,6 +141,8 @@ def evaluate_components(
     tokens = tokenize_pairs(model, pairs)
     score = build_metric(metric, tokens.answers, tokens.wrong_answers)
     clean = run_components(model, tokens.clean.to(model.device))
+    if tokens.corrupted is None:
+        raise PromptError("the pairs have no corrupted prompts, with which circuits of heads and MLPs are compared")
     corrupted = run_components(model, tokens.corrupted.to(model.device))
     full = score(clean.logits)
     circuit = prune_edges(shape, found.circuit)

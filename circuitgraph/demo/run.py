@@ -13,7 +13,7 @@ from pathlib import Path
 import networkx as nx
 
 from circuitgraph.dictionaries.load import load_dictionaries
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.evaluate import measure_graph
@@ -84,7 +84,7 @@ def run_demo(
     progress("loading the model", 0, 1)
     model = load_model(MODEL, device=device)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
-    graph = discover_circuit(model, dictionaries, pairs, metric=TASKS[task].metric, align=align, progress=progress)
+    graph = discover(pairs, model, dictionaries, metric=TASKS[task].metric, align=align, progress=progress)
     circuit = prune_graph(graph, max_nodes=max_nodes)
     circuit = measure_graph(circuit, model, dictionaries, n_patched=50, n_edges=0, progress=progress)
 

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.attribute import Attribution
 from circuitgraph.attribution.tables import FeatureTable, NodeTable
 from circuitgraph.attribution.targets import TargetNode
 from circuitgraph.dictionaries.dictionary import Dictionary
@@ -35,6 +37,10 @@ from circuitgraph.nodes import Node, Site
 from circuitgraph.paths.input_paths import InputPaths, check_input_site
 from circuitgraph.paths.linear_maps import LinearMap, skip_map
 from circuitgraph.progress import Progress, no_progress
+from circuitgraph.settings import Compute, Edges
+
+if TYPE_CHECKING:
+    from circuitgraph.edges.candidates import Candidates
 
 QK = ("derivative", "ablate")
 _TYPED = ("ov", "q", "k")  # kinds that keep a loading per head
@@ -84,7 +90,7 @@ def attribute_edges(
     qk: str = "derivative",
     selection: Selection | None = None,
     memory: int = 1 << 30,
-    tracer_type: type[Tracer] | None = None,
+    sums: bool = False,
     progress: Progress = no_progress,
 ) -> TracedEdges:
     """Edges that pass the selection and reach the metric.
@@ -95,7 +101,7 @@ def attribute_edges(
     `gradients.mlp_slopes`, needed for dictionaries that read behind an MLP's neurons. qk "ablate" takes the difference
     of the pattern with and without each source for q and k edges. memory: bytes that input directions and what they read
     may take at once; one reader at one position, and the targets' own vectors, are held whatever they take.
-    tracer_type: `position_sums.SumTracer` for sums over positions.
+    sums: add up over positions before anything is selected.
     Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced, CircuitGraphError for qk "ablate"
     through components.
     """
@@ -103,7 +109,7 @@ def attribute_edges(
         raise CircuitGraphError("qk 'ablate' passes no component that is 'frozen'; take 'derivative' or 'node'")
     if qk == "ablate" and not any(site.kind == "attn_scores" for site in clean):
         raise CircuitGraphError("qk 'ablate' needs the attention scores; record them with sites_of(..., scores=True)")
-    tracer = (tracer_type or Tracer)(model, tables, clean, base, slopes, maps, qk, selection or Selection(), memory)
+    tracer = _tracer_type(sums)(model, tables, clean, base, slopes, maps, qk, selection or Selection(), memory)
     tracer.trace_targets(metric_gradient, targets)
     if tracer.selection.max_traced is None:
         for done, index in enumerate(tracer.readable):
@@ -112,6 +118,36 @@ def attribute_edges(
     else:
         tracer.trace_most_influential(tracer.selection.max_traced, progress)
     return tracer.result()
+
+
+def trace_edges(
+    run: Attribution, candidates: Candidates, settings: Edges, compute: Compute, progress: Progress = no_progress
+) -> TracedEdges:
+    """The edges between candidates that pass the settings and reach the metric, from the targets down.
+
+    Args:
+        run: Runs, gradients and targets.
+        candidates: The nodes.
+        settings: Which edges stay, and how q and k edges are computed.
+        compute: Its memory bounds what input directions may take at once.
+        progress: Told (stage, steps done, steps in all).
+    """
+    threshold = settings.edge_threshold * run.full_share
+    return attribute_edges(
+        run.model,
+        candidates.columns,
+        run.clean.values,
+        run.stream_gradient,
+        base=run.baseline.values,
+        targets=run.targets,
+        slopes=run.slopes,
+        maps=list(run.frozen.values()),
+        qk=settings.qk,
+        selection=Selection(threshold, settings.relative_threshold, settings.top_k, settings.max_traced),
+        memory=int(compute.memory * (1 << 30)),
+        sums=settings.positions == "sum",
+        progress=progress,
+    )
 
 
 def check_inputs(model: Model, dictionaries: Iterable[Dictionary], qk: str = "derivative") -> None:
@@ -134,6 +170,12 @@ def check_inputs(model: Model, dictionaries: Iterable[Dictionary], qk: str = "de
             raise DictionaryError(
                 f"dictionary {dictionary.name} skips, and qk 'ablate' passes no skip connections; take 'derivative'"
             )
+
+
+def _tracer_type(sums: bool) -> type[Tracer]:
+    from circuitgraph.edges.position_sums import SumTracer
+
+    return SumTracer if sums else Tracer
 
 
 class Tracer:
@@ -199,7 +241,9 @@ class Tracer:
                     ids[i : i + 1],
                     weights[:, i : i + 1],
                 )
-        local = torch.stack([t.clean if self.base is None or t.corrupted is None else t.clean - t.corrupted for t in targets], 1)
+        local = torch.stack(
+            [t.clean if self.base is None or t.corrupted is None else t.clean - t.corrupted for t in targets], 1
+        )
         self.weights[first:-1] = weights.mean(0).to("cpu", torch.float64)
         weight = weights * local
         metric_ids = torch.full_like(ids, len(self.nodes) - 1)

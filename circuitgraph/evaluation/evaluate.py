@@ -15,7 +15,6 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution.runs import BASELINES
 from circuitgraph.attribution.strongest import rank_nodes
 from circuitgraph.components.evaluate import ComponentEvaluation
 from circuitgraph.dictionaries.collection import Dictionaries
@@ -32,6 +31,7 @@ from circuitgraph.models.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node
 from circuitgraph.progress import Progress, no_progress
 from circuitgraph.prompts import PromptPair, pairs_to_text
+from circuitgraph.settings import BASELINES
 
 EVALUATION_BASELINES = (*BASELINES, "resample")
 
@@ -286,6 +286,8 @@ def _curves(
             seed=seed,
             progress=lambda done, total: progress("circuits of growing size", done, total),
         )
+    if tokens.corrupted is None or case.bases["corrupted"].values is None:
+        return found, ()
     progress("noising and denoising", 0, 1)
     clean, corrupted = (
         node_values(model, dictionaries, run, case.treatment)
