@@ -9,7 +9,6 @@ import networkx as nx
 import pytest
 import torch
 from support.naive_circuits import Naive
-from test_laws import assert_close, build_case
 
 from circuitgraph.attribution.attribute import attribute
 from circuitgraph.dictionaries.load import load_dictionaries
