@@ -14,7 +14,7 @@ PACKAGE = ROOT / "circuitgraph"
 
 # A module imports only from rows above its own.
 FLOW = [
-    {"errors", "text", "embedded", "circuitgraph_kernels"},
+    {"errors", "text", "embedded", "lazy_names", "circuitgraph_kernels"},
     {"files", "nodes", "progress", "prompts"},
     {"models", "metrics", "tasks"},
     {"dictionaries", "paths"},

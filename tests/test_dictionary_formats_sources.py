@@ -149,7 +149,7 @@ def test_other_objects_are_refused(tiny_model, source):
 
 def test_loading_files_does_not_import_sae_lens():
     program = (
-        "import sys, circuitgraph.dictionary_formats as f; f.is_sae_lens_object(3); print('sae_lens' in sys.modules)"
+        "import sys, circuitgraph.dictionaries.load as f; f.is_sae_lens_object(3); print('sae_lens' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}
