@@ -10,36 +10,30 @@ from dataclasses import asdict
 from typing import Any
 
 import networkx as nx
-import torch
-from torch import Tensor
 
 from circuitgraph.attribution.alignment import ALIGN, Alignment, align_pairs
-from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
-from circuitgraph.attribution.node_attribution import (
-    ComponentTreatment,
-    attribute_nodes,
-    error_targets,
-    frozen_outputs,
-    node_sites,
-    rank_nodes,
-)
-from circuitgraph.attribution.runs import Baseline, CleanRun, run_baseline, run_clean, sites_of
+from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
+from circuitgraph.attribution.node_attribution import attribute_nodes
+from circuitgraph.attribution.node_gradients import node_gradients
+from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.strongest import strongest_nodes
 from circuitgraph.attribution.tables import NodeTable
 from circuitgraph.attribution.targets import Objective, TargetSpec, given_targets, likeliest_logits, target_nodes
+from circuitgraph.attribution.treatment import ComponentTreatment, error_targets, frozen_components
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.edges.influence import GraphScores, graph_scores, prune_by_influence
 from circuitgraph.edges.influence import node_influence as influence_of
+from circuitgraph.edges.inputs import input_of, input_report
 from circuitgraph.edges.position_sums import POSITIONS, SumTracer, sum_positions, terms
 from circuitgraph.edges.table import EdgeTable
 from circuitgraph.edges.trace import QK, Selection, TracedEdges, Tracer, attribute_edges, check_inputs
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.graphs.provenance import graph_facts
-from circuitgraph.graphs.schema import build_graph
-from circuitgraph.metrics import Metric, MetricFunction, build_metric
+from circuitgraph.graphs.build import build_graph
+from circuitgraph.metrics import MetricFunction, build_metric
 from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import TokenizedPairs, tokenize_pairs
-from circuitgraph.nodes import EDGE_KINDS, Site
-from circuitgraph.paths.linear_maps import LinearMap, frozen_component
+from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
 from circuitgraph_kernels import backend_name
 
@@ -190,21 +184,6 @@ def _why_empty(tables: Sequence[NodeTable], n_pairs: int) -> str:
     return f"the graph is empty: no edges above the thresholds reach the metric{cancelled}"
 
 
-def frozen_components(
-    model: Model,
-    dictionaries: Dictionaries,
-    clean: CleanRun,
-    treatment: ComponentTreatment,
-    places: Alignment | None = None,
-) -> dict[Site, LinearMap]:
-    """Output site -> the map of every component that is through, between the places of an alignment if one is given."""
-    sites = frozen_outputs(model, dictionaries, treatment)
-    slopes = mlp_slopes(clean, (), [site.layer for site in sites if site.kind == "mlp_out"])
-    if places is not None:
-        slopes, clean = places.gather(slopes), places.of_run(model, clean)
-    return {site: frozen_component(model, site, clean.values, slopes) for site in sites}
-
-
 def _objective(
     model: Model,
     dictionaries: Dictionaries,
@@ -270,88 +249,3 @@ def _recorded(settings: Mapping[str, Any], metric: str, backend: str) -> dict[st
         left_out |= {"steps", "rule"}
     kept = {key: value for key, value in settings.items() if key not in left_out}
     return kept | {"metric": metric, "backend": backend}
-
-
-def input_of(traced: TracedEdges, edges: EdgeTable, qk: str) -> dict[int, tuple[float, float]]:
-    """target -> (what it reads of the streams' difference, the part of it that no kept edge explains).
-
-    Recomputed q and k edges are no part of either."""
-    if qk == "ablate":
-        patterns = torch.tensor([EDGE_KINDS.index("q"), EDGE_KINDS.index("k")])
-        edges = edges.take(~torch.isin(edges.kind, patterns.to(edges.kind)))
-    explained = torch.zeros(len(edges.nodes), dtype=torch.float64)
-    explained.index_add_(0, edges.target.long(), edges.local_weight.to(torch.float64))
-    rest = explained.tolist()
-    return {i: (value, value - rest[i]) for i, value in traced.stream_input.items()}
-
-
-def input_report(traced: TracedEdges) -> list[str]:
-    """How much of what the traced targets read comes from candidates, over the targets."""
-    missing = [
-        abs(value - traced.total_input[i]) / max(abs(value), abs(traced.total_input[i]))
-        for i, value in traced.stream_input.items()
-        if value
-    ]
-    if not missing:
-        return []
-    shares = torch.tensor(missing).quantile(torch.tensor([0.5, 0.9])).tolist()
-    return [
-        f"inputs: of what {len(missing)} targets read, nodes that are no candidates carry {shares[0]:.1%} (median),"
-        f" {shares[1]:.1%} (90th percentile)"
-    ]
-
-
-def node_gradients(
-    model: Model,
-    dictionaries: Dictionaries,
-    tokens: TokenizedPairs,
-    clean: CleanRun,
-    base: Baseline,
-    metric: Metric,
-    *,
-    method: str,
-    steps: int,
-    rule: str,
-) -> dict[Site, Tensor]:
-    """The gradient at every site that nodes write to: plain, or integrated from the baseline to the clean value of it.
-
-    Biases of attention, which enter at attn_out, keep the plain gradient.
-    """
-    written = {Site("embed"), *node_sites(model, dictionaries)}
-    outputs = {site.output for site in written}
-    gradients = metric_gradients(clean, sorted(written | outputs))
-    if method == "integrated":
-        start = {site: path_start(dictionaries, base, clean.values, site) for site in written}
-        gradients |= integrated_gradients(model, tokens, clean.values, start, metric, steps=steps, rule=rule)
-    return gradients
-
-
-def path_start(dictionaries: Dictionaries, base: Baseline, clean: Mapping[Site, Tensor], site: Site) -> Tensor:
-    """x at the baseline end of the path: with baseline zero no feature and no error, which leaves biases and skips."""
-    if base.values is not None:
-        return base.values[site]
-    start = torch.zeros_like(clean[site])
-    for dictionary in dictionaries.values():
-        if site in dictionary.sites:
-            start = start + dictionary.affine(clean[dictionary.reads])[..., dictionary.columns(site)]
-    return start
-
-
-def strongest_nodes(
-    tables: Sequence[NodeTable], max_nodes: int, *, saturated: bool = False
-) -> tuple[list[NodeTable], str]:
-    """The tables cut down to the max_nodes nodes with the largest |attribution|, and a line that says so.
-
-    saturated: nodes with an attribution of 0 are candidates too, after all others; a saturated head gives none to those
-    that it would no longer look at without them.
-    """
-    ranked = [(value, node) for value, node in rank_nodes(tables) if value != 0 or saturated]
-    chosen = {node for _, node in ranked[:max_nodes]}
-    kept = []
-    for table in tables:
-        mask = [node in chosen for node in table.nodes()]
-        kept.append(table.take(torch.tensor(mask, dtype=torch.bool, device=table.pos.device)))
-    return (
-        kept,
-        f"max_nodes {max_nodes}: {len(chosen)} of {len(ranked)} nodes{'' if saturated else ' with a non-zero attribution'} are candidates",
-    )

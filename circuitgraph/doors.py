@@ -6,6 +6,7 @@ Every public function calls these first, so that a name, a folder or an object o
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,10 +18,12 @@ from circuitgraph.embedded import DEMO, MODEL
 from circuitgraph.errors import ModelError, PromptError
 from circuitgraph.models.layout import is_library_model
 from circuitgraph.models.model import Model, load_model
+from circuitgraph.models.tokens import pairs_of_length
 from circuitgraph.prompts import PromptPair, read_pairs
+from circuitgraph.settings import Prompts
 
 ModelLike: TypeAlias = Model | str | Path | Any
-DictionariesLike: TypeAlias = Dictionaries | DictionarySources
+DictionariesLike: TypeAlias = "Dictionaries | DictionarySources"
 PairsLike: TypeAlias = "PromptPair | str | Path | Sequence[PromptPair | str]"
 
 
@@ -92,3 +95,19 @@ def as_pairs(prompts: PairsLike) -> list[PromptPair]:
     if not pairs:
         raise PromptError("there are no prompts; expected at least one")
     return pairs
+
+
+def choose_pairs(pairs: Sequence[PromptPair], model: Model, which: Prompts) -> list[PromptPair]:
+    """The pairs that the settings leave: those of one length, and of these a number drawn at random.
+
+    Args:
+        pairs: All pairs.
+        model: Its tokenizer counts the tokens.
+        which: length, examples and seed.
+
+    Raises PromptError, with the lengths that there are, if no pair has the length.
+    """
+    chosen = list(pairs) if which.length is None else pairs_of_length(model, pairs, which.length)
+    if which.examples is not None and which.examples < len(chosen):
+        chosen = random.Random(which.seed).sample(chosen, which.examples)
+    return chosen

@@ -102,7 +102,9 @@ def tiny_dictionaries(tiny_model):
     ]
     for dictionary in dictionaries:
         check_fit(dictionary, tiny_model)
-    return {dictionary.writes: dictionary for dictionary in dictionaries}
+    from circuitgraph.dictionaries.collection import Dictionaries
+
+    return Dictionaries(dictionaries)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary, check_fit
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import SaeWeights
@@ -69,14 +70,14 @@ SETS = {
 
 def dictionary_set(model, name, dtype=torch.float64):
     """The dictionaries of the set, by the site that each writes; their sizes are checked against the model."""
-    result = {}
+    result = []
     for reads, writes, activation, *rest in SETS[name]:
         dictionary = random_kind(model, reads, writes, activation, **(rest[0] if rest else {}))
         check_fit(dictionary, model)
         if dtype != torch.float64:
             dictionary = in_dtype(dictionary, dtype)
-        result[dictionary.writes] = dictionary
-    return result
+        result.append(dictionary)
+    return Dictionaries(result)
 
 
 def in_dtype(dictionary, dtype):

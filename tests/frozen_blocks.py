@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from families import hf_blocks
 
-from circuitgraph.attribution.node_attribution import node_sites
+from circuitgraph.attribution.treatment import node_sites
 from circuitgraph.nodes import Site
 
 _GPT2 = {"ln1": "ln_1", "ln2": "ln_2", "attn": "attn", "o": "c_proj", "down": "c_proj"}

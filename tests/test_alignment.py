@@ -9,7 +9,7 @@ import torch
 from dictionary_kinds import dictionary_set
 from families import hooked_transformer, save_family
 
-from circuitgraph import demo
+from circuitgraph import embedded
 from circuitgraph.attribution.alignment import align_pairs, position_names
 from circuitgraph.discover import discover_circuit
 from circuitgraph.edges.trace import attribute_edges
@@ -57,7 +57,7 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def demo_model():
-    return load_model(demo.MODEL)
+    return load_model(embedded.MODEL)
 
 
 def placed(graph, places):

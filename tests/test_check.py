@@ -10,6 +10,7 @@ from conftest import random_dictionary
 
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
 from circuitgraph.attribution.tables import VectorTable
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, DictionaryError, PromptError
 from circuitgraph.evaluation.dictionary_check import check_dictionaries, check_text, error_effects
@@ -147,7 +148,7 @@ def perfect(site: str) -> Dictionary:
 
 
 def test_a_dictionary_that_misses_nothing_recovers_the_whole_loss_and_has_no_error_share(tiny_model, tiny_pairs):
-    dictionaries = {d.writes: d for d in map(perfect, ("z.0", "mlp_out.0", "z.1", "mlp_out.1"))}
+    dictionaries = Dictionaries(map(perfect, ("z.0", "mlp_out.0", "z.1", "mlp_out.1")))
     for row in check_dictionaries(tiny_model, dictionaries, tiny_pairs).sites:
         assert abs(row.loss_zero - row.loss_spliced) > 0.01 and row.loss_recovered == pytest.approx(1)
         assert row.l0 == 16 and row.explained_variance == 1 and row.error_norm == 0

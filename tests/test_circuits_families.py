@@ -11,6 +11,7 @@ from families import FAMILIES, save_family
 from naive_circuits import Naive
 from test_laws import build_case
 
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import GraphError
 from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, circuit_metrics, node_values
 from circuitgraph.evaluation.patching import patch_effects
@@ -30,7 +31,7 @@ def family(request, tmp_path_factory, tiny_pairs):
         random_dictionary("resid_post.0", "resid_post.0", activation="topk", d_sae=16, seed=2),
         random_dictionary("mlp_in.1", "mlp_out.1", activation="jumprelu", d_sae=12, seed=3),
     ]
-    dictionaries = {dictionary.writes: dictionary for dictionary in found}
+    dictionaries = Dictionaries(found)
     case = build_case(model, dictionaries, tiny_pairs)
     exact = FAMILIES[request.param].precision == torch.float64
     return case, Naive(model, dictionaries, case), 1e-9 if exact else 1e-4

@@ -19,6 +19,7 @@ from test_laws import assert_close
 from traced_edges import shrunk, trace, vector
 
 from circuitgraph.attribution.runs import CleanRun
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.models.model import load_model
@@ -146,7 +147,7 @@ def test_a_model_in_half_precision_hides_the_same_keys(tmp_path, tiny_pairs, dty
     for each in (torch.float32, dtype):
         model = load_model(folder, dtype=each)
         made = [in_dtype(random_kind(model, *kind), torch.float32) for kind in COVERED if kind[0].startswith("z")]
-        traced = trace(model, {dictionary.writes: dictionary for dictionary in made}, tiny_pairs[:1])
+        traced = trace(model, Dictionaries(made), tiny_pairs[:1])
         edges = traced.edges(qk="ablate").table
         found.append({(e.source, e.target, e.kind): e.local_weight for e in edges if e.kind in ("q", "k")})
     exact, half = found

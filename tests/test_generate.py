@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_laws import assert_close
 
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, PromptError
 from circuitgraph.interventions.attention import compare_attention
 from circuitgraph.interventions.generate import generate
@@ -84,12 +85,12 @@ def test_attention_is_compared_by_position_so_that_repeated_tokens_stay_distinct
     assert [key for key, _ in keys] == [0, 1, 2, 3, 4, 5] and [token.strip() for _, token in keys][1::2] == ["a"] * 3
     site = Site("pattern", 1)
     for run, patterns in (
-        (run_with_interventions(tiny_model, {}, prompts, [], cache=[site]), found.clean),
-        (run_with_interventions(tiny_model, {}, prompts, given, cache=[site]), found.intervened),
+        (run_with_interventions(tiny_model, Dictionaries(), prompts, [], cache=[site]), found.clean),
+        (run_with_interventions(tiny_model, Dictionaries(), prompts, given, cache=[site]), found.intervened),
     ):
         assert_close(patterns[0], run.activations[site][:, :, [5, 3]].mean(0))
     assert_close(found.clean.sum(-1), torch.ones(1, 2, 2, dtype=torch.float64))
     assert float(found.change.abs().max()) > 1e-3
-    assert compare_attention(tiny_model, {}, prompts, []).change.abs().max() == 0
+    assert compare_attention(tiny_model, Dictionaries(), prompts, []).change.abs().max() == 0
     with pytest.raises(CircuitGraphError, match="there is no query position 6; expected 0-5"):
-        compare_attention(tiny_model, {}, prompts, [], queries=[6])
+        compare_attention(tiny_model, Dictionaries(), prompts, [], queries=[6])

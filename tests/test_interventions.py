@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_laws import assert_close
 
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary, reconstruct
 from circuitgraph.errors import CircuitGraphError, PromptError
 from circuitgraph.interventions.language import Delete, Patch, Scale, Set, SitePart, Span, Steer, parse_intervention
@@ -179,7 +180,7 @@ def family(request, tmp_path_factory):
         Dictionary(weights, Site("mlp_in", 0), MLP0, "cross", later=(MLP1,)),
         random_dictionary("resid_post.0", "resid_post.0", seed=6),
     ]
-    return model, {dictionary.writes: dictionary for dictionary in found}
+    return model, Dictionaries(found)
 
 
 TOKENS = torch.tensor([[1, 3, 4, 5, 6, 9], [1, 7, 4, 3, 3, 8]])

@@ -13,8 +13,9 @@ import torch
 
 from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.attribution.node_attribution import attribute_nodes
+from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
-from circuitgraph.discover import discover_circuit, node_gradients
+from circuitgraph.discover import discover_circuit
 from circuitgraph.edges.trace import Selection, attribute_edges
 from circuitgraph.evaluation.circuits import circuit_mask, node_values, run_with_nodes
 from circuitgraph.evaluation.evaluate import evaluate_circuit

@@ -16,9 +16,11 @@ from frozen_blocks import FrozenBlocks, change_of, run_without
 from test_laws import assert_close, build_case
 from traced_edges import trace
 
-from circuitgraph.attribution.node_attribution import error_targets, node_sites
-from circuitgraph.dictionaries.dictionary import check_fit, reconstruct
-from circuitgraph.discover import discover_circuit, path_start
+from circuitgraph.attribution.node_gradients import path_start
+from circuitgraph.attribution.treatment import error_targets, node_sites
+from circuitgraph.dictionaries.collection import Dictionaries
+from circuitgraph.dictionaries.dictionary import check_fit
+from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.circuits import (
     _edit,
@@ -386,7 +388,7 @@ def with_frozen_scale(dictionary, x):
 def test_an_error_as_target_reads_what_changes_its_part_of_the_metric(loaded, blocks, tiny_pairs, family, name):
     """Autograd through Hugging Face's modules and the dictionary, times what each source brings; scales of norms frozen."""
     model, frozen = loaded(family), blocks(family)
-    dictionaries = {} if name == "none" else dictionary_set(model, name)
+    dictionaries = Dictionaries() if name == "none" else dictionary_set(model, name)
     case = build_case(model, dictionaries, tiny_pairs[:1])
     found = trace(model, dictionaries, tiny_pairs[:1], errors_as_targets=True).edges()
     sources = [node for table in case.tables for node in table.nodes()]
@@ -425,7 +427,7 @@ def test_an_error_beside_another_dictionarys_output_is_no_target(tiny_model):
     """It also misses what a transcoder of an earlier layer writes there, which reads something else."""
     own = random_kind(tiny_model, "mlp_out.1", "mlp_out.1", "relu")
     earlier = random_kind(tiny_model, "mlp_in.0", "mlp_out.0", "relu", later="mlp_out.1")
-    alone, together = (error_targets(tiny_model, {d.writes: d for d in ds}) for ds in ([own], [own, earlier]))
+    alone, together = (error_targets(tiny_model, Dictionaries(ds)) for ds in ([own], [own, earlier]))
     assert [str(site) for site in alone] == ["z.0", "mlp_out.0", "z.1", "mlp_out.1"]
     assert [str(site) for site in together] == ["z.0", "z.1"]
 
@@ -442,7 +444,7 @@ def test_splicing_dictionaries_with_their_errors_changes_neither_logits_nor_grad
 
     def spliced(site):
         def edit(x, recorded):
-            x_hat = reconstruct(case.dictionaries, site, recorded)
+            x_hat = case.dictionaries.reconstruct(site, recorded)
             return x_hat + (x - x_hat)
 
         return edit

@@ -12,9 +12,10 @@ from families import FAMILIES, save_family
 from test_laws import build_case
 
 from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
-from circuitgraph.attribution.node_attribution import ComponentTreatment, attribute_nodes
+from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
-from circuitgraph.discover import frozen_components
+from circuitgraph.attribution.treatment import ComponentTreatment, frozen_components
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.edges.trace import Selection, attribute_edges
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.edge_effects import measure_edges
@@ -51,7 +52,7 @@ def family(request, tmp_path_factory):
 def traced(model, kinds, treatment, pairs):
     """A case, its tables and its edges, with components in these treatment."""
     found = [random_kind(model, *kind[:3], **kind[3]) for kind in kinds]
-    dictionaries = {dictionary.writes: dictionary for dictionary in found}
+    dictionaries = Dictionaries(found)
     case = build_case(model, dictionaries, pairs)
     clean = run_clean(model, case.tokens, sites_of(model, found, neurons=True), case.metric)
     case = replace(case, clean=clean)

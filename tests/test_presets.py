@@ -9,6 +9,7 @@ import torch
 from dictionary_kinds import SETS, dictionary_set, random_kind
 from families import save_family
 
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.evaluate import evaluate_circuit
@@ -29,7 +30,7 @@ def loaded(tmp_path_factory):
 def some(model):
     """A dictionary here and there."""
     kinds = (("ln2_normalized.0", "mlp_out.0", "relu"), ("attn_out.1", "attn_out.1", "topk"))
-    return {d.writes: d for d in (random_kind(model, *kind) for kind in kinds)}
+    return Dictionaries(random_kind(model, *kind) for kind in kinds)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox"])

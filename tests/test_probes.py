@@ -13,6 +13,7 @@ from test_laws import assert_close
 from traced_edges import shrunk, trace
 
 from circuitgraph.attribution.targets import Probe, given_targets, recorded_objective
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discover import discover_circuit
 from circuitgraph.edges.products import EdgeProducts
 from circuitgraph.errors import GraphError, MetricError
@@ -68,8 +69,8 @@ def test_the_gradient_of_a_probe_is_its_change_when_the_model_runs_with_another_
     if not model.has(Site(kind, 1)):
         pytest.skip(f"{family} has no {kind}")
     (probe,) = probes(model, [f"{kind}.1"])
-    objective = given_targets(model, {}, [probe], 6)
-    case = trace(model, {}, tiny_pairs, objective=objective)
+    objective = given_targets(model, Dictionaries(), [probe], 6)
+    case = trace(model, Dictionaries(), tiny_pairs, objective=objective)
     (table,) = [table for table in case.tables if table.kind == "embedding"]
     change = case.clean.values[Site("embed")] - case.base.values[Site("embed")]
     step = 1e-5 if FAMILIES[family].precision == torch.float64 else 3e-3
@@ -210,7 +211,7 @@ def test_a_graph_of_features_and_directions_is_evaluated_and_survives_a_file(
 
 
 def test_a_probe_behind_neurons_and_one_through_frozen_components_are_explained(tiny_model, tiny_pairs):
-    dictionaries = {d.writes: d for d in [random_dictionary("mlp_in.0", "mlp_out.0", seed=1)]}
+    dictionaries = Dictionaries([random_dictionary("mlp_in.0", "mlp_out.0", seed=1)])
     settings = {"attention": "frozen", "mlp": "frozen", "baseline": "zero", "edge_threshold": 0.0, "max_nodes": 10**6}
     found = probes(tiny_model, ["mlp_post.1", "mlp_out.1", "attn_out.1"])
     graph = discover_circuit(tiny_model, dictionaries, tiny_pairs[:1], targets=found, **settings)

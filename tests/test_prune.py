@@ -7,7 +7,7 @@ import pytest
 
 from circuitgraph.errors import GraphError
 from circuitgraph.graphs.prune import prune_graph
-from circuitgraph.graphs.schema import check_graph
+from circuitgraph.graphs.schema import check_graph, metric_scale
 from circuitgraph.graphs.summary import summary_text
 from circuitgraph.nodes import Node
 
@@ -99,6 +99,57 @@ def test_evidence_of_a_larger_circuit_is_not_that_of_a_smaller(graph):
 def test_nonsense_is_refused(graph, settings):
     with pytest.raises(GraphError, match=rf"{next(iter(settings))} is .*; expected"):
         prune_graph(graph, **settings)
+
+
+@pytest.fixture
+def single(graph):
+    """The same graph of one prompt without a corrupted one; its metric is 8, so thresholds count in eighths."""
+    graph.graph["tokens"] = graph.graph["tokens"] | {"corrupted": None}
+    graph.graph["metric"] = graph.graph["metric"] | {"corrupted": None}
+    graph.nodes["metric@2"]["attribution"] = 8.0
+    check_graph(graph)
+    return graph
+
+
+def test_without_a_corrupted_prompt_thresholds_are_shares_of_the_clean_metric(single):
+    assert metric_scale(single) == 8.0
+    assert set(prune_graph(single, node_threshold=0.12)) == set(ATTRIBUTIONS) - {"embed@2"}
+    assert set(prune_graph(single, node_threshold=0.126)) == set(ATTRIBUTIONS) - {"embed@1", "embed@2"}
+    assert set(prune_graph(single, node_threshold=5.0)) == {"metric@2"}
+    assert prune_graph(single, edge_threshold=0.126).number_of_edges() == 3
+
+
+def test_a_metric_that_does_not_change_has_no_shares_and_pruning_says_so(graph):
+    graph.graph["metric"] = graph.graph["metric"] | {"corrupted": 8.0}
+    assert metric_scale(graph) == 0.0
+    pruned = prune_graph(graph, node_threshold=0.5, edge_threshold=float("inf"), top_k=1)
+    assert pruned.number_of_edges() == 3
+    assert [line for line in pruned.graph["reports"] if "undefined" in line] == [
+        "node_threshold 0.5 removed nothing: the metric is the same clean and corrupted, so shares of it are undefined",
+        "edge_threshold inf removed nothing: the metric is the same clean and corrupted, so shares of it are undefined",
+    ]
+
+
+def test_the_summary_of_a_single_prompt_shows_no_corrupted_one(single):
+    lines = summary_text(single).splitlines()
+    assert "metric     logit_difference  clean 8.0000" in lines
+    assert lines[0].startswith("prompt     ") and not [line for line in lines if "corrupted" in line]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": {"name": "m", "clean": 1.0}}, "must hold the finite number corrupted, or null"),
+        ({"metric": {"name": "m", "clean": None, "corrupted": None}}, "must hold name and the finite number clean"),
+        ({"tokens": {"clean": ["a"] * 3, "corrupted": None}}, "must both be null, or neither"),
+        ({"tokens": {"clean": ["a"] * 3, "corrupted": [1]}}, "must hold the list of strings corrupted, or null"),
+        ({"tokens": {"clean": None, "corrupted": None}}, "must hold the list of strings clean"),
+    ],
+)
+def test_what_stands_for_no_corrupted_prompt_is_checked(graph, change, message):
+    graph.graph |= change
+    with pytest.raises(GraphError, match=message):
+        check_graph(graph)
 
 
 def test_a_graph_without_a_metric_is_refused(graph):

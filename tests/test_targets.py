@@ -12,6 +12,7 @@ from traced_edges import trace
 
 from circuitgraph.attribution.runs import CleanRun
 from circuitgraph.attribution.targets import LogitTarget, Objective, given_targets, likeliest_logits, target_nodes
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discover import discover_circuit
 from circuitgraph.errors import CircuitGraphError, MetricError
 from circuitgraph.formats.native import graph_to_text, text_to_graph
@@ -62,7 +63,7 @@ def test_a_soft_cap_on_the_logits_is_differentiated(tmp_path, tiny_pairs):
     """Gemma 2: autograd through the frozen norm, the unembedding and the cap, written out."""
     model = load_model(save_family(tmp_path / "gemma2", "gemma2"), dtype=torch.float64)
     chosen = Objective((LogitTarget("d", (6,)), LogitTarget("b -a", (4, 3), (1.0, -1.0))), (0.7, -2.0))
-    case = trace(model, {}, tiny_pairs, objective=chosen)
+    case = trace(model, Dictionaries(), tiny_pairs, objective=chosen)
     stream = case.clean.values[Site("resid_post", 1)].clone().requires_grad_()
     normed = model.layout.norm(model.library, "ln_final").apply(stream) / case.clean.values[Site("final_scale")]
     logits = 2.5 * torch.tanh(normed @ model.library.W_U.double() / 2.5)
@@ -115,7 +116,7 @@ def test_the_likeliest_logits_have_the_asked_mass_and_weights_that_sum_to_one(ti
 
 
 def test_given_tokens_have_equal_weights(tiny_model):
-    found = given_targets(tiny_model, {}, [" c", " a", " b"], 6)
+    found = given_targets(tiny_model, Dictionaries(), [" c", " a", " b"], 6)
     assert tokens_of(found) == [5, 3, 4] and found.weights == (1 / 3,) * 3
 
 

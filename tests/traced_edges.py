@@ -13,11 +13,13 @@ import torch
 from dictionary_kinds import random_kind
 
 from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
-from circuitgraph.attribution.node_attribution import ComponentTreatment, attribute_nodes, frozen_outputs
+from circuitgraph.attribution.node_attribution import attribute_nodes
+from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
 from circuitgraph.attribution.tables import FeatureTable
 from circuitgraph.attribution.targets import Objective, target_nodes
-from circuitgraph.discover import node_gradients
+from circuitgraph.attribution.treatment import ComponentTreatment, frozen_outputs
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.edges.trace import TracedEdges, attribute_edges
 from circuitgraph.metrics import build_metric
 from circuitgraph.models.tokens import tokenize_pairs
@@ -73,9 +75,11 @@ def trace(
     errors_as_targets: bool = False,
 ) -> Traced:
     """Everything up to the edges of these dictionaries, (reads, writes, activation, settings) each or made already."""
-    if not isinstance(dictionaries, dict):
+    if isinstance(dictionaries, dict):
+        dictionaries = Dictionaries(dictionaries)
+    elif not isinstance(dictionaries, Dictionaries):
         made = [random_kind(model, *kind[:3], **(kind[3] if kind[3:] else {})) for kind in dictionaries]
-        dictionaries = {dictionary.writes: dictionary for dictionary in made}
+        dictionaries = Dictionaries(made)
     treatment, tokens = ComponentTreatment(attention, mlp), tokenize_pairs(model, pairs)
     score = objective.metric() if objective else build_metric(metric, tokens.answers, tokens.wrong_answers)
     reads = objective.reads if objective else []

@@ -1,95 +1,27 @@
 """Node attributions: how much each feature, error, embedding and bias moves the metric, to first order.
 
-In come the clean run, the baseline and gradients at the sites; out come tables of nodes, one per site and kind, with
-every feature that is active in either run. This module knows no edges.
+`attribute_nodes` makes one table per site and kind of node, with every feature that is active in either run.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from circuitgraph.attribution.runs import Baseline
 from circuitgraph.attribution.tables import FeatureTable, NodeTable, VectorTable
+from circuitgraph.attribution.treatment import ComponentTreatment, error_targets, node_sites
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
-from circuitgraph.errors import CircuitGraphError, DictionaryError, did_you_mean
+from circuitgraph.errors import CircuitGraphError
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import Node, NodeKind, Site
+from circuitgraph.nodes import NodeKind, Site
 from circuitgraph.paths.linear_maps import LinearMap
 from circuitgraph_kernels import SaeAttribution, decode_entries, gather_dot, sae_attribution
-
-
-@dataclass(frozen=True)
-class ComponentTreatment:
-    """What attention and MLPs without a dictionary are: "node" (one node per position, explained by nothing), "frozen"
-    (a linear map, frozen at the clean run, that input directions pass) or "dropped" (left out: what they add is missing)."""
-
-    attention: str = "node"
-    mlp: str = "node"
-
-    def __post_init__(self) -> None:
-        for name, role in (("attention", self.attention), ("mlp", self.mlp)):
-            if role not in TREATMENTS:
-                raise CircuitGraphError(
-                    f"{name} is {role!r}; expected one of {', '.join(TREATMENTS)}.{did_you_mean(role, TREATMENTS)}"
-                )
-
-    def of(self, site: Site) -> str:
-        """The role of the component that writes at the site."""
-        return self.attention if site.kind in ("z", "attn_out") else self.mlp
-
-
-TREATMENTS = ("node", "frozen", "dropped")
-
-
-def component_sites(model: Model, dictionaries: Dictionaries) -> list[Site]:
-    """One site per component that writes to the residual stream, in forward order: attention then MLP of each layer.
-
-    Attention is taken at `attn_out` where a dictionary writes there, else at `z`; an MLP at `mlp_post` where a dictionary
-    writes there, else at `mlp_out`. DictionaryError for dictionaries at both in one layer.
-    """
-    written = set(dictionaries.written)
-    sites = []
-    for layer in range(model.n_layers):
-        for usual, other, part in (("z", "attn_out", "attention"), ("mlp_out", "mlp_post", "MLP")):
-            if {Site(usual, layer), Site(other, layer)} <= written:
-                raise DictionaryError(
-                    f"dictionaries at {usual}.{layer} and {other}.{layer} explain the same {part}; give one of them"
-                )
-            sites.append(Site(other if Site(other, layer) in written else usual, layer))
-    return sites
-
-
-def node_sites(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment | None = None) -> list[Site]:
-    """Every site that has nodes of its own besides the embeddings: dictionaries and components, in forward order.
-
-    Components that are not "node" are left out; `frozen_outputs` are those that only pass on.
-    """
-    treatment, written = treatment or ComponentTreatment(), set(dictionaries.written)
-    own = {site for site in component_sites(model, dictionaries) if treatment.of(site) == "node"}
-    return sorted(own | written)
-
-
-def frozen_outputs(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment) -> list[Site]:
-    """The outputs of components without a dictionary whose role is "frozen", in forward order."""
-    sites = set(component_sites(model, dictionaries)) - set(dictionaries.written)
-    found = [site.output for site in sites if treatment.of(site) == "frozen"]
-    return sorted(found)
-
-
-def error_targets(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment | None = None) -> list[Site]:
-    """The sites whose errors can be targets, in forward order: components without a dictionary, and dictionaries that read
-    where they alone write. A transcoder's error is the difference of two components and stays a source only."""
-    return [
-        site
-        for site in node_sites(model, dictionaries, treatment)
-        if all(dictionary.reads == site for dictionary in dictionaries.writers(site))
-    ]
 
 
 def attribute_nodes(
@@ -344,9 +276,3 @@ def _bias_behind(model: Model, site: Site, clean: Mapping[Site, Tensor]) -> Tens
         inner = post[0].apply(inner) / clean[post[1]]
     parts = [part for part in (inner, outer) if part is not None]
     return sum(parts[1:], parts[0]) if parts else None
-
-
-def rank_nodes(tables: Iterable[NodeTable]) -> list[tuple[float, Node]]:
-    """(mean attribution over the examples, node) of every node, largest absolute value first, ties in forward order."""
-    ranked = [item for table in tables for item in zip(table.attribution.mean(0).tolist(), table.nodes(), strict=True)]
-    return sorted(ranked, key=lambda item: (-abs(item[0]), item[1].order))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution.runs import Baseline, CleanRun
+from circuitgraph.attribution.runs import CleanRun, CorruptedRun
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, GraphError, MetricError, did_you_mean
@@ -146,7 +146,7 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class TargetNode:
-    """A target as a node at the top of the graph. weight [batch] is d metric / d target; clean, baseline [batch] its values in
+    """A target as a node at the top of the graph. weight [batch] is d metric / d target; clean, corrupted [batch] its values in
     both runs. gradient [batch, pos, d_model] is d target / d stream at its end; None for what stands inside the model, which
     reads `vector` [d] at the node's site."""
 
@@ -154,7 +154,7 @@ class TargetNode:
     name: str
     weight: Tensor
     clean: Tensor
-    baseline: Tensor
+    corrupted: Tensor | None
     gradient: Tensor | None = None
     reads: Site | None = None
     vector: Tensor | None = None
@@ -255,25 +255,58 @@ def recorded_objective(
         raise GraphError(f"the graph's targets cannot be read ({error!r}); build the graph again") from None
 
 
-def target_nodes(model: Model, objective: Objective, clean: CleanRun, base: Baseline) -> list[TargetNode]:
+def find_objective(
+    model: Model,
+    dictionaries: Dictionaries,
+    specs: str | Sequence[TargetSpec] | Mapping[TargetSpec, float],
+    n_pos: int,
+    *,
+    one_form: bool = True,
+) -> Objective | None:
+    """What `settings.Nodes.targets` means: None for "metric", and for "logits", which are known once the model has run.
+
+    one_form: whether all prompts have the same aligned positions, which targets inside the model need. MetricError or
+    CircuitGraphError for what means nothing.
+    """
+    if isinstance(specs, str) and specs in ("metric", "logits"):
+        return None
+    if not isinstance(specs, Mapping | Sequence) or isinstance(specs, str):
+        given = repr(specs) if isinstance(specs, str) else f"one {type(specs).__name__}"
+        raise CircuitGraphError(
+            f"targets is {given}; expected 'metric', 'logits' or a list such as [' Mary', 'mlp_out.3/f17@5']"
+        )
+    objective = given_targets(model, dictionaries, specs, n_pos)
+    if objective.reads and not one_form:
+        raise CircuitGraphError(
+            f"target {objective.targets[0].name!r} stands at one position of every prompt, and these prompts have the same role"
+            " at different ones; build one graph per form of prompt (--length)"
+        )
+    return objective
+
+
+def target_nodes(
+    model: Model, objective: Objective, clean: CleanRun, corrupted: CorruptedRun | None
+) -> list[TargetNode]:
     """One node per target. The final norm's scale and the slope of a soft cap on the logits are those of the clean run."""
     values = clean.values
     stream, scale = values[Site("resid_post", model.n_layers - 1)], values.get(Site("final_scale"))
     nodes = _nodes(objective.targets, stream.shape[1])
-    corrupted = base.recorded
     made = []
     for target, weight, node in zip(objective.targets, objective.weights, nodes, strict=True):
-        found = (target.value(clean.logits, values), target.value(base.logits, corrupted))
-        weights = torch.full_like(found[0], weight)
+        of_clean = target.value(clean.logits, values)
+        of_corrupted = None if corrupted is None else target.value(corrupted.logits, corrupted.values)
+        weights = torch.full_like(of_clean, weight)
         if isinstance(target, SiteTarget):
             vector = target.vector.to(stream)
-            made.append(TargetNode(node, target.name, weights, *found, reads=target.site, vector=vector))
+            made.append(
+                TargetNode(node, target.name, weights, of_clean, of_corrupted, reads=target.site, vector=vector)
+            )
             continue
         last = clean.logits[:, -1]
         vector = model.unembedding(target.on_logits(last[0]), last).to(stream)
-        reading = torch.zeros_like(stream)
-        reading[:, -1] = vector if scale is None else vector / scale[:, -1]
-        made.append(TargetNode(node, target.name, weights, *found, gradient=reading))
+        gradient = torch.zeros_like(stream)
+        gradient[:, -1] = vector if scale is None else vector / scale[:, -1]
+        made.append(TargetNode(node, target.name, weights, of_clean, of_corrupted, gradient=gradient))
     return made
 
 

@@ -43,6 +43,10 @@ class Dictionaries(Mapping[Site, Dictionary]):
     def __len__(self) -> int:
         return len(self._by_site)
 
+    def __or__(self, other: Mapping[Site, Dictionary]) -> Dictionaries:
+        """These dictionaries, and the other ones in place of those at the same sites."""
+        return Dictionaries({**self, **other})
+
     def __repr__(self) -> str:
         return "\n  ".join([f"Dictionaries({len(self)})", *map(repr, self.values())])
 

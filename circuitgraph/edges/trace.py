@@ -199,7 +199,7 @@ class Tracer:
                     ids[i : i + 1],
                     weights[:, i : i + 1],
                 )
-        local = torch.stack([t.clean if self.base is None else t.clean - t.baseline for t in targets], 1)
+        local = torch.stack([t.clean if self.base is None or t.corrupted is None else t.clean - t.corrupted for t in targets], 1)
         self.weights[first:-1] = weights.mean(0).to("cpu", torch.float64)
         weight = weights * local
         metric_ids = torch.full_like(ids, len(self.nodes) - 1)

@@ -13,12 +13,13 @@ import networkx as nx
 
 from circuitgraph.attribution.aligned_model import align_model
 from circuitgraph.attribution.alignment import align_pairs
-from circuitgraph.attribution.node_attribution import ComponentTreatment, attribute_nodes
+from circuitgraph.attribution.node_attribution import attribute_nodes
+from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import Baseline, CleanRun, run_baseline, run_clean, sites_of
 from circuitgraph.attribution.tables import NodeTable
 from circuitgraph.attribution.targets import Target, recorded_objective
+from circuitgraph.attribution.treatment import ComponentTreatment, frozen_components
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.discover import frozen_components, node_gradients
 from circuitgraph.edges.position_sums import ALL
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.interventions.run import resample_rows

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution.node_attribution import ComponentTreatment, node_sites
 from circuitgraph.attribution.runs import Baseline
+from circuitgraph.attribution.treatment import ComponentTreatment, node_sites
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.metrics import Metric

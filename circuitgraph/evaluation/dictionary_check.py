@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from circuitgraph.attribution.node_attribution import attribute_nodes
+from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
 from circuitgraph.attribution.tables import NodeTable
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.discover import node_gradients
 from circuitgraph.errors import CircuitGraphError, DictionaryError, PromptError
 from circuitgraph.metrics import MetricFunction, build_metric
 from circuitgraph.models.model import Model, Replace

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from circuitgraph.attribution.node_attribution import ComponentTreatment, frozen_outputs
 from circuitgraph.attribution.tables import FeatureTable, NodeTable
 from circuitgraph.attribution.targets import Target
+from circuitgraph.attribution.treatment import ComponentTreatment, frozen_outputs
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, did_you_mean

@@ -15,8 +15,8 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution.node_attribution import rank_nodes
 from circuitgraph.attribution.runs import BASELINES
+from circuitgraph.attribution.strongest import rank_nodes
 from circuitgraph.components.evaluate import ComponentEvaluation
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean

@@ -1,7 +1,7 @@
 """Smaller graphs: thresholds, top-k and node counts, always reachable from the metric.
 
-In comes a graph, out comes a new one that is a sub-graph, with a line in `reports` for what each step removed. This
-module runs no model; the only number it changes is what no edge explains of a target's input.
+The result is a sub-graph with a line in `reports` for what each step removed. One number changes: what no edge explains of a
+target's input.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import networkx as nx
 
 from circuitgraph.errors import GraphError
-from circuitgraph.graphs.schema import metric_node
+from circuitgraph.graphs.schema import metric_node, metric_scale
 from circuitgraph.nodes import Node
 
 
@@ -21,28 +21,32 @@ def prune_graph(
     top_k: int | None = None,
     max_nodes: int | None = None,
 ) -> nx.MultiDiGraph:
-    """The sub-graph of nodes with |attribution| >= node_threshold and edges with |weight| >= edge_threshold, of these the
-    max_nodes strongest nodes and the top_k strongest inputs of each, from which the metric can be reached.
+    """The sub-graph of the strongest nodes and edges from which the metric can be reached.
 
-    Thresholds are fractions of the metric's difference |clean - corrupted|; the metric node itself is not counted. A
-    larger threshold alone gives a sub-graph, and pruning twice is pruning once. Ties keep forward order. Evidence about
-    the larger circuit is dropped with its parts: measure the smaller one again. Effects of single nodes stay.
+    Evidence about the larger circuit is dropped with its parts: measure the smaller one again. Effects of single nodes stay.
+    Ties keep forward order, and pruning twice is pruning once. GraphError for a negative threshold or a count below 1.
+
+    Args:
+        node_threshold: smallest |attribution| of a node, as a share of `metric_scale`; the metric itself is not counted.
+        edge_threshold: smallest |weight| of an edge, as a share of the same.
+        top_k: keep so many inputs of each node, the strongest.
+        max_nodes: keep so many nodes beside the metric, the strongest.
     """
     for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not value >= 0:
-            raise GraphError(f"{name} is {value}; expected a number >= 0, as a fraction of the metric's difference")
+            raise GraphError(f"{name} is {value}; expected a number >= 0, a share of the metric")
     for name, count in (("top_k", top_k), ("max_nodes", max_nodes)):
         if count is not None and count < 1:
             raise GraphError(f"{name} is {count}; expected at least 1")
-    unit = abs(graph.graph["metric"]["clean"] - graph.graph["metric"]["corrupted"])
     metric = metric_node(graph)
     result = graph.copy()
     result.graph["reports"] = list(graph.graph.get("reports", ()))
 
     attribution = {node: abs(value) for node, value in graph.nodes(data="attribution") if node != metric}
-    weak = [node for node, value in attribution.items() if value < node_threshold * unit]
+    least = _in_units_of_the_metric(result, node_threshold=node_threshold, edge_threshold=edge_threshold)
+    weak = [node for node, value in attribution.items() if value < least["node_threshold"]]
     _remove_nodes(result, weak, f"node_threshold {node_threshold:g}")
-    light = [(u, v, k) for u, v, k, w in result.edges(keys=True, data="weight") if abs(w) < edge_threshold * unit]
+    light = [(u, v, k) for u, v, k, w in result.edges(keys=True, data="weight") if abs(w) < least["edge_threshold"]]
     _remove_edges(result, light, f"edge_threshold {edge_threshold:g}")
     _remove_unreachable(result, metric)
     if max_nodes is not None:
@@ -58,6 +62,23 @@ def prune_graph(
     if len(result) == 1 and len(graph) > 1:
         result.graph["reports"].append("nothing is left: every path to the metric was removed")
     return result
+
+
+def _in_units_of_the_metric(result: nx.MultiDiGraph, **thresholds: float) -> dict[str, float]:
+    """The thresholds times what 100 % is; where that is 0 they remove nothing, which the reports say."""
+    scale = metric_scale(result)
+    if scale:
+        return {name: value * scale for name, value in thresholds.items()}
+    result.graph["reports"] += [
+        f"{name} {value:g} removed nothing: the metric is {_no_change(result)}, so shares of it are undefined"
+        for name, value in thresholds.items()
+        if value
+    ]
+    return dict.fromkeys(thresholds, 0.0)
+
+
+def _no_change(graph: nx.MultiDiGraph) -> str:
+    return "0" if graph.graph["metric"]["corrupted"] is None else "the same clean and corrupted"
 
 
 def _explain_less(graph: nx.MultiDiGraph, result: nx.MultiDiGraph) -> None:

@@ -21,6 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.discover import discover_circuit
 from circuitgraph.models.model import Model, load_model
@@ -92,7 +93,7 @@ def main() -> None:
     _, found = model.run(ids, record=reads)
     dtype = getattr(torch, options.dtype)
     dictionaries = [random_dictionary(model, s, options.features, options.l0, found[s][0], dtype) for s in reads]
-    by_site = {dictionary.writes: dictionary for dictionary in dictionaries}
+    by_site = Dictionaries(dictionaries)
     print(f"loaded: {peak_gib():.2f} GiB peak", flush=True)
     for n in lengths:
         generator = torch.Generator().manual_seed(n)
