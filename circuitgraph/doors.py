@@ -31,8 +31,8 @@ def as_model(model: ModelLike) -> Model:
     """The model as the engine runs it.
 
     Args:
-        model: A `Model`; a name, a local folder or "demo"; a TransformerBridge, HookedTransformer or HookedSAETransformer;
-            or a Hugging Face causal language model with its tokenizer's folder as `name_or_path`.
+        model: A `Model`; a name, a local folder or "demo"; a TransformerBridge, HookedTransformer or
+            HookedSAETransformer; or a Hugging Face causal language model with its tokenizer's folder as `name_or_path`.
 
     Raises ModelError for anything else, and for a model that cannot be loaded.
     """
@@ -52,8 +52,8 @@ def as_dictionaries(dictionaries: DictionariesLike | None, model: Model) -> Dict
     """The dictionaries as one value, checked against the model.
 
     Args:
-        dictionaries: A `Dictionaries`; whatever `load_dictionaries` takes: a name, a folder, a sae_lens.SAE, a dictionary,
-            a list of these or a mapping from the sites that they write; None or an empty list for none.
+        dictionaries: A `Dictionaries`; whatever `load_dictionaries` takes: a name, a folder, a sae_lens.SAE, a
+            dictionary, a list of these or a mapping from the sites that they write; None or an empty list for none.
         model: The model that they belong to.
 
     Raises DictionaryError for anything else, two dictionaries at one site, or one that does not fit the model.

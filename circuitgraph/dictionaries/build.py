@@ -1,4 +1,4 @@
-"""Tensors under our names become a Dictionary, checked on the way, on the model's device and in the dtype it computes in.
+"""Tensors under our names become a Dictionary, checked, on the model's device and in the dtype that it computes in.
 
 Every reader of a file format ends here: it hands over the file's tensors and a function that gives them the names of
 SaeWeights' fields. Matrices that are stored in half precision stay in it.
@@ -109,7 +109,7 @@ def pick(name: str, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> 
 
 
 def refuse_unknown(name: str, tensors: Mapping[str, Tensor], known: set[str], kind: str) -> None:
-    """DictionaryError if there are tensors that this kind of dictionary does not have: it would compute something else."""
+    """DictionaryError if there are tensors that this kind of dictionary does not have, so that it is another kind."""
     unknown = sorted(set(tensors) - known)
     if unknown:
         raise DictionaryError(
@@ -169,7 +169,8 @@ def _check_kinds(name: str, tensors: Mapping[str, Tensor]) -> None:
     for key, value in tensors.items():
         if value.layout != torch.strided or value.dtype not in DTYPES.values():
             raise DictionaryError(
-                f"dictionary {name}: weight {key} is {value.dtype}, {value.layout}; expected plain floating-point numbers"
+                f"dictionary {name}: weight {key} is {value.dtype}, {value.layout}; expected plain floating-point"
+                " numbers"
             )
 
 
@@ -202,8 +203,8 @@ def _check_shapes(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _dtype(key: str, value: Tensor, model: Model) -> torch.dtype:
-    """The dtype to keep a tensor in: the model computes in it; matrices in half precision stay as they are stored, except
-    for a model in float64."""
+    """The dtype to keep a tensor in: the one computed in, but matrices stored in half precision stay, except in
+    float64."""
     narrow = value.dtype.itemsize == 2 and key in ("W_enc", "W_dec", "W_skip")
     wide = compute_dtype(model.dtype)
     return value.dtype if narrow and wide != torch.float64 else wide

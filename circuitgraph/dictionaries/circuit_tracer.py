@@ -31,8 +31,8 @@ def read_transcoder_set(folder: Path, request: Request) -> list[Dictionary]:
     """The transcoders of every layer of the model: all of them, or an error.
 
     Args:
-        folder: The folder of config.yaml. For a cross-layer transcoder, each layer is a Dictionary of its own that knows
-            the later sites it writes.
+        folder: The folder of config.yaml. For a cross-layer transcoder, each layer is a Dictionary of its own that
+            knows the later sites it writes.
         request: What to load them for; it must name no site.
     """
     name = folder.absolute().name
@@ -45,7 +45,8 @@ def read_transcoder_set(folder: Path, request: Request) -> list[Dictionary]:
         )
     if request.site is not None:
         raise DictionaryError(
-            f"dictionary {name} is a set with a transcoder for every layer, but {request.site} was given; expected no site"
+            f"dictionary {name} is a set with a transcoder for every layer, but {request.site} was given; expected no"
+            " site"
         )
     crossing = kind == "cross_layer_transcoder"
     files = _files(name, folder, config, crossing, request.model.n_layers, request.model.name)
@@ -60,7 +61,7 @@ def read_transcoder_set(folder: Path, request: Request) -> list[Dictionary]:
 
 
 def _per_layer(name: str, path: Path, config: Mapping[str, Any], site: DictionarySite, request: Request) -> Dictionary:
-    """y = f(x W_enc^T + b_enc) W_dec + b_dec (+ x W_skip^T); W_enc is stored as [d_sae, d_in], W_skip as [d_out, d_in]."""
+    """y = f(x W_enc^T + b_enc) W_dec + b_dec (+ x W_skip^T), as stored: W_enc [d_sae, d_in], W_skip [d_out, d_in]."""
 
     def interpret(tensors: Mapping[str, Tensor]) -> Parts:
         if "w_enc" in tensors:
@@ -90,8 +91,8 @@ def _activation(name: str, config: Mapping[str, Any], threshold: bool) -> dict[s
     if not threshold and activation == "topk":
         return {"activation": "topk", "k": feature_count(name, config.get("k"))}
     raise DictionaryError(
-        f"dictionary {name}: activation is {activation!r} {'with' if threshold else 'without'} a threshold in the weights;"
-        " expected relu or topk without, jump_relu with one"
+        f"dictionary {name}: activation is {activation!r} {'with' if threshold else 'without'} a threshold in the"
+        " weights; expected relu or topk without, jump_relu with one"
     )
 
 
@@ -116,8 +117,8 @@ def _cross_layer(
         shape = tuple(picked["W_dec"].shape)
         if len(shape) != 3 or shape[1] != len(writes):
             raise DictionaryError(
-                f"dictionary {name}: W_dec has shape {shape}; expected [features, {len(writes)}, d_model], one part for each"
-                f" of the layers {layer}-{layer + len(writes) - 1}"
+                f"dictionary {name}: W_dec has shape {shape}; expected [features, {len(writes)}, d_model], one part for"
+                f" each of the layers {layer}-{layer + len(writes) - 1}"
             )
         picked["W_dec"] = picked["W_dec"].flatten(1)
         for key in {"b_dec", "W_skip"} & picked.keys():  # they belong to the first site

@@ -22,12 +22,12 @@ class Dictionary:
         x_hat = encode(x) @ W_dec + bias (+ x @ W_skip)
 
     An SAE reads and writes the same site. A transcoder reads the MLP's input and writes mlp_out. One layer of a
-    cross-layer transcoder writes `writes` and each site of `later`: W_dec [d_sae, n_sites * d] and b_dec hold the columns
-    of one site after the other. Do not change a dictionary once it is made.
+    cross-layer transcoder writes `writes` and each site of `later`: W_dec [d_sae, n_sites * d] and b_dec hold the
+    columns of one site after the other. Do not change a dictionary once it is made.
 
     Args:
-        weights: The weights. DeferredWeights are read from their file when they are asked for and freed when nobody holds
-            them, so keep them in a variable for as long as they are needed; sizes are known without reading.
+        weights: The weights. DeferredWeights are read from their file when they are asked for and freed when nobody
+            holds them, so keep them in a variable for as long as they are needed; sizes are known without reading.
         reads: The site of its input x.
         writes: The first site that it writes.
         name: What it was loaded by.
@@ -100,7 +100,7 @@ class Dictionary:
         return encode(x, self.weights)
 
     def decode(self, acts: Tensor, x: Tensor | None = None) -> Tensor:
-        """The reconstruction x_hat [..., d_out]; of a cross-layer transcoder its part at each of its sites, side by side.
+        """The reconstruction x_hat [..., d_out]; of a cross-layer transcoder its part at each site, side by side.
 
         Args:
             acts: Feature activations [..., d_sae].
@@ -114,7 +114,7 @@ class Dictionary:
         return output_bias(self.weights, x)
 
     def affine(self, x: Tensor) -> Tensor:
-        """What it writes for x [..., d_in] besides its features, [..., d_out]: the bias and the skip connection's output."""
+        """What it writes for x [..., d_in] besides its features, [..., d_out]: the bias and what skips them."""
         return self.bias(x) + self.skipped(x) if self.skips else self.bias(x)
 
     def skipped(self, x: Tensor | None) -> Tensor:
@@ -161,8 +161,8 @@ def check_fit(dictionary: Dictionary, model: Model) -> None:
             raise DictionaryError(f"dictionary {name} {verb} {site}, which {model.name} does not have")
         if size != model.width(site):
             raise DictionaryError(
-                f"dictionary {name} {verb} vectors of size {size} at {site}, where {model.name} has {model.width(site)};"
-                " it was trained for another model"
+                f"dictionary {name} {verb} vectors of size {size} at {site}, where {model.name} has"
+                f" {model.width(site)}; it was trained for another model"
             )
     skip = dictionary._W_skip  # a deferred one is checked when it is read
     expected = (dictionary.d_in, dictionary.d_out)

@@ -67,8 +67,8 @@ def from_state_dict(path: Path, name: str, *, key: str | None = None, inert: Seq
         path: The file.
         name: The dictionary's name, for error messages.
         key: Where in the file's dict the state dict is, unless the file holds nothing else.
-        inert: Classes, as the pickle names them, whose objects may be beside it; they become empty shells, and no code of
-            theirs is imported.
+        inert: Classes, as the pickle names them, whose objects may be beside it; they become empty shells, and no code
+            of theirs is imported.
     """
     return Tensors(
         lambda: _read_state_dict(path, name, key, inert),

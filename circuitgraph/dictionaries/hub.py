@@ -51,7 +51,8 @@ def fetch(text: str) -> Path:
     path = Path(root) / inside
     if not path.exists():
         raise DictionaryError(
-            f"dictionary {text}: {repository} has no {inside or 'files'} of a known format; expected hf://USER/REPO/PATH"
+            f"dictionary {text}: {repository} has no {inside or 'files'} of a known format; expected"
+            " hf://USER/REPO/PATH"
         )
     return path
 

@@ -1,7 +1,7 @@
 """Loading dictionaries: which format each source is in, and all of them as one `Dictionaries`.
 
-READ THIS FIRST to find how a format is read: `_load` and `_load_folder` choose the reader by what is there. Either every
-source loads and fits the model, or the first that does not raises an error.
+READ THIS FIRST to find how a format is read: `_load` and `_load_folder` choose the reader by what is there. Either
+every source loads and fits the model, or the first that does not raises an error.
 """
 
 from __future__ import annotations
@@ -50,32 +50,33 @@ def load_dictionaries(sources: DictionarySources, model: Model, *, lazy: bool = 
     """The dictionaries of all sources, in the model's dtype and on its device.
 
     Args:
-        sources: One source, several of them, mixed as you like, or a mapping from the site that each writes. A source is
+        sources: One source, a list of several, or a mapping from the site that each writes. A source is
 
-            a loaded sae_lens.SAE, or a Dictionary
-            a folder in sae-lens' format (cfg.json + sae_weights.safetensors), or a folder of such folders
-            a folder of circuit-tracer (config.yaml): the transcoders of every layer, or a cross-layer transcoder
-            "RELEASE/ID" of sae-lens' registry (needs the hub or its cache), or a named set of them ("gpt2-small/z")
-            a folder of dictionary_learning (ae.pt, config.json), or its ae.pt; always with a site
-            an .npz of Gemma Scope, or its folder; always with a site; a params.safetensors of Gemma Scope 2, or its folder
-            a .pt with {name}_cfg.json (Kissane's attention SAEs) or {name}.json (the TinyStories study) beside it
-            a .pt of Dunefsky's transcoders, which names its hook
-            "hf://USER/REPO[/PATH][@REVISION]" for a file or folder of these on the hub
-            "SITE=identity" for the neurons of a site, "KIND=identity" for those of every layer
-            "demo" for those of the embedded model
+            - a loaded sae_lens.SAE, or a Dictionary
+            - a folder in sae-lens' format (cfg.json + sae_weights.safetensors), or a folder of such folders
+            - a folder of circuit-tracer (config.yaml): the transcoders of every layer, or a cross-layer transcoder
+            - "RELEASE/ID" of sae-lens' registry (needs the hub or its cache), or a named set of them ("gpt2-small/z")
+            - a folder of dictionary_learning (ae.pt, config.json), or its ae.pt; always with a site
+            - an .npz of Gemma Scope, or its folder; always with a site
+            - a params.safetensors of Gemma Scope 2, or its folder
+            - a .pt with {name}_cfg.json (Kissane's attention SAEs) or {name}.json (the TinyStories study) beside it
+            - a .pt of Dunefsky's transcoders, which names its hook
+            - "hf://USER/REPO[/PATH][@REVISION]" for a file or folder of these on the hub
+            - "SITE=identity" for the neurons of a site, "KIND=identity" for those of every layer
+            - "demo" for those of the embedded model
 
             `SITE=` or `READS>WRITES=` in front of a path says where its dictionary belongs if its files do not
             ("resid_post.5=/x/params.npz", "ln2_normalized.3>mlp_out.3=/x/folder"). `?processing=` behind it, with names
             of TransformerLens' settings or `none`, says how the weights of the model that it was trained on were
-            processed, if its files do not say so or are wrong. Dictionaries are translated to the model as it is loaded.
+            processed, if its files do not say so or are wrong. Dictionaries are translated to the model at hand.
         model: The model that they must fit.
         lazy: Check sizes now; read weights when they are used, and free them when nobody holds them, so that large sets
-            need not fit in memory. What is wrong with their values is found then. Matrices stored in half precision stay
-            in it, unless the model is in float64.
+            need not fit in memory. What is wrong with their values is found then. Matrices stored in half precision
+            stay in it, unless the model is in float64.
 
     Raises DictionaryError for no source, a source without dictionaries, a site that its dictionary was not trained for,
-    broken files, weights that do not fit the model, two dictionaries for one site, and kinds that are not linear in their
-    features. Nothing in a file is executed.
+    broken files, weights that do not fit the model, two dictionaries for one site, and kinds that are not linear in
+    their features. Nothing in a file is executed.
     """
     loaded: dict[Site, Dictionary] = {}
     owners: dict[Site, tuple[int, str]] = {}  # the layers of one cross-layer transcoder write one site together
@@ -102,12 +103,16 @@ def _entries(sources: DictionarySources) -> list[tuple[DictionarySource, Site | 
     """(source, the site under which a mapping has it)."""
     if isinstance(sources, Mapping):
         return [
-            (source, site if isinstance(site, Site) else parse_site(str(site), str(source)))
+            (source, site if isinstance(site, Site) else parse_site(str(site), _name(source)))
             for site, source in sources.items()
         ]
     alone = isinstance(sources, str | Path | Dictionary) or is_sae_lens_object(sources)  # an SAE can be iterated over
     alone = alone or not isinstance(sources, Iterable)
     return [(sources, None)] if alone else [(source, None) for source in sources]  # type: ignore[union-attr]
+
+
+def _name(source: object) -> str:
+    return str(source) if isinstance(source, str | Path) else type(source).__name__
 
 
 def _parse(source: DictionarySource) -> Source | SAE | Dictionary:

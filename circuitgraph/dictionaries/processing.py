@@ -1,6 +1,7 @@
 """Translates dictionaries of a model whose weights TransformerLens had processed to the model as it is loaded.
 
-The translated dictionary gives the same activations here as the original in the processed model. The model is not changed.
+The translated dictionary gives the same activations here as the original in the processed model, and the model stays
+as it is.
 
 With x the activation of this model, the processed model has, at the same tokens::
 
@@ -146,8 +147,8 @@ def _shifted(name: str, parts: Parts, shift: Tensor) -> Parts:
         if not bool(shift.any()):
             return parts
         raise DictionaryError(
-            f"dictionary {name} normalises its input and was trained on a model with fold_value_biases, where that input"
-            " is another; load the model with fold_value_biases"
+            f"dictionary {name} normalises its input and was trained on a model with fold_value_biases, where that"
+            " input is another; load the model with fold_value_biases"
         )
     tensors = parts.tensors
     changes = _biases(parts, -_product(shift, tensors["W_enc"]))

@@ -1,7 +1,7 @@
 """Dictionaries in the files of their publishers: Gemma Scope, dictionary_learning, and a .pt that comes with a .json.
 
-Most of these files do not name their site, so it has to be given. Weights are used as they are stored: where a publisher
-normalises the decoder on loading, activations differ from the publisher's by that factor, and effects do not.
+Most of these files do not name their site, so it has to be given. Weights are used as they are stored: where a
+publisher normalises the decoder on loading, activations differ from the publisher's by that factor, and effects do not.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def read_pt(path: Path, request: Request) -> Dictionary | None:
 
 
 def _read_pt_sae(path: Path, settings: Path, key_of_hook: str, request: Request) -> Dictionary:
-    """acts = relu((x - b_dec) W_enc + b_enc), x_hat = acts W_dec + b_dec; `act_name` is a hook, `act` one of `layer`."""
+    """acts = relu((x - b_dec) W_enc + b_enc), x_hat = acts W_dec + b_dec, at the hook in `act_name` or `act`."""
     name = short_name(path)
     cfg = read_json(settings, name)
     hook = cfg.get(key_of_hook)

@@ -70,8 +70,8 @@ def load_sae_lens_release(release: str, sae_id: str, request: Request) -> Dictio
     loader = entry.conversion_func if entry else None
     if loader == "mntss_clt_layer_transcoder":
         raise DictionaryError(
-            f"dictionary {name} is one layer of a cross-layer transcoder; sae-lens adds up what it writes to all layers,"
-            f" which gives no reconstruction; expected the whole set, for instance hf://{entry.repo_id}"
+            f"dictionary {name} is one layer of a cross-layer transcoder; sae-lens adds up what it writes to all"
+            f" layers, which gives no reconstruction; expected the whole set, for instance hf://{entry.repo_id}"
         )
 
     def load() -> Any:
@@ -142,13 +142,14 @@ class _Kind:
         return Parts(picked, self.settings)
 
     def _scaled(self, W_dec: Tensor, factor: Tensor) -> Tensor:
-        """sae-lens before 6 multiplied each activation by a factor before decoding; sae-lens 6 leaves out factors of 1."""
+        """sae-lens before 6 multiplied activations by a factor before decoding; sae-lens 6 leaves out factors of 1."""
         if factor.is_meta or (not self.finetuned and bool((factor == 1).all())):
             return W_dec
         if not self.finetuned or factor.shape != W_dec.shape[:1]:
             raise DictionaryError(
-                f"dictionary {self.name} holds a scaling_factor of shape {tuple(factor.shape)}, finetuning_scaling_factor"
-                f" being {self.finetuned}; expected one factor per feature and finetuning_scaling_factor true, or none"
+                f"dictionary {self.name} holds a scaling_factor of shape {tuple(factor.shape)},"
+                f" finetuning_scaling_factor being {self.finetuned}; expected one factor per feature and"
+                " finetuning_scaling_factor true, or none"
             )
         return W_dec * factor[:, None]
 
@@ -214,8 +215,8 @@ def _normalization(name: str, normalization: object, transcoder: bool) -> str:
         )
     if transcoder:
         raise DictionaryError(
-            f"dictionary {name} is a transcoder that normalises its inputs by {normalization!r} and does not undo it, so"
-            " its output has no scale; it is not supported"
+            f"dictionary {name} is a transcoder that normalises its inputs by {normalization!r} and does not undo it,"
+            " so its output has no scale; it is not supported"
         )
     return str(normalization)
 
@@ -267,8 +268,8 @@ def _site(name: str, hook: str, module: object, model: Model) -> Site:
     inner = site_of_module(str(module)) is None and hook.endswith((".attn.hook_out", ".mlp.hook_out"))
     if inner and model.output_norm(Site("z", 0)) is not None:
         raise DictionaryError(
-            f"dictionary {name}: hook {hook!r} stands before the post-norm of {model.name}, which is no site here; expected"
-            " hook_attn_out or hook_mlp_out, what is added to the stream"
+            f"dictionary {name}: hook {hook!r} stands before the post-norm of {model.name}, which is no site here;"
+            " expected hook_attn_out or hook_mlp_out, what is added to the stream"
         )
     return site
 

@@ -1,6 +1,6 @@
 """The text that names a dictionary: `PATH`, `SITE=PATH` or `READS>WRITES=PATH`, each perhaps with `?processing=NAMES`.
 
-This module takes the text apart. It does not open PATH, and the loaders decide whether the dictionary belongs at the site.
+This module takes the text apart, and says where a dictionary belongs if its file and the text both have a say.
 """
 
 from __future__ import annotations
