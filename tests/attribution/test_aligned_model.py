@@ -79,7 +79,7 @@ def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family,
                 kept = circuit_mask(model, found, nodes, len(at), errors, complement=complement)
                 logits = run_with_nodes(model, found, case.tokens.clean, case.base, kept)
                 found_by_hand.setdefault((errors, complement), []).append(float(case.metric(logits)))
-    for row in whole.settings:
+    for row in whole.conditions:
         if row.baseline == baseline:
             each = [found_by_hand[row.errors, complement] for complement in (False, True)]
             assert row.metric_circuit == pytest.approx(sum(each[0]) / 2, rel=1e-6, abs=1e-6)
@@ -143,7 +143,7 @@ def test_the_whole_circuit_is_faithful_and_curves_end_there(loaded):
     found = dictionary_set(model, "transcoders")
     graph = discover([FIRST, SECOND], model, found, align="role", **EVERYTHING)
     evaluation = evaluate_circuit(graph, model, found, n_patched=5, n_edges=5, n_dropped=3)
-    assert {row.baseline for row in evaluation.settings} == {"corrupted", "zero", "mean"}
+    assert {row.baseline for row in evaluation.conditions} == {"corrupted", "zero", "mean"}
     for curve in evaluation.curves:
         assert curve.points[-1].faithfulness == pytest.approx(1) and curve.points[
             -1
@@ -160,7 +160,7 @@ def test_other_pairs_are_measured_at_the_graphs_places(loaded):
     graph = discover([FIRST, SECOND], model, found, align="role", baseline="zero", **EVERYTHING)
     third = PromptPair("a b f g e e e e g h", "a b f g e e e e h h", (" c",), (" d",), {"IO": 2, "S1": 3, "S2": 8})
     evaluation = evaluate_circuit(
-        graph, model, found, pairs=[third], n_patched=10_000, n_edges=5, n_dropped=0, curves=False
+        graph, model, found, prompts=[third], n_patched=10_000, n_edges=5, n_dropped=0, curves=False
     )
     alone = discover([third], model, found, baseline="zero", **EVERYTHING)
     assert evaluation.metric_clean == pytest.approx(alone.graph["metric"]["clean"])

@@ -23,8 +23,7 @@ from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.graphs.schema import check_graph
 from circuitgraph.models.model import load_model
-from circuitgraph.nodes import Node, Site
-from circuitgraph.paths.input_paths import INPUT_SITES
+from circuitgraph.nodes import DICTIONARY_SITES, Node, Site
 
 POS = 4
 
@@ -59,7 +58,7 @@ def value_with(model, tokens, probe, site, change):
     return found[read][:, probe.pos] @ probe.vector
 
 
-@pytest.mark.parametrize("kind", INPUT_SITES)
+@pytest.mark.parametrize("kind", DICTIONARY_SITES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_of_a_probe_is_its_change_when_the_model_runs_with_another_embedding(
     loaded, tiny_pairs, family, kind

@@ -21,7 +21,6 @@ from circuitgraph.formats.neuronpedia_read import value_from_neuronpedia
 from circuitgraph.graphs.schema import check_graph
 from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
-from circuitgraph.presets import PRESETS
 
 TOKENS = (6, 9, 4)
 CHOSEN = Objective(tuple(LogitTarget(n, (t,)) for n, t in zip("dgb", TOKENS, strict=True)), (0.5, 0.3, 0.2))
@@ -39,7 +38,7 @@ def zero(tiny_model, tiny_dictionaries, tiny_pairs):
 def test_a_logit_is_its_value_above_the_mean_logit_of_both_runs(zero):
     assert [target.node for target in zero.targets] == [Node("logit", Site("logit"), 5, token) for token in (6, 9, 4)]
     for target, token, weight in zip(zero.targets, TOKENS, CHOSEN.weights, strict=True):
-        for value, logits in ((target.clean, zero.clean.logits), (target.baseline, zero.base.logits)):
+        for value, logits in ((target.clean, zero.clean.logits), (target.corrupted, zero.corrupted.logits)):
             assert_close(value, logits[:, -1, token] - logits[:, -1].mean(-1))
         assert target.weight.tolist() == [weight, weight]
     assert [target.name for target in zero.targets] == ["d", "g", "b"]
@@ -83,7 +82,7 @@ def test_what_the_logits_bring_to_the_metric_is_the_metric(zero, tiny_model, tin
     assert abs(float(zero.clean.metric.mean())) > 0.01
     assert brought(zero) == pytest.approx(float(zero.clean.metric.mean()), rel=1e-12)
     corrupted = trace(tiny_model, tiny_dictionaries, tiny_pairs, objective=CHOSEN)
-    difference = float((corrupted.clean.metric - corrupted.base.metric).mean())
+    difference = float((corrupted.clean.metric - corrupted.corrupted.metric).mean())
     assert abs(difference) > 0.01 and brought(corrupted) == pytest.approx(difference, rel=1e-12)
 
 
@@ -206,15 +205,14 @@ def test_the_preset_of_attribution_graphs_explains_everything_before_it_prunes(
 ):
     """Transcoders in every layer, attention passed: nothing that a logit reads is missing; scores and shares are there."""
     transcoders = {site: d for site, d in tiny_dictionaries.items() if site.kind == "mlp_out"}
-    preset = PRESETS["attribution-graph"]
-    graph = discover(tiny_pairs[:1], tiny_model, transcoders, **preset)
+    graph = discover(tiny_pairs[:1], tiny_model, transcoders, preset="attribution-graph")
     check_graph(graph)
     assert {"replacement", "completeness"} == set(graph.graph["scores"])
     assert all(0 < score < 1 for score in graph.graph["scores"].values())
     inflow = next(line for line in graph.graph["reports"] if line.startswith("inputs"))
     assert "carry 0.0% (median), 0.0% (90th percentile)" in inflow
     whole = discover(
-        tiny_pairs[:1], tiny_model, transcoders, **preset | {"node_influence": None, "edge_influence": None}
+        tiny_pairs[:1], tiny_model, transcoders, preset="attribution-graph", node_influence=None, edge_influence=None
     )
     assert "scores" not in whole.graph and set(graph.edges(keys=True)) < set(whole.edges(keys=True))
     for node, attributes in whole.nodes(data=True):

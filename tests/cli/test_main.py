@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 
 import numpy
 import pytest
@@ -11,6 +12,7 @@ from support.command import model_options, run
 
 from circuitgraph.cli.main import main
 from circuitgraph.formats import read_graph
+from circuitgraph.settings import Compute, Demo, DictionaryChecks, Discovery, Pruning
 
 
 def test_discover_prints_the_path_on_stdout_and_the_rest_on_stderr(workplace, tiny_folder, tmp_path):
@@ -33,7 +35,7 @@ def test_pairs_of_different_lengths_make_one_graph_by_role_and_one_of_sums(workp
         assert result.exit_code == 0, result.output
         graphs.append(read_graph(tmp_path / "graph.json"))
     alignment = graphs[0].graph["provenance"]["alignment"]
-    assert alignment["places"] == ["start", "start+1", "start+2", "start+3", "start+4", "END"]
+    assert alignment["positions"] == ["start", "start+1", "start+2", "start+3", "start+4", "END"]
     assert alignment["index"][2] == [0, 1, -1, -1, -1, 2] and graphs[0].graph["tokens"]["clean"][-1] == "END"
     assert graphs[1].graph["tokens"]["clean"] == ["all positions"] and "metric@0" in graphs[1]
     assert all(graph.number_of_edges() > 10 for graph in graphs)
@@ -152,24 +154,18 @@ def test_dictionaries_lists_the_registry_and_corrects_a_typo():
     assert result.exit_code == 1 and result.stdout == "" and "Did you mean 'gpt2-small'?" in result.stderr
 
 
-def test_defaults_are_those_of_the_functions():
-    import inspect
-
-    from circuitgraph.demo.run import run_demo
-    from circuitgraph.discovery import discover
-    from circuitgraph.graphs.prune import prune_graph
-
-    for name, function in (("discover", discover), ("prune", prune_graph), ("demo", run_demo)):
-        parameters = inspect.signature(function).parameters
-        checked = [
-            o
-            for o in main.commands[name].params
-            if o.name in parameters and parameters[o.name].default is not inspect.Parameter.empty
-        ]
-        assert len(checked) >= 4
-        for option in checked:
-            default = parameters[option.name].default
-            assert option.default == ([default] if option.multiple else default), option.name
+@pytest.mark.parametrize(
+    ("command", "kinds"),
+    [("discover", (Discovery, Compute)), ("prune", (Pruning,)), ("demo", (Demo,)), ("check", (DictionaryChecks,))],
+)
+def test_options_are_the_fields_of_the_settings(command, kinds):
+    """Every field has an option with its default and its help text."""
+    options = {option.name: option for option in main.commands[command].params}
+    checked = [each for kind in kinds for each in fields(kind) if each.metadata["command_line"]]
+    assert len(checked) >= 4
+    for each in checked:
+        assert options[each.name].default == each.default, each.name
+        assert options[each.name].help.startswith(each.metadata["help"]), each.name
 
 
 def errors(workplace, tiny_folder, out):

@@ -73,7 +73,7 @@ def test_all_forms_of_a_task_make_one_demo_by_role(tmp_path):
     result = CliRunner().invoke(main, ["demo", "--task", "gendered-pronoun", *options])
     assert result.exit_code == 0, result.output
     graph = read_graph(tmp_path / "circuit.json")
-    places = graph.graph["provenance"]["alignment"]["places"]
+    places = graph.graph["provenance"]["alignment"]["positions"]
     assert "person" in places and len({tuple(row) for row in graph.graph["provenance"]["alignment"]["index"]}) > 1
     assert graph.graph["evidence"]["pearson_r"] > 0.8 and graph.graph["evidence"]["faithfulness"] > 0.5
     assert any(node.endswith(f"@{places.index('person')}") for node in graph)
@@ -118,7 +118,7 @@ def test_integrated_gradients_sum_to_the_metric_difference_on_the_trained_model(
     from test_laws import _integrated_sum
 
     total = _integrated_sum(trained, Site("resid_post", 1), steps=40)
-    assert_close(total, trained.clean.metric - trained.base.metric, quadrature=1e-3)
+    assert_close(total, trained.clean.metric - trained.corrupted.metric, quadrature=1e-3)
 
 
 def test_residual_dictionaries_give_node_attributions_too(trained):

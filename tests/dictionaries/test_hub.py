@@ -130,7 +130,7 @@ def published(tmp_path, monkeypatch):
 @pytest.fixture
 def two_layers(monkeypatch):
     """The registry, with only the first two layers of each release."""
-    import circuitgraph.dictionaries.named_sets as sets
+    import circuitgraph.dictionaries.registry as sets
 
     original = sets._resolve
     monkeypatch.setattr(sets, "_resolve", lambda registry, pattern: original(registry, pattern)[:2])
@@ -181,7 +181,7 @@ def test_a_typo_gets_the_nearest_name(tiny_model, text, message):
 
 
 def test_layers_of_cross_layer_transcoders_are_refused_in_the_form_that_sae_lens_gives_them(tiny_model, published):
-    from circuitgraph.dictionaries.named_sets import read_registry
+    from circuitgraph.dictionaries.registry import read_registry
 
     summed = [
         (f"{release}/{next(iter(entry.saes_map))}", entry.repo_id)

@@ -24,7 +24,7 @@ from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
-from circuitgraph.paths.input_paths import Softmax
+from circuitgraph.paths.softmax import Softmax
 from circuitgraph.prompts import PromptPair
 from circuitgraph_kernels import SaeWeights
 
@@ -253,7 +253,7 @@ def programs_edges(clean, corrupted, count, **settings):
     # integrated, as the MLP's steps are flat at both ends
     pairs = [PromptPair(clean, corrupted, (" a",))]
     traced = trace(model, neurons, pairs, metric=logit, method="integrated", steps=100)
-    return list(traced.edges(**settings).table), float(traced.clean.metric - traced.base.metric)
+    return list(traced.edges(**settings).table), float(traced.clean.metric - traced.corrupted.metric)
 
 
 def by_component(edges):

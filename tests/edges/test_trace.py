@@ -15,7 +15,7 @@ from support.traced_edges import trace
 from test_laws import assert_close
 
 from circuitgraph.edges.influence import node_influence
-from circuitgraph.edges.trace import Selection
+from circuitgraph.edges.selection import Selection
 from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.paths.linear_maps import skip_map

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.dictionary_kinds import random_dictionary
 
-from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.runs import baseline_of, run_clean, run_corrupted, sites_of
 from circuitgraph.attribution.tables import VectorTable
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
@@ -88,7 +88,7 @@ def test_error_tokens_are_those_of_the_dense_attributions(tiny_model, all_dictio
     score = build_metric("logit_difference", tokens.answers, tokens.wrong_answers)
     sites = sites_of(tiny_model, all_dictionaries.values())
     clean = run_clean(tiny_model, tokens, sites, score)
-    base = run_baseline(tiny_model, tokens, sites, score, baseline)
+    base = baseline_of(baseline, run_corrupted(tiny_model, tokens, sites, score))
     some = 0
     for row, (site, dictionary) in zip(check.sites, all_dictionaries.items(), strict=True):
         (gradient,) = torch.autograd.grad(clean.attached_metric.sum(), clean.attached[site], retain_graph=True)
@@ -183,9 +183,12 @@ def test_a_reconstruction_beyond_the_precision_is_refused_by_name(tiny_model, ti
         check_dictionaries(tiny_pairs, tiny_model, dictionaries)
 
 
-def test_prompts_that_have_no_next_token_and_negative_counts_are_refused(tiny_model, tiny_dictionaries, tiny_pairs):
+def test_prompts_that_have_no_next_token_and_negative_counts_are_refused(
+    monkeypatch, tiny_model, tiny_dictionaries, tiny_pairs
+):
+    monkeypatch.setattr(tiny_model.library.cfg, "default_prepend_bos", False)
     with pytest.raises(PromptError, match="1 token"):
-        check_dictionaries([PromptPair("", "", (" a",), (" b",))], tiny_model, tiny_dictionaries)
+        check_dictionaries([PromptPair("c", "d", (" a",), (" b",))], tiny_model, tiny_dictionaries)
     with pytest.raises(CircuitGraphError, match="n_listed is -1"):
         check_dictionaries(tiny_pairs, tiny_model, tiny_dictionaries, n_listed=-1)
 

@@ -11,18 +11,18 @@ from support.dictionary_kinds import random_kind
 from support.families import FAMILIES, save_family
 from test_laws import build_case
 
-from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
-from circuitgraph.attribution.node_attribution import attribute_nodes
-from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
-from circuitgraph.attribution.treatment import ComponentTreatment, frozen_components
+from circuitgraph.attribution.attribute import run_attribution
+from circuitgraph.attribution.treatment import ComponentTreatment
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.edges.trace import Selection, attribute_edges
+from circuitgraph.edges.selection import Selection
+from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.edge_effects import measure_edges
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import load_model
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
+from circuitgraph.settings import Nodes
 
 pytestmark = pytest.mark.filterwarnings("ignore:A forward hook edited")
 
@@ -54,22 +54,17 @@ def traced(model, kinds, treatment, pairs):
     found = [random_kind(model, *kind[:3], **kind[3]) for kind in kinds]
     dictionaries = Dictionaries(found)
     case = build_case(model, dictionaries, pairs)
-    clean = run_clean(model, case.tokens, sites_of(model, found, neurons=True), case.metric)
-    case = replace(case, clean=clean)
-    frozen = frozen_components(model, dictionaries, case.clean, treatment)
-    values = case.clean.values
-    base = run_baseline(model, case.tokens, list(values), case.metric)
-    sites = {*case.gradients, *frozen}
-    gradients = metric_gradients(clean, sorted(sites, key=lambda site: site.depth))
-    tables = attribute_nodes(model, dictionaries, values, base, gradients, treatment=treatment, frozen=frozen)
+    settings = Nodes(attention=treatment.attention, mlp=treatment.mlp)
+    run = run_attribution(model, dictionaries, pairs, settings)
+    case, tables = replace(case, clean=run.clean), run.tables
     edges = attribute_edges(
         model,
         tables,
-        values,
-        metric_gradients(case.clean, [case.last])[case.last],
-        base=base.values,
-        slopes=mlp_slopes(case.clean, [dictionary.reads for dictionary in found]),
-        maps=list(frozen.values()),
+        run.clean.values,
+        run.stream_gradient,
+        base=run.baseline.values,
+        slopes=run.slopes,
+        maps=list(run.frozen.values()),
         selection=Selection(),
     )
     return case, tables, list(edges.table)

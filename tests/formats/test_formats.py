@@ -76,7 +76,7 @@ def _damaged(graph, change):
 
 DAMAGE = {
     "another format": (lambda d: d.update(format="other"), "no circuitgraph file"),
-    "newer version": (lambda d: d.update(version=9), "has version 9; this release reads versions 1 to 2"),
+    "newer version": (lambda d: d.update(version=9), "has version 9; this release reads versions 1 to 3"),
     "no nodes": (lambda d: d.pop("nodes"), "'nodes' is missing"),
     "dangling edge": (
         lambda d: d["edges"][0].update(source="embed@99"),
@@ -97,7 +97,7 @@ DAMAGE = {
     "no name of the metric": (lambda d: d["graph"]["metric"].pop("name"), "graph.metric must hold name"),
     "tokens are numbers": (
         lambda d: d["graph"]["tokens"].update(clean=[1, 2]),
-        "graph.tokens must hold the lists of strings",
+        "graph.tokens must hold the list of strings clean",
     ),
     "no reports": (lambda d: d["graph"].update(reports=None), "graph.reports must be a list"),
     "evidence is a list": (lambda d: d["graph"].update(evidence=[1]), "graph.evidence is .*; expected an object"),

@@ -96,7 +96,7 @@ def test_a_large_graph_is_written_in_pieces(monkeypatch, tmp_path):
     assert sum(sizes) == len(graph_to_text(graph)) and max(sizes) < sum(sizes) / 5
 
 
-def test_files_of_version_1_are_read_and_written_as_version_2():
+def test_files_of_version_1_are_read_and_written_as_version_3():
     graph = example_graph()
     data = json.loads(graph_to_text(graph))
     del data["counts"]
@@ -104,10 +104,10 @@ def test_files_of_version_1_are_read_and_written_as_version_2():
     assert graph_to_text(text_to_graph(old)) == graph_to_text(graph)
 
 
-@pytest.mark.parametrize("version", [0, 3, True, "1", None, 1.5])
+@pytest.mark.parametrize("version", [0, 4, True, "1", None, 1.5])
 def test_files_of_no_known_version_are_refused(version):
     data = json.loads(graph_to_text(example_graph())) | {"version": version}
-    with pytest.raises(GraphError, match=r"has version .*; this release reads versions 1 to 2"):
+    with pytest.raises(GraphError, match=r"has version .*; this release reads versions 1 to 3"):
         text_to_graph(json.dumps(data))
 
 

@@ -206,7 +206,7 @@ def test_a_graph_of_circuit_tracer_is_read_with_weights_that_can_be_checked_on_p
     assert graph.edges[early, late, "mlp"]["weight"] == 3 * 1.75 == graph.nodes[early]["attribution"]
     assert graph.nodes["mlp_out.0/error@1"]["attribution"] == 1.75
     assert graph.edges["embed@0", early, "mlp"]["weight"] == 2 * (3 * 1.75 / 2)
-    assert graph.graph["metric"] == {"name": "probability_weighted_logits", "clean": 7 - 1.5, "corrupted": 0.0}
+    assert graph.graph["metric"] == {"name": "probability_weighted_logits", "clean": 7 - 1.5, "corrupted": None}
     assert graph.graph["pins"] == [late] and graph.graph["groups"] == [{"label": "group", "nodes": [early, late]}]
     assert graph.graph["tokens"]["clean"] == ["a", "b"] and graph.graph["n_layers"] == 2
 

@@ -28,4 +28,4 @@ def counted(model, places):
 
 
 def places_of(graph):
-    return graph.graph["provenance"]["alignment"]["places"]
+    return graph.graph["provenance"]["alignment"]["positions"]

@@ -11,19 +11,12 @@ from typing import Any
 
 import torch
 
-from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
-from circuitgraph.attribution.node_attribution import attribute_nodes
-from circuitgraph.attribution.node_gradients import node_gradients
-from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.attribute import run_attribution
 from circuitgraph.attribution.tables import FeatureTable
-from circuitgraph.attribution.targets import Objective, target_nodes
-from circuitgraph.attribution.treatment import ComponentTreatment, frozen_outputs
+from circuitgraph.attribution.targets import Objective
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.edges.trace import TracedEdges, attribute_edges
-from circuitgraph.metrics import build_metric
-from circuitgraph.models.tokens import tokenize_pairs
-from circuitgraph.nodes import Site
-from circuitgraph.paths.linear_maps import frozen_component
+from circuitgraph.settings import Nodes
 from support.dictionary_kinds import random_kind
 
 
@@ -33,6 +26,7 @@ class Traced:
 
     model: Any
     clean: Any
+    corrupted: Any
     base: Any
     tables: Any
     gradient: Any
@@ -80,39 +74,16 @@ def trace(
     elif not isinstance(dictionaries, Dictionaries):
         made = [random_kind(model, *kind[:3], **(kind[3] if kind[3:] else {})) for kind in dictionaries]
         dictionaries = Dictionaries(made)
-    treatment, tokens = ComponentTreatment(attention, mlp), tokenize_pairs(model, pairs)
-    score = objective.metric() if objective else build_metric(metric, tokens.answers, tokens.wrong_answers)
-    reads = objective.reads if objective else []
-    sites = sites_of(model, dictionaries.values(), reads=reads, neurons=True, scores=True)
-    clean, base = run_clean(model, tokens, sites, score), run_baseline(model, tokens, sites, score, baseline)
-    gradients = node_gradients(
-        model,
-        dictionaries,
-        tokens,
-        clean,
-        base,
-        score,
-        method=method,
-        steps=steps,
-        rule="midpoint" if steps > 1 else "left",
-    )
-    slopes = mlp_slopes(clean, [], range(model.n_layers))
-    passing = frozen_outputs(model, dictionaries, treatment)
-    frozen = {site: frozen_component(model, site, clean.values, slopes) for site in passing}
-    tables = attribute_nodes(
-        model,
-        dictionaries,
-        clean.values,
-        base,
-        gradients,
-        treatment=treatment,
-        frozen=frozen,
+    rule = "midpoint" if steps > 1 else "left"
+    settings = Nodes(
+        baseline=baseline, attention=attention, mlp=mlp, metric=metric, method=method, steps=steps, rule=rule,
         errors_as_targets=errors_as_targets,
-    )
-    last = Site("resid_post", model.n_layers - 1)
-    targets = target_nodes(model, objective, clean, base) if objective else []
-    gradient = metric_gradients(clean, [last])[last]
-    return Traced(model, clean, base, tables, gradient, targets, slopes, frozen, tokens.clean)
+    )  # fmt: skip
+    run = run_attribution(model, dictionaries, pairs, settings, objective=objective, scores=True)
+    return Traced(
+        model, run.clean, run.corrupted, run.baseline, run.tables, run.stream_gradient, run.targets, run.slopes, run.frozen,
+        run.tokens.clean,
+    )  # fmt: skip
 
 
 def vector(table: Any, column: int) -> torch.Tensor:
