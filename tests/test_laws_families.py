@@ -10,11 +10,11 @@ import functools
 
 import pytest
 import torch
+from support.cases import assert_close, build_case
 from support.dictionary_kinds import SETS, dictionary_set, random_kind
 from support.families import FAMILIES, hf_model, hooked_transformer, save_family
 from support.frozen_blocks import FrozenBlocks, change_of, run_without
 from support.traced_edges import trace
-from test_laws import assert_close, build_case
 
 from circuitgraph.attribution.node_gradients import path_start
 from circuitgraph.attribution.treatment import error_targets, node_sites

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from support.aligned_pairs import EVERYTHING, FIRST, PLACES, SECOND, counted, places_of
+from support.cases import build_case
 from support.dictionary_kinds import dictionary_set
 from support.families import save_family
-from test_laws import build_case
 
 from circuitgraph.attribution.aligned_model import align_model
 from circuitgraph.attribution.alignment import align_pairs

@@ -6,10 +6,10 @@ import functools
 
 import pytest
 import torch
+from support.cases import assert_close
 from support.dictionary_kinds import dictionary_set, random_dictionary
 from support.families import FAMILIES, save_family
 from support.traced_edges import shrunk, trace
-from test_laws import assert_close
 
 from circuitgraph.attribution.targets import Probe, given_targets, recorded_objective
 from circuitgraph.dictionaries.collection import Dictionaries

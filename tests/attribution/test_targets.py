@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from support.cases import assert_close
 from support.families import save_family
 from support.traced_edges import trace
-from test_laws import assert_close
 
 from circuitgraph.attribution.runs import CleanRun
 from circuitgraph.attribution.targets import LogitTarget, Objective, given_targets, likeliest_logits, target_nodes

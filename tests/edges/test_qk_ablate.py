@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from support import ROOT
+from support.cases import assert_close
 from support.dictionary_kinds import in_dtype, random_kind
 from support.families import FAMILIES, save_family
 from support.traced_edges import shrunk, trace, vector
-from test_laws import assert_close
 
 from circuitgraph.attribution.runs import CleanRun
 from circuitgraph.dictionaries.collection import Dictionaries

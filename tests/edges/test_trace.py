@@ -9,10 +9,10 @@ import functools
 
 import pytest
 import torch
+from support.cases import assert_close
 from support.families import FAMILIES, hf_model, save_family
 from support.frozen_blocks import FrozenBlocks
 from support.traced_edges import trace
-from test_laws import assert_close
 
 from circuitgraph.edges.influence import node_influence
 from circuitgraph.edges.selection import Selection

@@ -6,10 +6,10 @@ import random
 
 import pytest
 import torch
+from support.cases import build_case
 from support.dictionary_kinds import random_dictionary
 from support.families import FAMILIES, save_family
 from support.naive_circuits import Naive
-from test_laws import build_case
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import GraphError

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.cases import build_case
 from support.dictionary_kinds import random_kind
 from support.families import FAMILIES, save_family
-from test_laws import build_case
 
 from circuitgraph.attribution.attribute import run_attribution
 from circuitgraph.attribution.treatment import ComponentTreatment

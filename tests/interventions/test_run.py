@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import assert_close
 from support.dictionary_kinds import random_dictionary
 from support.families import save_family
-from test_laws import assert_close
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary, reconstruct

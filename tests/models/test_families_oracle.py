@@ -9,8 +9,8 @@ import shutil
 
 import pytest
 import torch
+from support.cases import assert_close
 from support.families import FAMILIES, N_LAYERS, TOKENS, WORDS, hf_blocks, hf_model, hooked_transformer, save_family
-from test_laws import assert_close
 
 from circuitgraph.errors import GraphError, ModelError
 from circuitgraph.models import layout as model_layout
