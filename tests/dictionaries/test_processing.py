@@ -16,7 +16,6 @@ from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.dictionaries.processing import Parts, translation
 from circuitgraph.dictionaries.sources import PROCESSINGS, DictionarySite
 from circuitgraph.errors import DictionaryError
-from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 
 PROCESSED_IN = torch.float32  # by TransformerLens, whatever the dtype of the weights
@@ -219,10 +218,8 @@ def test_what_a_processed_model_has_lost_is_refused(site, has, wanted):
             assert _translated(other, wanted, Loaded(*has))
 
 
-def test_rms_models_are_never_centred(tmp_path):
-    from support.families import save_family
-
-    model = load_model(save_family(tmp_path / "llama", "llama"), dtype=torch.float64)
+def test_rms_models_are_never_centred(loaded, tmp_path):
+    model = loaded("llama")
     metadata = {
         "hook_name": "blocks.1.hook_resid_post",
         "model_from_pretrained_kwargs": {"center_writing_weights": True},

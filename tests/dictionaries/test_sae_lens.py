@@ -264,12 +264,8 @@ def test_the_module_that_was_read_decides_where_a_cfg_names_it(narrow_model, tmp
 
 
 @pytest.mark.parametrize("hook", ["attn", "mlp"])
-def test_a_hook_before_a_post_norm_is_refused_where_the_model_has_one(tmp_path, tiny_model, hook):
-    from support.families import save_family
-
-    from circuitgraph.models.model import load_model
-
-    gemma = load_model(save_family(tmp_path / "gemma2", "gemma2"))
+def test_a_hook_before_a_post_norm_is_refused_where_the_model_has_one(loaded, tmp_path, tiny_model, hook):
+    gemma = loaded("gemma2")
     inner, added = f"blocks.1.{hook}.hook_out", f"blocks.1.hook_{hook}_out"
     for number, (name, model, refused) in enumerate(
         [(inner, tiny_model, False), (added, tiny_model, False), (inner, gemma, True), (added, gemma, False)]
