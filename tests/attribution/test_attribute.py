@@ -37,8 +37,8 @@ def test_features_know_their_activations_and_others_have_none(run, tiny_model, t
     acts = tiny_dictionaries[site].encode(run.clean.values[site])
     found = features.by_site()[site]
     assert len(found) > 5
-    for i, node in enumerate(found.nodes()):
-        assert_close(found.activation[:, i], acts[:, node.pos, node.feature], n_terms=16)
+    expected = torch.stack([acts[:, node.pos, node.feature] for node in found.nodes()], 1)
+    assert_close(found.activation, expected, n_terms=16)
     assert bool(run.nodes.of_kind("error").activation.isnan().all()) and not bool(features.activation.isnan().any())
 
 
