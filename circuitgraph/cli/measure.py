@@ -132,7 +132,9 @@ def evaluate(
 
 @click.command()
 @_graph_and_model
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...).")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...)."
+)
 @option(_MEASURE, "n_patched", "Strongest nodes to patch one by one.")
 @option(_MEASURE, "n_edges", "Strongest connected pairs of nodes to measure.")
 @_FREEZE
@@ -160,9 +162,7 @@ def measure(
     circuit = load(graph)
     with progress_bar(quiet) as progress:
         loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress)
-        save(
-            measure_graph(circuit, loaded, found, pairs=pairs, seed=seed, progress=progress, **settings), output
-        )
+        save(measure_graph(circuit, loaded, found, pairs=pairs, seed=seed, progress=progress, **settings), output)
     click.echo(output)
 
 
