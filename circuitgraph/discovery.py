@@ -1,10 +1,10 @@
 """The whole way from prompts to a circuit graph. READ THIS FIRST.
 
-    1  attribute          run the model, differentiate the metric, attribute it to every node    attribution/attribute.py
-    2  strongest_nodes    the nodes with the largest attribution become candidates               attribution/strongest.py
-    3  trace_edges        from the metric down, what each target reads of which candidate        edges/trace.py
-    4  prune_edges        keep the nodes and edges that carry the influence, if asked            edges/influence.py
-    5  build_graph        a networkx graph of what is left, with where it came from              graphs/build.py
+1  attribute          run the model, differentiate the metric, attribute it to every node    attribution/attribute.py
+2  strongest_nodes    the nodes with the largest attribution become candidates               attribution/strongest.py
+3  trace_edges        from the metric down, what each target reads of which candidate        edges/trace.py
+4  prune_edges        keep the nodes and edges that carry the influence, if asked            edges/influence.py
+5  graph_of_edges     a networkx graph of what is left, with where it came from              graphs/build.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from circuitgraph.doors import DictionariesLike, ModelLike, PairsLike, as_dictio
 from circuitgraph.edges.candidates import choose_candidates
 from circuitgraph.edges.influence import prune_edges
 from circuitgraph.edges.trace import check_inputs, trace_edges
-from circuitgraph.graphs.build import build_graph
+from circuitgraph.graphs.build import graph_of_edges
 from circuitgraph.presets import find_preset
 from circuitgraph.progress import Progress, no_progress
 from circuitgraph.settings import Compute, Discovery, resolve
@@ -65,5 +65,5 @@ def discover(
     )
     candidates = choose_candidates(run, chosen)
     traced = trace_edges(run, candidates, chosen, compute, progress)
-    pruned = prune_edges(traced, chosen, progress)
-    return build_graph(run, candidates, traced, pruned)
+    pruned = prune_edges(traced.table, traced.weights, chosen, progress)
+    return graph_of_edges(run, chosen, candidates, traced, pruned)

@@ -199,6 +199,7 @@ class ComponentEvaluating(Prompts):
 
     metric: Any = option("logit_difference", "What the circuit is judged by.", choices=METRICS, error=MetricError)
     selection: str = option("top-n", "How a graph of heads and MLPs chooses its edges.", choices=("top-n", "greedy"))
+    curves: bool = option(True, "Circuits of growing size.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +251,9 @@ def resolve(kind: type[S], given: Settings | None, changes: Mapping[str, Any]) -
     return kind(**{**base, **changes})
 
 
-def as_record(settings: Settings) -> dict[str, Any]:
-    """The settings as plain values by name."""
-    return {each.name: getattr(settings, each.name) for each in fields(settings)}
+def as_record(settings: Settings, *, of: type[Settings] | None = None) -> dict[str, Any]:
+    """The settings, or those that belong to the class `of`, as values by name."""
+    return {each.name: getattr(settings, each.name) for each in fields(of or settings)}
 
 
 def type_of(each: dataclasses.Field[Any]) -> type:

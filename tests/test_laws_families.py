@@ -10,17 +10,17 @@ import functools
 
 import pytest
 import torch
-from dictionary_kinds import SETS, dictionary_set, random_kind
-from families import FAMILIES, hf_model, hooked_transformer, save_family
-from frozen_blocks import FrozenBlocks, change_of, run_without
+from support.dictionary_kinds import SETS, dictionary_set, random_kind
+from support.families import FAMILIES, hf_model, hooked_transformer, save_family
+from support.frozen_blocks import FrozenBlocks, change_of, run_without
+from support.traced_edges import trace
 from test_laws import assert_close, build_case
-from traced_edges import trace
 
 from circuitgraph.attribution.node_gradients import path_start
 from circuitgraph.attribution.treatment import error_targets, node_sites
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import check_fit
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.circuits import (
     _edit,
@@ -469,7 +469,7 @@ def test_every_node_kept_is_the_model_bit_for_bit_and_none_the_corrupted_run(cas
     n_pos = case.tokens.clean.shape[1]
     nothing = circuit_mask(case.model, case.dictionaries, [], n_pos, "remove")
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, nothing)
-    close(family, logits, case.base.logits)
+    close(family, logits, case.corrupted.logits)
     everything = everything_kept(case)
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, everything)
     assert torch.equal(logits, case.clean.logits)
@@ -496,7 +496,7 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
         kept = everything_kept(case)
         kept.features[key][pos, feature] = False
         for site in d.sites:
-            writers = [(k, other) for k, other in case.dictionaries.items() if site in other.sites]
+            writers = case.dictionaries.writers(site)
             baseline_nodes, one = node_values(case.model, case.dictionaries, case.base.values), stack_masks([kept])
             edit = _edit(
                 site,
@@ -526,7 +526,7 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
 def test_the_whole_graph_is_perfectly_faithful_and_the_empty_one_not_at_all(loaded, tiny_pairs, family, name):
     model = loaded(family)
     dictionaries = dictionary_set(model, name)
-    graph = discover_circuit(model, dictionaries, tiny_pairs, edge_threshold=0.0, max_nodes=10_000)
+    graph = discover(tiny_pairs, model, dictionaries, edge_threshold=0.0, max_nodes=10_000)
     evaluation = evaluate_circuit(graph, model, dictionaries, n_patched=10)
     tolerance = 100 * torch.finfo(FAMILIES[family].precision).eps ** 0.9
     assert evaluation.faithfulness == pytest.approx(1.0, abs=tolerance)
@@ -566,7 +566,7 @@ def test_a_graph_in_bfloat16_has_attributions_near_those_of_float64(folder, load
     found = []
     for model in (loaded(family), load_model(folder(family), dtype=torch.bfloat16)):
         dictionaries = dictionary_set(model, "transcoders", compute_dtype(model.dtype))
-        graph = discover_circuit(model, dictionaries, tiny_pairs, edge_threshold=0.0)
+        graph = discover(tiny_pairs, model, dictionaries, edge_threshold=0.0)
         found.append(dict(graph.nodes(data="attribution")))
     keys = sorted({key for one in found for key, value in one.items() if value is not None})
     exact, narrow = (torch.tensor([one.get(key) or 0.0 for key in keys], dtype=torch.float64) for one in found)
@@ -618,4 +618,4 @@ def test_a_dictionary_whose_edges_would_be_wrong_is_refused(loaded, tiny_pairs, 
     dictionary = random_kind(loaded("gpt2"), *sites, **settings)
     check_fit(dictionary, loaded("gpt2"))
     with pytest.raises(CircuitGraphError, match=message):
-        discover_circuit(loaded("gpt2"), {dictionary.writes: dictionary}, tiny_pairs)
+        discover(tiny_pairs, loaded("gpt2"), {dictionary.writes: dictionary})

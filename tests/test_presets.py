@@ -6,11 +6,11 @@ import functools
 
 import pytest
 import torch
-from dictionary_kinds import SETS, dictionary_set, random_kind
-from families import save_family
+from support.dictionary_kinds import SETS, dictionary_set, random_kind
+from support.families import save_family
 
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.graphs.schema import check_graph
@@ -40,8 +40,8 @@ def test_a_preset_builds_a_graph_that_explains_what_its_targets_read(loaded, tin
     """With every node a candidate and baseline zero nothing is left."""
     model = loaded(family)
     dictionaries = some(model) if name == "some" else dictionary_set(model, name)
-    settings = find_preset(preset) | EVERYTHING | {"baseline": "zero"}
-    graph = discover_circuit(model, dictionaries, tiny_pairs[:1], **settings)
+    settings = EVERYTHING | {"baseline": "zero"}
+    graph = discover(tiny_pairs[:1], model, dictionaries, preset=preset, **settings)
     check_graph(graph)
     rows = {node: d for node, d in graph.nodes(data=True) if "stream_input" in d}
     assert len(rows) > 5 and max(abs(d["stream_input"]) for d in rows.values()) > 0.1
@@ -61,7 +61,7 @@ def test_a_preset_builds_a_graph_that_explains_what_its_targets_read(loaded, tin
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_presets_own_graph_is_evaluated(tiny_model, tiny_pairs, preset):
     dictionaries = dictionary_set(tiny_model, "residual" if preset == "sparse-feature-circuit" else "transcoders")
-    graph = discover_circuit(tiny_model, dictionaries, tiny_pairs, **find_preset(preset))
+    graph = discover(tiny_pairs, tiny_model, dictionaries, preset=preset)
     check_graph(graph)
     assert graph.number_of_edges() > 20
     found = evaluate_circuit(graph, tiny_model, dictionaries, n_patched=5, n_dropped=0, curves=False, baselines=())
@@ -72,9 +72,7 @@ def test_a_presets_own_graph_is_evaluated(tiny_model, tiny_pairs, preset):
 def test_errors_read_only_what_stands_below_them_and_only_when_asked(tiny_model, tiny_pairs):
     dictionaries = dictionary_set(tiny_model, "residual")
     with_errors, without = (
-        discover_circuit(
-            tiny_model, dictionaries, tiny_pairs, errors_as_targets=flag, max_nodes=10**6, edge_threshold=0.0
-        )
+        discover(tiny_pairs, tiny_model, dictionaries, errors_as_targets=flag, max_nodes=10**6, edge_threshold=0.0)
         for flag in (True, False)
     )
     into = [(u, v) for u, v in with_errors.edges() if with_errors.nodes[v]["kind"] == "error"]

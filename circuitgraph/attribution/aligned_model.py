@@ -55,7 +55,8 @@ def align_model(model: Model, tokens: TokenizedPairs, alignment: Alignment) -> t
         return model, tokens
     own = {field.name: getattr(model, field.name) for field in fields(model)}
     at = alignment.index.clamp(min=0)  # what stands where an example has no such place is never run
-    placed = replace(tokens, clean=tokens.clean.gather(1, at), corrupted=tokens.corrupted.gather(1, at), lengths=None)
+    corrupted = None if tokens.corrupted is None else tokens.corrupted.gather(1, at)
+    placed = replace(tokens, clean=tokens.clean.gather(1, at), corrupted=corrupted, lengths=None)
     return AlignedModel(**own, pairs=tokens, alignment=alignment), placed
 
 

@@ -1,9 +1,9 @@
 """Every node's attribution: the way from prompts to node tables, which discovery, evaluation and checks start from.
 
-    1  the clean run, with its autograd graph, and the corrupted run
-    2  the gradient of the metric at every site that a node writes to
-    3  aligned positions take the place of positions, where prompts of different form are aligned by roles
-    4  the attribution of every feature that is active in either run, every error, embedding and bias, as tables
+1  the clean run, with its autograd graph, and the corrupted run
+2  the gradient of the metric at every site that a node writes to
+3  aligned positions take the place of positions, where prompts of different form are aligned by roles
+4  the attribution of every feature that is active in either run, every error, embedding and bias, as tables
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from circuitgraph.paths.linear_maps import LinearMap
 from circuitgraph.progress import Progress, no_progress
 from circuitgraph.prompts import PromptPair, record_of
 from circuitgraph.settings import Compute, Nodes, as_record, resolve
+from circuitgraph.shares import full_share
 from circuitgraph_kernels import backend_name
 
 
@@ -128,6 +129,12 @@ class Attribution:
         """The metric's means over the examples, {clean, corrupted}."""
         corrupted = None if self.corrupted is None else float(self.corrupted.metric.mean())
         return {"clean": float(self.clean.metric.mean()), "corrupted": corrupted}
+
+    @property
+    def full_share(self) -> float:
+        """What 100 % is, in the metric's unit; see `shares.full_share`."""
+        clean = self.clean.metric
+        return full_share(float(clean.mean()), self.metric_means["corrupted"], float(clean.abs().mean()))
 
     @cached_property
     def targets(self) -> list[TargetNode]:
@@ -223,9 +230,7 @@ def run_attribution(
     tokens = tokenize_pairs(model, pairs, by_role=settings.align == "role")
     alignment = align_pairs(tokens, settings.align, known_positions)
     n_pos = tokens.clean.shape[1]
-    objective = objective or find_objective(
-        model, dictionaries, settings.targets, n_pos, one_form=alignment.trivial
-    )
+    objective = objective or find_objective(model, dictionaries, settings.targets, n_pos, one_form=alignment.trivial)
     reads = [] if objective is None else list(objective.reads)
     if settings.errors_as_targets:
         reads += error_targets(model, dictionaries, treatment)
@@ -266,7 +271,7 @@ def run_attribution(
 
 def recorded_settings(run: Attribution) -> dict[str, Any]:
     """The settings as a graph's provenance keeps them: plain values, and only those that had a say."""
-    record = as_record(run.settings) | {"metric": run.metric.name, "backend": run.backend}
+    record = as_record(run.settings, of=Nodes) | {"metric": run.metric.name, "backend": run.backend}
     if run.objective is not None:
         record["targets"] = run.objective.record()
     left_out = {name for name in ("length", "examples") if record[name] is None}

@@ -65,15 +65,15 @@ class Attributions:
         parts: dict[str, list[Tensor]] = {name: [] for name in _COLUMNS}
         for table in tables:
             nothing = torch.full_like(table.attribution, torch.nan)
-            is_feature = isinstance(table, FeatureTable)
+            features = table if isinstance(table, FeatureTable) else None
             column: dict[str, Tensor] = {
                 "site": torch.full_like(table.pos, sites.index(table.site)),
                 "kind": torch.full_like(table.pos, NODE_KINDS.index(table.kind)),
                 "pos": table.pos,
-                "feature": table.feature if is_feature else torch.full_like(table.pos, -1),
+                "feature": torch.full_like(table.pos, -1) if features is None else features.feature,
                 "attribution": table.attribution,
-                "activation": table.acts if is_feature else nothing,
-                "baseline_activation": table.baseline_acts if is_feature else nothing,
+                "activation": nothing if features is None else features.acts,
+                "baseline_activation": nothing if features is None else features.baseline_acts,
             }
             for name, values in column.items():
                 parts[name].append(values.detach().cpu())
@@ -147,7 +147,12 @@ class Attributions:
         from safetensors.torch import save
 
         check_writable(path)
-        header = {"format": _FORMAT, "version": _VERSION, "sites": list(map(str, self.sites)), "facts": dict(self.facts)}
+        header = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "sites": list(map(str, self.sites)),
+            "facts": dict(self.facts),
+        }
         tensors = {name: getattr(self, name).contiguous() for name in _COLUMNS}
         write_atomically(path, save(tensors, metadata={_FORMAT: json.dumps(header, ensure_ascii=False)}))
 

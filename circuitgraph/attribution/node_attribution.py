@@ -135,7 +135,6 @@ def _attribute_features(
             weights,
             clean_out=written.flatten(0, 1),
             baseline_out=base_written,
-            skip_equal_rows=False,
             backend=backend,
         )
     except ValueError as error:

@@ -9,17 +9,16 @@ from pathlib import Path
 import networkx as nx
 
 from circuitgraph.dictionaries.load import load_dictionaries
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.evaluate import measure_graph
 from circuitgraph.files import check_writable
-from circuitgraph.formats import write_graph
+from circuitgraph.formats import save
 from circuitgraph.graphs.prune import prune_graph
 from circuitgraph.models.model import load_model
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
 from circuitgraph.progress import Progress, no_progress
-from circuitgraph.render import write_rendering
 from circuitgraph.tasks import TASKS, make_pairs
 
 
@@ -100,14 +99,13 @@ def run_demo(
     progress("loading the model", 0, 1)
     model = load_model(MODEL, device=device)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
-    graph = discover_circuit(model, dictionaries, pairs, metric=TASKS[task].metric, align=align, progress=progress)
+    graph = discover(pairs, model, dictionaries, metric=TASKS[task].metric, align=align, progress=progress)
     circuit = prune_graph(graph, max_nodes=max_nodes - 1)  # which counts nodes beside the metric
     circuit = measure_graph(circuit, model, dictionaries, n_patched=50, n_edges=0, progress=progress)
 
     progress("writing", 0, 1)
-    write_graph(circuit, files[0])
-    for path in files[1:]:
-        write_rendering(circuit, path)
+    for path in files:
+        save(circuit, path)
     return DemoResult(circuit, files)
 
 

@@ -76,7 +76,7 @@ def _train_sae(x: Tensor, rate: float, n_steps: int) -> TopKTrainingSAE:
     trainer = SAETrainer(
         SAETrainerConfig(
             total_training_samples=n_steps * BATCH, train_batch_size_samples=BATCH, lr=rate, lr_end=rate,
-            lr_warm_up_steps=50, lr_decay_steps=n_steps // 4,  # linear to 0; sae-lens insists on an `lr_end`, unused here
+            lr_warm_up_steps=50, lr_decay_steps=n_steps // 4,  # linear to 0; sae-lens wants an `lr_end`, unused here
             dead_feature_window=DEAD_AFTER, n_batches_for_norm_estimate=50,
         ),
         TopKTrainingSAE(config),

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from circuitgraph.edges.table import EdgeTable
 from circuitgraph.errors import CircuitGraphError
+from circuitgraph.progress import Progress, no_progress
+from circuitgraph.settings import Edges
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,34 @@ def prune_by_influence(
             break
         left, source, target = left[alive], source[alive], target[alive]
     return table.take(above | _mask(left, len(table)))
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedEdges:
+    """The edges that are left, with the scores of all and a line that says how many stayed; None where nothing was asked."""
+
+    table: EdgeTable
+    scores: GraphScores | None = None
+    report: str | None = None
+
+
+def prune_edges(table: EdgeTable, weights: Tensor, settings: Edges, progress: Progress = no_progress) -> PrunedEdges:
+    """The edges that carry settings.node_influence and settings.edge_influence; all where neither is given.
+
+    Args:
+        table: The edges.
+        weights: [n_nodes]: of the targets in the metric, 0 for every other node.
+        settings: The shares to keep.
+        progress: Told once.
+    """
+    if settings.node_influence is None and settings.edge_influence is None:
+        return PrunedEdges(table)
+    progress("pruning by influence", 0, 1)
+    influence = node_influence(table, weights)
+    node_share, edge_share = settings.node_influence or 1.0, settings.edge_influence or 1.0
+    left = prune_by_influence(table, weights, node_share=node_share, edge_share=edge_share, influence=influence)
+    report = f"influence: {len(left)} of {len(table)} edges kept"
+    return PrunedEdges(left, graph_scores(table, weights, influence), report)
 
 
 def _mask(chosen: Tensor, size: int) -> Tensor:

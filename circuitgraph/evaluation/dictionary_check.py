@@ -13,18 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution.node_attribution import attribute_nodes
-from circuitgraph.attribution.node_gradients import node_gradients
-from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.attribute import run_attribution
 from circuitgraph.attribution.tables import NodeTable
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.errors import CircuitGraphError, DictionaryError, PromptError
-from circuitgraph.metrics import MetricFunction, build_metric
+from circuitgraph.doors import DictionariesLike, ModelLike, PairsLike, as_dictionaries, as_model, as_pairs, choose_pairs
+from circuitgraph.errors import DictionaryError, PromptError
 from circuitgraph.models.model import Model, Replace
-from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
 from circuitgraph.progress import Progress, no_progress
-from circuitgraph.prompts import PromptPair
+from circuitgraph.settings import DictionaryChecks, Nodes, resolve
 from circuitgraph.text import table_text
 
 # A spliced model may differ from the model by this many roundings of its largest logit.
@@ -94,14 +91,12 @@ class DictionaryCheck:
 
 
 def check_dictionaries(
-    model: Model,
-    dictionaries: Dictionaries,
-    pairs: Sequence[PromptPair],
+    prompts: PairsLike,
+    model: ModelLike,
+    dictionaries: DictionariesLike,
     *,
-    metric: str | MetricFunction = "logit_difference",
-    baseline: str = "corrupted",
-    n_listed: int = 3,
     progress: Progress = no_progress,
+    **changes: Any,
 ) -> DictionaryCheck:
     """Check every dictionary on the clean prompts of the pairs, all positions counted, BOS included.
 
@@ -111,23 +106,24 @@ def check_dictionaries(
     loss alone; here every position is replaced and every next token of the prompt counts. Where the error node carries
     the effect is told from the attributions of `metric` between clean and baseline; at most n_listed tokens per site.
     """
-    if n_listed < 0:
-        raise CircuitGraphError(f"n_listed is {n_listed}; expected at least 0")
-    tokens = tokenize_pairs(model, pairs)
-    n_examples, n_pos = tokens.clean.shape
-    if n_pos < 2:
+    checks = resolve(DictionaryChecks, None, changes)
+    settings, n_listed = Nodes(metric=checks.metric, baseline=checks.baseline), checks.n_listed
+    model = as_model(model)
+    dictionaries = as_dictionaries(dictionaries, model)
+    pairs = choose_pairs(as_pairs(prompts), model, checks)
+    if len(model.tokens(pairs[0].clean)) < 2:
         raise PromptError("the prompts have 1 token; the next-token loss needs at least 2")
-    score = build_metric(metric, tokens.answers, tokens.wrong_answers)
-    sites = sites_of(model, dictionaries.values())
-    progress("running clean and corrupted prompts", 0, 1)
-    clean = run_clean(model, tokens, sites, score)
-    base = run_baseline(model, tokens, sites, score, baseline)
-    values = clean.values
+    run = run_attribution(model, dictionaries, pairs, settings, progress=progress)
+    tokens, clean, values, tables, score, base = (
+        run.tokens,
+        run.clean,
+        run.clean.values,
+        run.tables,
+        run.metric,
+        run.baseline,
+    )
+    n_examples, n_pos = tokens.clean.shape
     max_difference, tolerance = check_splice(model, dictionaries, tokens.clean, clean.logits)
-
-    progress("attributing every feature", 0, 1)
-    gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method="gradient", steps=1, rule="left")
-    tables = attribute_nodes(model, dictionaries, values, base, gradients)
     loss_clean = next_token_loss(clean.logits, tokens.clean)
     rows = []
     for i, (site, dictionary) in enumerate(dictionaries.items()):

@@ -3,20 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.attribute import Attribution
 from circuitgraph.attribution.tables import FeatureTable, NodeTable
 from circuitgraph.attribution.targets import TargetNode
+from circuitgraph.edges.candidates import Candidates
+from circuitgraph.edges.influence import PrunedEdges
+from circuitgraph.edges.inputs import input_of, input_report
 from circuitgraph.edges.table import EdgeTable
-from circuitgraph.graphs.schema import metric_change
+from circuitgraph.edges.trace import TracedEdges
+from circuitgraph.graphs.provenance import graph_facts
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import EDGE_KINDS
+from circuitgraph.settings import Discovery, Edges, as_record
+from circuitgraph.shares import metric_change
 
 N_TOP_TOKENS = 5
+
+
+def graph_of_edges(
+    run: Attribution, settings: Discovery, candidates: Candidates, traced: TracedEdges, edges: PrunedEdges
+) -> nx.MultiDiGraph:
+    """The graph of what discovery found: the edges that are left, where they came from, and a report on every step.
+
+    Args:
+        run: Runs, node tables and targets.
+        settings: Everything that decided what was found.
+        candidates: The nodes between which edges were traced.
+        traced: What the targets read in all.
+        edges: The edges that are left.
+    """
+    facts = graph_facts(run, sums=settings.positions == "sum")
+    facts["provenance"]["settings"] |= as_record(settings, of=Edges)
+    if edges.scores is not None:
+        facts["scores"] = {key: value for key, value in asdict(edges.scores).items() if value is not None}
+    inputs = input_of(traced, edges.table, settings.qk)
+    graph = build_graph(run.model, candidates.nodes, edges.table, facts, targets=run.targets, inputs=inputs)
+    reached = len(graph) - len(run.targets) - 1
+    unreached = sum(map(len, candidates.nodes)) - reached
+    reports = [candidates.report, *input_report(traced), *([] if edges.report is None else [edges.report])]
+    reports.append(
+        f"edge_threshold {settings.edge_threshold:g}: {unreached} of them have no path of such edges to the metric"
+    )
+    if not reached:
+        reports.append(_why_empty(run))
+    graph.graph["reports"] = reports
+    return graph
+
+
+def _why_empty(run: Attribution) -> str:
+    if not any(bool(table.attribution.any()) for table in run.tables):
+        return "the graph is empty: no node changes the metric between clean and baseline"
+    cancelled = ", or pairs cancel in the mean" if len(run.pairs) > 1 else ""
+    return f"the graph is empty: no edges above the thresholds reach the metric{cancelled}"
 
 
 def build_graph(
@@ -51,7 +96,7 @@ def build_graph(
         target = targets[i - first]
         rows[i] = {"attribution": weight, "target": target.name, "target_weight": float(target.weight.mean())}
         rows[i] |= {"token": target.name} if target.node.kind == "logit" else {"label": target.name}
-    rows[len(edges.nodes) - 1] = {"attribution": metric_change(facts["metric"])}
+    rows[len(edges.nodes) - 1] = {"attribution": metric_change(facts["metric"]["clean"], facts["metric"]["corrupted"])}
     names = {i: str(edges.nodes[i]) for i in rows}
     for i, attributes in rows.items():
         if i in (inputs or {}):

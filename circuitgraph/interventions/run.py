@@ -188,7 +188,8 @@ def prompt_tokens(model: Model, prompts: Prompts) -> tuple[Tensor, Tensor | None
     pairs = [prompt for prompt in prompts if isinstance(prompt, PromptPair)]
     if len(pairs) == len(prompts):
         tokens = tokenize_pairs(model, pairs)
-        return tokens.clean.to(model.device), tokens.corrupted.to(model.device)
+        corrupted = None if tokens.corrupted is None else tokens.corrupted.to(model.device)
+        return tokens.clean.to(model.device), corrupted
     if pairs:
         raise PromptError(f"{len(pairs)} of {len(prompts)} prompts are pairs; expected all or none")
     rows = [model.tokens(str(prompt)) for prompt in prompts]

@@ -81,10 +81,8 @@ def tokenize_pairs(model: Model, pairs: Sequence[PromptPair], *, by_role: bool =
         )
     clean, corrupted, answers, wrong = zip(*rows, strict=True)
     differ = tuple(lengths) if len(set(lengths)) > 1 else None
-    other = None if missing else torch.tensor(corrupted)
-    return TokenizedPairs(
-        torch.tensor(clean), other, tuple(answers), tuple(wrong), differ, tuple(roles)
-    )
+    corrupted_ids = None if missing else torch.tensor(corrupted)
+    return TokenizedPairs(torch.tensor(clean), corrupted_ids, tuple(answers), tuple(wrong), differ, tuple(roles))
 
 
 def _padded(ids: list[int], length: int) -> list[int]:

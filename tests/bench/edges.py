@@ -23,7 +23,7 @@ import torch
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.models.model import Model, load_model
 from circuitgraph.nodes import Site
 from circuitgraph.presets import PRESETS
@@ -110,7 +110,7 @@ def main() -> None:
         if options.edge_threshold is not None:
             settings["edge_threshold"] = options.edge_threshold
         start = time.process_time()
-        graph = discover_circuit(model, by_site, pairs, **settings)
+        graph = discover(pairs, model, by_site, **settings)
         seconds = time.process_time() - start
         print(
             f"{options.preset}: {n} tokens, {options.pairs} pairs: {seconds:.1f} CPU s, {peak_gib():.2f} GiB peak,"

@@ -29,7 +29,7 @@ def main() -> None:
     dictionaries = cg.load_dictionaries(embedded.circuit_dictionaries(), model)
     few = {"n_edges": 0, "n_dropped": 0, "baselines": ()}
     for pairs, settings in ((8, {"n_patched": 500, "curves": False}), (n_pairs, {"n_patched": 0, "curves": True})):
-        graph = cg.discover_circuit(model, dictionaries, cg.make_pairs("ioi", pairs, template=0), edge_threshold=1e-4)
+        graph = cg.discover(cg.make_pairs("ioi", pairs, template=0), model, dictionaries, edge_threshold=1e-4)
         began, started = cpu(), time.time()
         found = evaluate_circuit(graph, model, dictionaries, **few, **settings)
         what = (
