@@ -84,8 +84,8 @@ def write_tables(report: str, readme: Path = README) -> None:
 def _cost(model_seconds: float, dictionary_seconds: float) -> str:
     size = sum(file.stat().st_size for folder in (MODEL, DICTIONARIES) for file in folder.rglob("*")) / 1e6
     return (
-        f"Training took {model_seconds:.0f} CPU seconds for the model and {dictionary_seconds:.0f} for the dictionaries, on"
-        f" one thread; both folders together hold {size:.1f} MB."
+        f"Training took {model_seconds:.0f} CPU seconds for the model and {dictionary_seconds:.0f} for the"
+        f" dictionaries, on one thread; both folders together hold {size:.1f} MB."
     )
 
 
