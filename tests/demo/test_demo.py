@@ -38,7 +38,7 @@ def test_the_circuit_has_at_most_200_nodes_and_is_faithful(demo_run):
     circuit = load(folder / "circuit.json")
     check_graph(circuit)
     evidence = circuit.graph["evidence"]
-    assert len(circuit) - 1 <= 200 and evidence["n_nodes"] == len(circuit) - 1
+    assert len(circuit) <= 200 and evidence["n_nodes"] == len(circuit) - 1
     assert evidence["faithfulness"] >= 0.8
     assert evidence["n_patched"] == 50 and evidence["pearson_r"] > 0.8
     assert {kind for *_, kind in circuit.edges(data="kind")} >= {"ov", "k", "mlp", "metric"}
@@ -52,6 +52,16 @@ def test_the_circuit_has_at_most_200_nodes_and_is_faithful(demo_run):
         r"^edges \d+ \(\d+ ov, ", printed, re.MULTILINE
     )
     assert printed.splitlines()[-3:] == [str(folder / f"circuit.{suffix}") for suffix in ("json", "svg", "html")]
+
+
+def test_max_nodes_counts_every_node_of_the_file(tmp_path):
+    options = ["--task", "subject-verb-agreement", "--max-nodes", "60", "--out", str(tmp_path), "--quiet"]
+    result = CliRunner().invoke(main, ["demo", *options])
+    assert result.exit_code == 0, result.output
+    assert len(load(tmp_path / "circuit.json")) == 60 and "nodes 60 (" in result.stdout
+    alone = CliRunner().invoke(main, ["demo", "--max-nodes", "1", "--out", str(tmp_path / "none"), "--quiet"])
+    assert alone.exit_code == 1 and "max_nodes is 1; expected at least 2" in alone.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_running_it_again_gives_the_same_bytes(demo_run, tmp_path):
