@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from support.aligned_pairs import EVERYTHING, FIRST, PLACES, SECOND, counted, places_of
-from support.cases import build_case
 from support.dictionary_kinds import dictionary_set
 
 from circuitgraph.attribution.aligned_model import align_model
