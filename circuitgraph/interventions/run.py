@@ -43,7 +43,7 @@ class IntervenedRun:
     activations: Mapping[Site, Tensor]
 
     def __repr__(self) -> str:
-        tensors = {"logits": self.logits, **self.activations}
+        tensors = {"logits": self.logits} | {str(site): values for site, values in self.activations.items()}
         return ", ".join(f"{name} {list(values.shape)}" for name, values in tensors.items())
 
 
