@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from support.aligned_pairs import EVERYTHING, FIRST, PLACES, SECOND, counted, places_of
-from support.cases import build_case
 from support.close import assert_close
 from support.dictionary_kinds import dictionary_set
 from support.families import FAMILIES
 
 from circuitgraph.attribution.aligned_model import align_model
 from circuitgraph.attribution.alignment import align_pairs
+from circuitgraph.attribution.attribute import attribute
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, run_with_nodes
@@ -65,12 +65,12 @@ def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family,
     for pair, places in zip((FIRST, SECOND), PLACES, strict=True):
         at = {name: i for i, name in enumerate(counted(model, places))}
         nodes = [replace(Node.parse(n), pos=at[place(n, names)[1]]) for n in circuit if place(n, names)[1] in at]
-        case = build_case(model, found, [pair], baseline=baseline)
+        run = attribute([pair], model, found, baseline=baseline)
         for errors in ERRORS:
             for complement in (False, True):
                 kept = circuit_mask(model, found, nodes, len(at), errors, complement=complement)
-                logits = run_with_nodes(model, found, case.tokens.clean, case.base, kept)
-                found_by_hand.setdefault((errors, complement), []).append(float(case.metric(logits)))
+                logits = run_with_nodes(model, found, run.tokens.clean, run.baseline, kept)
+                found_by_hand.setdefault((errors, complement), []).append(float(run.metric(logits)))
     for row in whole.conditions:
         if row.baseline == baseline:
             each = [sum(found_by_hand[row.errors, complement]) / 2 for complement in (False, True)]

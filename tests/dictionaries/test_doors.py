@@ -103,8 +103,12 @@ def test_a_mapping_gives_the_site_that_each_source_writes(tiny_model, tmp_path, 
     }
     found = load(sources, tiny_model)
     assert {str(d.writes): str(d.reads) for d in found.values()} == {
-        "z.0": "z.0", "mlp_out.0": "ln2_normalized.0", "z.1": "z.1", "mlp_post.1": "mlp_post.1", "resid_post.1": "resid_post.1"
-    }  # fmt: skip
+        "z.0": "z.0",
+        "mlp_out.0": "ln2_normalized.0",
+        "z.1": "z.1",
+        "mlp_post.1": "mlp_post.1",
+        "resid_post.1": "resid_post.1",
+    }
     x = torch.randn(5, D, dtype=torch.float64)
     again = load_dictionaries(f"resid_post.1={gemma}", tiny_model)
     assert bool(found[Site("resid_post", 1)].encode(x).any())
