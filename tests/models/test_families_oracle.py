@@ -301,7 +301,7 @@ def test_the_gradient_at_a_head_input_is_a_finite_difference(loaded, family, kin
         return float(metric(model.run(TOKENS, replace={site: lambda value, _: value + sign * step})[0]).sum())
 
     measured = (moved(1) - moved(-1)) / 2e-2
-    assert abs(measured - length) < 1e-3 * length
+    assert_close(measured, length, dtype=FAMILIES[family].precision, allowance=1e-3 * length)  # of the finite step
 
 
 @each()
