@@ -14,8 +14,8 @@ from circuitgraph.corpus.activity import Activity, features_of, run_corpus
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.formats.feature_examples import N_BINS, examples_value, write_feature_examples
-from circuitgraph.formats.neuronpedia_links import model_id_of
 from circuitgraph.formats.neuronpedia_names import ATTENTION_SITES
+from circuitgraph.graphs.neuronpedia import model_id_of
 from circuitgraph.models.model import Model
 from circuitgraph.progress import Progress, no_progress
 

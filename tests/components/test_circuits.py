@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import ROOT
 from support.command import model_options, run
-from support.families import FAMILIES, TOKENS, save_family
+from support.families import FAMILIES, TOKENS
 from support.graph_files import component_graph
 
 from circuitgraph.components.edge_masks import (
@@ -28,10 +28,9 @@ from circuitgraph.components.shape import ComponentShape
 from circuitgraph.errors import CircuitGraphError, GraphError, ModelError
 from circuitgraph.evaluation.conditions import FRACTIONS
 from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
-from circuitgraph.formats import import_graph, read_graph, write_graph
+from circuitgraph.formats import load, save
 from circuitgraph.formats.eap import component_edges, component_names, value_from_eap
 from circuitgraph.metrics import Metric
-from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.render import render_html
 from circuitgraph.studies.programs import build_model, gate
@@ -119,9 +118,8 @@ def tolerance(family):
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox", "gemma2"])
-def family(request, tmp_path_factory):
-    folder = save_family(tmp_path_factory.mktemp("families") / request.param, request.param)
-    return load_model(folder, dtype=torch.float64), tolerance(request.param)
+def family(request, loaded):
+    return loaded(request.param), tolerance(request.param)
 
 
 def test_all_edges_are_the_model_and_none_the_other_run(family):
@@ -253,7 +251,7 @@ def test_edges_are_chosen_and_pruned_as_one_would_by_hand(absolute, selection):
 def test_on_the_real_graph_as_many_edges_are_left_as_in_eap_ig():
     if not REAL.exists():
         pytest.skip("the real GPT-2 graph is not beside this checkout")
-    found = component_scores(import_graph(REAL))
+    found = component_scores(load(REAL))
     assert int(found.scored.sum()) == 32_491 and int(found.circuit.sum()) == int(
         prune_edges(found.shape, found.circuit).sum()
     )
@@ -312,8 +310,8 @@ def test_faithfulness_and_completeness_are_those_of_naive_runs(evaluated, tiny_m
 def test_the_evidence_goes_into_the_graphs_file_and_its_page(evaluated, tmp_path):
     graph, evaluation = evaluated
     with_evidence = attach_evidence(graph, evaluation)
-    write_graph(with_evidence, tmp_path / "graph.json")
-    found = read_graph(tmp_path / "graph.json").graph["evidence"]
+    save(with_evidence, tmp_path / "graph.json")
+    found = load(tmp_path / "graph.json").graph["evidence"]
     assert "evidence" not in graph.graph and found == json.loads(json.dumps(evaluation.summary()))
     first = evaluation.conditions[0]
     assert found["faithfulness"] == first.faithfulness.value != 0 and found["baseline"] == first.baseline == "corrupted"

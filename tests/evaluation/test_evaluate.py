@@ -306,11 +306,11 @@ def test_evidence_is_json_readable_and_attached_with_its_provenance(tiny_graph, 
 
 
 def test_a_graph_with_its_evidence_is_written_and_read_back(tiny_graph, evaluation, tmp_path):
-    from circuitgraph.formats import read_graph, write_graph
+    from circuitgraph.formats import load, save
 
     attached = attach_evidence(tiny_graph[1], evaluation)
-    write_graph(attached, tmp_path / "graph.json")
-    assert read_graph(tmp_path / "graph.json").graph["evidence"] == attached.graph["evidence"]
+    save(attached, tmp_path / "graph.json")
+    assert load(tmp_path / "graph.json").graph["evidence"] == attached.graph["evidence"]
 
 
 def test_what_cannot_be_evaluated_is_refused(tiny_graph, tiny_model, tiny_dictionaries, tiny_pairs):
