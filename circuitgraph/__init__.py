@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from circuitgraph.interventions.attention import compare_attention
     from circuitgraph.interventions.generate import generate
     from circuitgraph.interventions.run import run_with_interventions
-    from circuitgraph.models.model import load_model
+    from circuitgraph.models.load import load_model
     from circuitgraph.nodes import Node, Site
     from circuitgraph.prompts import PromptPair, read_pairs
     from circuitgraph.render import render_dot, render_html, render_svg, view_graph, write_rendering
@@ -53,7 +53,7 @@ _HOME = {
     "evaluate_components": "components.evaluate",
     "generate": "interventions.generate",
     "load_dictionaries": "dictionaries.load",
-    "load_model": "models.model",
+    "load_model": "models.load",
     "make_pairs": "tasks",
     "measure_graph": "evaluation.evaluate",
     "prune_graph": "graphs.prune",

@@ -16,9 +16,9 @@ from circuitgraph.dictionaries.dictionary import Dictionary, check_fit
 from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.dictionaries.sae_lens import is_sae_lens_object
 from circuitgraph.embedded import DEMO, MODEL, circuit_dictionaries
-from circuitgraph.errors import ModelError, PromptError
-from circuitgraph.models.layout import is_library_model
-from circuitgraph.models.model import Model, load_model
+from circuitgraph.errors import PromptError
+from circuitgraph.models.load import load_model
+from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import pairs_of_length
 from circuitgraph.prompts import PromptPair, read_pairs
 from circuitgraph.settings import Prompts
@@ -39,20 +39,11 @@ def as_model(model: ModelLike) -> Model:
 
     Args:
         model: A `Model`; a name, a local folder or "demo"; a TransformerBridge, HookedTransformer or HookedSAETransformer;
-            or a Hugging Face causal language model with its tokenizer's folder as `name_or_path`.
+            or a causal language model of transformers with its tokenizer in the folder that `name_or_path` names.
 
     Raises ModelError for anything else, and for a model that cannot be loaded.
     """
-    if isinstance(model, Model):
-        return model
-    if isinstance(model, str | Path):
-        return load_model(MODEL if str(model) == DEMO else model)
-    if is_library_model(model):
-        return load_model(model)
-    raise ModelError(
-        f"the model is of type {type(model).__name__}; expected a name, a folder, a loaded Model, or a model of"
-        " TransformerLens or Hugging Face"
-    )
+    return model if isinstance(model, Model) else load_model(MODEL if model == DEMO else model)
 
 
 def as_dictionaries(dictionaries: DictionariesLike | None, model: Model) -> Dictionaries:

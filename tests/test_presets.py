@@ -14,7 +14,7 @@ from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.presets import PRESETS, find_preset
 

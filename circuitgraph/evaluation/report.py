@@ -20,7 +20,7 @@ NOT_NEEDED = 0.001  # of faithfulness: a node whose removal costs less is counte
 class Setting:
     """The circuit C, its complement and the empty circuit 0 under one baseline and one treatment of error nodes.
 
-    errors: "keep" (all run freely), "circuit" (those of the circuit, or complement), "residual" (those of it at
+    errors: "keep" (all run freely), "circuit" (those of the circuit, or complement), "stream" (those of it at
     residual-stream dictionaries), "remove" (none). faithfulness = (m(C) - m(0)) / (m(M) - m(0)), complement_faithfulness the same of
     the complement, with bootstrap bounds over the examples; None where m(M) = m(0). m(0) has every error removed.
     """

@@ -18,7 +18,7 @@ from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, run_with_nodes
 from circuitgraph.evaluation.evaluate import evaluate_circuit, measure_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
 from circuitgraph.prompts import PromptPair

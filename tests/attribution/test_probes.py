@@ -22,7 +22,7 @@ from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import DICTIONARY_SITES, Node, Site
 
 POS = 4

@@ -19,7 +19,7 @@ from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.formats.neuronpedia import neuronpedia_value
 from circuitgraph.formats.neuronpedia_read import value_from_neuronpedia
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Node, Site
 
 TOKENS = (6, 9, 4)

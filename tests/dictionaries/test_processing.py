@@ -15,7 +15,7 @@ from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.dictionaries.processing import Parts, translation
 from circuitgraph.dictionaries.sources import PROCESSINGS, DictionarySite
 from circuitgraph.errors import DictionaryError
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-5}  # TransformerLens processes weights in float32, whatever their dtype

@@ -11,7 +11,7 @@ from support.sae_lens_files import D_SAE, D, save
 
 from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.errors import DictionaryError
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 
 REFUSED = {"matching_pursuit", "temporal", "abstopk"}
@@ -266,7 +266,7 @@ def test_the_module_that_was_read_decides_where_a_cfg_names_it(narrow_model, tmp
 def test_a_hook_before_a_post_norm_is_refused_where_the_model_has_one(tmp_path, tiny_model, hook):
     from support.families import save_family
 
-    from circuitgraph.models.model import load_model
+    from circuitgraph.models.load import load_model
 
     gemma = load_model(save_family(tmp_path / "gemma2", "gemma2"))
     inner, added = f"blocks.1.{hook}.hook_out", f"blocks.1.hook_{hook}_out"

@@ -14,7 +14,7 @@ from support.families import save_family
 from circuitgraph.discovery import discover
 from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Node
 from circuitgraph.prompts import PromptPair
 

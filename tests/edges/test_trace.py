@@ -16,7 +16,7 @@ from test_laws import assert_close
 
 from circuitgraph.edges.influence import node_influence
 from circuitgraph.edges.selection import Selection
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.paths.linear_maps import skip_map
 
