@@ -14,7 +14,7 @@ PACKAGE = ROOT / "circuitgraph"
 
 # A module imports only from rows above its own.
 FLOW = [
-    {"errors", "shares", "text", "embedded", "circuitgraph_kernels"},
+    {"errors", "shares", "text", "embedded", "lazy_names", "circuitgraph_kernels"},
     {"settings", "files", "nodes", "progress", "prompts"},
     {"presets", "models", "metrics", "tasks"},
     {"dictionaries", "paths"},

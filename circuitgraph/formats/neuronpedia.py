@@ -31,10 +31,10 @@ from circuitgraph.errors import GraphError
 from circuitgraph.files import check_writable, write_atomically
 from circuitgraph.formats.groups import groups_of, pins_of
 from circuitgraph.formats.native import graph_to_value
-from circuitgraph.formats.neuronpedia_links import model_id_of, sources_of
 from circuitgraph.formats.neuronpedia_names import ATTENTION_SITES, fields_of
 from circuitgraph.formats.untrusted import parse_json, read_text, reading
 from circuitgraph.formats.values import take_list, take_number, take_object, take_string
+from circuitgraph.graphs.neuronpedia import model_id_of, sources_of
 from circuitgraph.nodes import Node, Site
 
 
@@ -260,8 +260,9 @@ def _metadata(graph: nx.MultiDiGraph, slug: str, scan: str | None) -> dict[str, 
 
 def _description(graph: nx.MultiDiGraph) -> str:
     metric = graph.graph["metric"]
+    runs = [f"{run} {metric[run]:.4g}" for run in ("clean", "corrupted") if metric[run] is not None]
     lines = [
-        f"{metric['name']}: clean {metric['clean']:.4g}, corrupted {metric['corrupted']:.4g}; the logit node is this metric.",
+        f"{metric['name']}: {', '.join(runs)}; the logit node is this metric.",
         "Influence is the share of |attribution| of the node and all stronger ones.",
         "A probability of 0.000 stands for: not among the likeliest tokens.",
     ]

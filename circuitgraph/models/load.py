@@ -18,16 +18,9 @@ from torch import Tensor
 from circuitgraph.errors import ModelError
 from circuitgraph.models.formulas import attention_difference, mlp_difference
 from circuitgraph.models.layout import layout_of
-from circuitgraph.models.model import Model
+from circuitgraph.models.model import DTYPES, Model
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import compute_dtype
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 
 _NORMS = ("ln1_scale", "ln1_post_scale", "ln2_scale", "ln2_normalized", "ln2_post_scale")
 _CHECKED = (

@@ -23,6 +23,13 @@ from circuitgraph_kernels import compute_dtype
 
 Replace = Callable[[Tensor, Mapping[Site, Tensor]], Tensor]
 
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
 _BY_HEAD = ("q", "k", "v", "z")  # HookedTransformer keeps heads apart
 _ATTENTION = ("ln1_scale", "rotary_cos", "rotary_sin", "q", "k", "v", "pattern")
 # side products of the forward pass

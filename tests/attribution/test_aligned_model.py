@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 
 import pytest
 import torch
 from support.aligned_pairs import EVERYTHING, FIRST, PLACES, SECOND, counted, places_of
 from support.dictionary_kinds import dictionary_set
-from support.families import save_family
-from test_laws import build_case
 
 from circuitgraph.attribution.aligned_model import align_model
 from circuitgraph.attribution.alignment import align_pairs
+from circuitgraph.attribution.attribute import attribute
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, run_with_nodes
 from circuitgraph.evaluation.evaluate import evaluate_circuit, measure_graph
-from circuitgraph.models.load import load_model
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
 from circuitgraph.prompts import PromptPair
 
 ALL_MEASURED = {"n_patched": 10_000, "n_edges": 10_000, "n_dropped": 0, "curves": False, "baselines": ("zero",)}
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """family -> our model of it, float64."""
-    root = tmp_path_factory.mktemp("placed")
-    return functools.cache(lambda family: load_model(save_family(root / family, family), dtype=torch.float64))
 
 
 def place(key, places):
@@ -73,13 +63,13 @@ def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family,
     for pair, places in zip((FIRST, SECOND), PLACES, strict=True):
         at = {name: i for i, name in enumerate(counted(model, places))}
         nodes = [replace(Node.parse(n), pos=at[place(n, names)[1]]) for n in circuit if place(n, names)[1] in at]
-        case = build_case(model, found, [pair], baseline=baseline)
+        run = attribute([pair], model, found, baseline=baseline)
         for errors in ERRORS:
             for complement in (False, True):
                 kept = circuit_mask(model, found, nodes, len(at), errors, complement=complement)
-                logits = run_with_nodes(model, found, case.tokens.clean, case.base, kept)
-                found_by_hand.setdefault((errors, complement), []).append(float(case.metric(logits)))
-    for row in whole.settings:
+                logits = run_with_nodes(model, found, run.tokens.clean, run.baseline, kept)
+                found_by_hand.setdefault((errors, complement), []).append(float(run.metric(logits)))
+    for row in whole.conditions:
         if row.baseline == baseline:
             each = [found_by_hand[row.errors, complement] for complement in (False, True)]
             assert row.metric_circuit == pytest.approx(sum(each[0]) / 2, rel=1e-6, abs=1e-6)
@@ -143,7 +133,7 @@ def test_the_whole_circuit_is_faithful_and_curves_end_there(loaded):
     found = dictionary_set(model, "transcoders")
     graph = discover([FIRST, SECOND], model, found, align="role", **EVERYTHING)
     evaluation = evaluate_circuit(graph, model, found, n_patched=5, n_edges=5, n_dropped=3)
-    assert {row.baseline for row in evaluation.settings} == {"corrupted", "zero", "mean"}
+    assert {row.baseline for row in evaluation.conditions} == {"corrupted", "zero", "mean"}
     for curve in evaluation.curves:
         assert curve.points[-1].faithfulness == pytest.approx(1) and curve.points[
             -1
@@ -160,7 +150,7 @@ def test_other_pairs_are_measured_at_the_graphs_places(loaded):
     graph = discover([FIRST, SECOND], model, found, align="role", baseline="zero", **EVERYTHING)
     third = PromptPair("a b f g e e e e g h", "a b f g e e e e h h", (" c",), (" d",), {"IO": 2, "S1": 3, "S2": 8})
     evaluation = evaluate_circuit(
-        graph, model, found, pairs=[third], n_patched=10_000, n_edges=5, n_dropped=0, curves=False
+        graph, model, found, prompts=[third], n_patched=10_000, n_edges=5, n_dropped=0, curves=False
     )
     alone = discover([third], model, found, baseline="zero", **EVERYTHING)
     assert evaluation.metric_clean == pytest.approx(alone.graph["metric"]["clean"])

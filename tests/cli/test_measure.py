@@ -7,7 +7,7 @@ import json
 import pytest
 from support.command import model_options, run
 
-from circuitgraph.formats import read_graph
+from circuitgraph.formats import load
 
 
 def test_evaluate_writes_a_report_and_plots_and_prints_the_table(workplace, tiny_folder, tmp_path):
@@ -25,8 +25,13 @@ def test_evaluate_writes_a_report_and_plots_and_prints_the_table(workplace, tiny
     )
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())
-    assert report["n_patched"] == 9 and report["n_dropped"] == 5 and report["seed"] == 3 and report["cpr"] is not None
-    assert [row["baseline"] for row in report["settings"]][::4] == ["corrupted", "zero", "mean", "resample"]
+    assert (
+        report["n_patched"] == 9
+        and report["n_dropped"] == 5
+        and report["settings"]["seed"] == 3
+        and report["cpr"] is not None
+    )
+    assert [row["baseline"] for row in report["conditions"]][::4] == ["corrupted", "zero", "mean", "resample"]
     lines = result.stdout.splitlines()
     names = ["curves", "edges", "heat_map", "histograms", "nodes", "noise"]
     assert sorted(lines[-7:]) == sorted([str(out), *(str(plots / f"{name}.html") for name in names)])
@@ -49,7 +54,7 @@ def test_evaluate_takes_other_prompts_and_options(workplace, tiny_folder, tmp_pa
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())
     assert report["n_examples"] == 1 and report["curves"] == [] and report["edges"] is None
-    assert {row["baseline"] for row in report["settings"]} == {"corrupted", "zero"} and report["nodes"]["top_k"] == 4
+    assert {row["baseline"] for row in report["conditions"]} == {"corrupted", "zero"} and report["nodes"]["top_k"] == 4
 
 
 def test_measure_adds_effects_to_the_graph(workplace, tiny_folder, tmp_path):
@@ -67,7 +72,7 @@ def test_measure_adds_effects_to_the_graph(workplace, tiny_folder, tmp_path):
         "--quiet",
     )
     assert result.exit_code == 0 and result.stdout == f"{out}\n", result.output
-    graph, before = read_graph(out), read_graph(workplace / "graph.json")
+    graph, before = load(out), load(workplace / "graph.json")
     assert sum("effect" in data for _, data in graph.nodes(data=True)) == 7
     assert sum("effect" in data for *_, data in graph.edges(data=True)) >= 11
     assert set(graph.edges(keys=True)) == set(before.edges(keys=True)) and "evidence" not in before.graph

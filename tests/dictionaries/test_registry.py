@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from circuitgraph.dictionaries.named_sets import list_sets, read_registry
-from circuitgraph.dictionaries.registry import list_releases, ranges, registry_text
+from circuitgraph.dictionaries.registry import list_releases, list_sets, ranges, read_registry, registry_text
 from circuitgraph.errors import CircuitGraphError
 
 
