@@ -1,23 +1,20 @@
-"""Where TransformerLens keeps hooks and weights, for TransformerBridge and for HookedTransformer.
+"""Where TransformerLens keeps hooks and weights: in TransformerBridge, and in an already loaded HookedTransformer.
 
-This is the only module that knows TransformerLens' names. It gives hook points by kind of Site, and weights in one form
-for every family. Whether a model follows the formulas of that form is checked in formulas.py.
+It gives the hook point of every kind of Site, and weights in one layout whatever the library and the family. No other
+module knows TransformerLens' names. Whether the formulas that these weights belong to are the model's is checked in `load`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuitgraph.errors import ModelError
 from circuitgraph.nodes import DICTIONARY_SITES, Site
 
 # Kind of site -> hook point. Raw module hooks there see the tensors of the autograd graph; the libraries' own hook API
@@ -277,8 +274,11 @@ class HookedLayout(BridgeLayout):
         yield from self.library.named_parameters()
 
     def hook_name(self, site: Site) -> str:
-        """The hook point of a site; empty where there is none. The MLP's input has one only if the norm has no gain."""
-        if site.kind == "mlp_in" and str(self.cfg.normalization_type).endswith("Pre"):
+        """The hook point of a site; the MLP's input is hooked in a HookedSAETransformer, and where the norm has no gain."""
+        if site.kind == "mlp_in":
+            own = f"blocks.{site.layer}.mlp.hook_in"
+            if own in self.points or not str(self.cfg.normalization_type).endswith("Pre"):
+                return own
             site = Site("ln2_normalized", site.layer)
         gated = {"mlp_gate": "mlp.hook_pre", "mlp_pre": "mlp.hook_pre_linear"}
         inner = gated if self.cfg.gated_mlp else {"mlp_pre": "mlp.hook_pre"}
@@ -320,57 +320,6 @@ class HookedLayout(BridgeLayout):
 def layout_of(library: Any, dtype: torch.dtype) -> BridgeLayout:
     """The layout of a loaded TransformerBridge or HookedTransformer."""
     return BridgeLayout(library, dtype) if hasattr(library, "original_model") else HookedLayout(library, dtype)
-
-
-def is_library_model(model: object) -> bool:
-    """Whether this is a loaded TransformerBridge or HookedTransformer; the library is not imported to find out."""
-    names = {cls.__name__ for cls in type(model).__mro__}
-    return bool(names & {"TransformerBridge", "HookedTransformer"})
-
-
-def boot(name: str, device: str | torch.device | None, dtype: torch.dtype) -> Any:
-    """Load a TransformerBridge.
-
-    Args:
-        name: A name of the hub, or a folder.
-        device: As of TransformerLens.
-        dtype: Of the weights.
-
-    Raises ModelError if there is no such model or it does not load.
-    """
-    from transformer_lens.model_bridge import TransformerBridge
-
-    looks_local = Path(name).is_absolute() or name.startswith((".", "~"))
-    folder = Path(name).expanduser()
-    if looks_local and not folder.is_dir():
-        raise ModelError(
-            f"model folder {name} does not exist; give a folder written by save_pretrained, or a model name"
-        )
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {name} holds no config.json; give a folder written by save_pretrained")
-    try:
-        with _without_progress_bars():
-            return TransformerBridge.boot_transformers(
-                str(folder) if folder.is_dir() else name, device=device, dtype=dtype
-            )
-    except Exception as error:  # the library raises whatever its dependencies raise; the cause is kept
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model {name!r} does not load: {reason or type(error).__name__}") from error
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """transformers draws a bar on stderr even for weights that load in a millisecond."""
-    from transformers.utils import logging
-
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 # How dictionaries' metadata spell hooks, without the layer -> kind of site: the names above, and more for outputs.

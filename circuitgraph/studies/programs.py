@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from circuitgraph.errors import CircuitGraphError, ModelError
-from circuitgraph.models.model import Model, load_model
+from circuitgraph.models.load import load_model
+from circuitgraph.models.model import Model
 
 _NAMES = {  # ours -> tracr's
     "W_Q": "attn/query/w",

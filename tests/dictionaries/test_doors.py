@@ -17,7 +17,7 @@ from support.sae_lens_files import D_SAE, D, save
 from circuitgraph.dictionaries import Dictionaries, Dictionary, load_dictionaries
 from circuitgraph.doors import as_dictionaries
 from circuitgraph.errors import DictionaryError
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 
 MLP_OUT, Z = Site("mlp_out", 0), Site("z", 1)
