@@ -5,7 +5,7 @@
     graph = discover(model, dictionaries, read_pairs("pairs.jsonl"))     # READ discover.py FIRST
     circuit = prune_graph(graph, max_nodes=100)
     circuit = attach_evidence(circuit, evaluate_circuit(circuit, model, dictionaries))
-    write_graph(circuit, "circuit.json")
+    save(circuit, "circuit.json")
 
 A graph is a networkx.MultiDiGraph; its attributes are described in circuitgraph.graph. Names are imported on first use,
 so that `import circuitgraph` costs nothing.
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from circuitgraph.evaluation.dictionary_check import DictionaryCheck, check_dictionaries
     from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit, measure_graph
     from circuitgraph.evaluation.report import Evaluation
-    from circuitgraph.formats import read_graph, write_graph
+    from circuitgraph.formats import load, save
     from circuitgraph.graphs.prune import prune_graph
+    from circuitgraph.graphs.tensors import GraphTensors, tensors
     from circuitgraph.interventions.attention import compare_attention
     from circuitgraph.interventions.generate import generate
     from circuitgraph.interventions.run import run_with_interventions
     from circuitgraph.models.model import load_model
     from circuitgraph.nodes import Node, Site
     from circuitgraph.prompts import PromptPair, read_pairs
-    from circuitgraph.render import render_dot, render_html, render_svg, view_graph, write_rendering
+    from circuitgraph.render import render_dot, render_html, render_svg, show
     from circuitgraph.tasks import make_pairs
 
 _HOME = {
@@ -41,6 +42,7 @@ _HOME = {
     "ComponentEvaluation": "components.evaluate",
     "DictionaryCheck": "evaluation.dictionary_check",
     "Evaluation": "evaluation.report",
+    "GraphTensors": "graphs.tensors",
     "Node": "nodes",
     "Probe": "attribution.targets",
     "PromptPair": "prompts",
@@ -52,20 +54,20 @@ _HOME = {
     "evaluate_circuit": "evaluation.evaluate",
     "evaluate_components": "components.evaluate",
     "generate": "interventions.generate",
+    "load": "formats",
     "load_dictionaries": "dictionaries.load",
     "load_model": "models.model",
     "make_pairs": "tasks",
     "measure_graph": "evaluation.evaluate",
     "prune_graph": "graphs.prune",
-    "read_graph": "formats",
     "read_pairs": "prompts",
     "render_dot": "render",
     "render_html": "render",
     "render_svg": "render",
     "run_with_interventions": "interventions.run",
-    "view_graph": "render",
-    "write_graph": "formats",
-    "write_rendering": "render",
+    "save": "formats",
+    "show": "render",
+    "tensors": "graphs.tensors",
 }
 
 __all__ = list(_HOME)

@@ -10,10 +10,20 @@ def metric_change(clean: float, corrupted: float | None) -> float:
     return clean if corrupted is None else clean - corrupted
 
 
-def full_share(clean: float, corrupted: float | None) -> float:
-    """What 100 % is, in the metric's unit: |clean - corrupted|, or |clean| where there is no corrupted prompt.
-
-    It is |clean| also where the two are equal up to rounding, so that a share is never one of a rounding error.
-    """
+def unit_of_shares(clean: float, corrupted: float | None) -> float:
+    """|clean - corrupted|, or |clean| where there is no corrupted prompt; 0.0 where that is nothing but a rounding error."""
     change = abs(metric_change(clean, corrupted))
-    return change if change > _ROUNDING * abs(clean) else abs(clean)
+    return change if change > _ROUNDING * abs(clean) else 0.0
+
+
+def full_share(clean: float, corrupted: float | None, typical: float | None = None) -> float:
+    """What 100 % is, in the metric's unit: `unit_of_shares`, or |clean| where that is 0.
+
+    Args:
+        clean: The metric's mean over the examples in the clean run.
+        corrupted: The same in the corrupted run; None where there is none.
+        typical: The mean of |clean| over the examples; it is 100 % where examples cancel in both means.
+    """
+    typical = abs(clean) if typical is None else typical
+    sizes = [unit_of_shares(clean, corrupted), abs(clean)]
+    return next((size for size in sizes if size > _ROUNDING * typical), typical)

@@ -25,6 +25,6 @@ for max_nodes in (10, 30, 100, 300):
 
 circuit = cg.prune_graph(graph, max_nodes=60, top_k=6)
 circuit = cg.attach_evidence(circuit, cg.evaluate_circuit(circuit, model, dictionaries))
-cg.write_graph(circuit, folder / "agreement.json")
-cg.write_rendering(circuit, folder / "agreement.html")
+cg.save(circuit, folder / "agreement.json")
+cg.save(circuit, folder / "agreement.html")
 print(folder / "agreement.html")

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from circuitgraph.cli.files import convert, examples, export, import_
+from circuitgraph.cli.files import convert, examples
 from circuitgraph.cli.measure import evaluate, intervene, measure
 from circuitgraph.cli.options import (
     common_options,
@@ -57,7 +57,7 @@ def main(ctx: click.Context) -> None:
 
 
 main.command_class = _Command
-for _command in (evaluate, intervene, measure, export, import_, convert, examples):
+for _command in (evaluate, intervene, measure, convert, examples):
     main.add_command(_command)
 
 
@@ -84,7 +84,7 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 
 @main.command()
 @click.argument("prompts", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...).")
 @click.option(
     "--preset", help="Settings of the field's graphs: leap, attribution-graph, sparse-feature-circuit, mixed."
 )
@@ -123,11 +123,11 @@ def discover(
     **settings: Any,
 ) -> None:
     """Build the circuit graph of the prompt pairs in PROMPTS (JSON lines, or auto-circuit's JSON)."""
-    from circuitgraph.files import check_writable
+    from circuitgraph.formats import check_save, save
     from circuitgraph.presets import find_preset
     from circuitgraph.settings import resolve
 
-    check_writable(output)
+    check_save(output)
     given = [name for name in settings if ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT]
     compute = {name: settings.pop(name) for name in ("backend", "memory")}
     resolve(Compute, None, compute)
@@ -137,7 +137,6 @@ def discover(
 
     from circuitgraph.attribution.targets import read_targets
     from circuitgraph.discovery import discover as find_graph
-    from circuitgraph.formats import write_graph
 
     if ctx.get_parameter_source("targets") != click.core.ParameterSource.DEFAULT or target_weights:
         changes["targets"] = read_targets(targets, target_weights)
@@ -146,23 +145,24 @@ def discover(
             prompts, model, dictionaries, None, None, 0, device, progress, dtype=dtype, lazy=lazy
         )
         graph = find_graph(pairs, loaded, found, settings=start, progress=progress, **compute, **changes)
-        write_graph(graph, output)
+        save(graph, output)
     report(graph, quiet)
     click.echo(output)
 
 
 @main.command()
 @click.argument("graph", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...).")
 @options_of(Pruning)
 @common_options
 def prune(graph: Path, output: Path, quiet: bool, debug: bool, **settings: Any) -> None:
     """Cut GRAPH down to what matters, always reachable from the metric."""
-    from circuitgraph.formats import read_graph, write_graph
+    from circuitgraph.formats import check_save, load, save
     from circuitgraph.graphs.prune import prune_graph
 
-    smaller = prune_graph(read_graph(graph), **settings)
-    write_graph(smaller, output)
+    check_save(output)
+    smaller = prune_graph(load(graph), **settings)
+    save(smaller, output)
     report(smaller, quiet)
     click.echo(output)
 
@@ -192,13 +192,15 @@ def render(
     graph: Path, output: Path, compare: Path | None, neuronpedia: tuple[str, ...], quiet: bool, debug: bool
 ) -> None:
     """Draw GRAPH as a page or picture, by the suffix of the output."""
-    from circuitgraph.formats import read_graph
-    from circuitgraph.render import write_rendering
+    from circuitgraph.formats import check_save, load, save
 
-    links = dict(_site_and_id(text) for text in neuronpedia)
-    other = None if compare is None else read_graph(compare)
-    names = (graph.stem, compare.stem if compare else "")
-    write_rendering(read_graph(graph), output, compare=other, names=names, links=links)
+    options: dict[str, Any] = {"links": dict(_site_and_id(text) for text in neuronpedia)} if neuronpedia else {}
+    if compare is not None:
+        options |= {"compare": compare, "names": (graph.stem, compare.stem)}
+    check_save(output, **options)
+    if compare is not None:
+        options["compare"] = load(compare)
+    save(load(graph), output, **options)
     click.echo(output)
 
 
@@ -219,10 +221,10 @@ def _site_and_id(text: str) -> tuple[str, str]:
 @common_options
 def show(graph: Path, top: int, quiet: bool, debug: bool) -> None:
     """Summarise GRAPH: counts per kind and layer, strongest nodes and edges, evidence."""
-    from circuitgraph.formats import read_graph
+    from circuitgraph.formats import load
     from circuitgraph.graphs.summary import summary_text
 
-    click.echo(summary_text(read_graph(graph), top=top), nl=False)
+    click.echo(summary_text(load(graph), top=top), nl=False)
 
 
 @main.command()
@@ -272,8 +274,7 @@ def check(
 @common_options
 def list_dictionaries(model: str | None, quiet: bool, debug: bool) -> None:
     """List the dictionaries that sae-lens's registry knows, and the sets that have a name."""
-    from circuitgraph.dictionaries.named_sets import list_sets, read_registry
-    from circuitgraph.dictionaries.registry import list_releases, registry_text
+    from circuitgraph.dictionaries.registry import list_releases, list_sets, read_registry, registry_text
 
     registry = read_registry()
     text = registry_text(list_releases(registry, model=model), list_sets(registry, model=model))

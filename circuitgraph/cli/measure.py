@@ -86,11 +86,11 @@ def evaluate(
     from circuitgraph.evaluation.evaluate import evaluate_circuit
     from circuitgraph.evaluation.report import evaluation_text
     from circuitgraph.files import check_writable, write_atomically
-    from circuitgraph.formats import import_graph
+    from circuitgraph.formats import load
     from circuitgraph.render.plots import component_plots, evaluation_plots, write_plots
 
     check_writable(output)
-    circuit = import_graph(graph)
+    circuit = load(graph)
     components = "components" in circuit.graph
     if components and prompts is None:
         raise PromptError(f"{graph} is a graph of heads and MLPs, which names no prompts; give PROMPTS behind it")
@@ -119,7 +119,7 @@ def evaluate(
 @click.command()
 @_GRAPH
 @_PROMPTS
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Graph file to write (.json).")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...).")
 @model_options
 @loading_options
 @device_option
@@ -144,18 +144,17 @@ def measure(
     chosen = resolve(Measuring, None, settings)  # before anything heavy is imported
 
     from circuitgraph.evaluation.evaluate import measure_graph
-    from circuitgraph.files import check_writable
-    from circuitgraph.formats import import_graph, write_graph
+    from circuitgraph.formats import check_save, load, save
 
-    check_writable(output)
-    circuit = import_graph(graph)
+    check_save(output)
+    circuit = load(graph)
     how: dict[str, Any] = {"dtype": dtype, "lazy": lazy}
     with progress_bar(quiet) as progress:
         loaded, found, pairs = load_all(prompts, model, dictionaries, None, None, 0, device, progress, **how)
         measured = measure_graph(
             circuit, loaded, found, prompts=pairs, freeze=freeze, settings=chosen, progress=progress
         )
-        write_graph(measured, output)
+        save(measured, output)
     click.echo(output)
 
 

@@ -18,12 +18,11 @@ from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.evaluate import measure_graph
 from circuitgraph.files import check_writable
-from circuitgraph.formats import write_graph
+from circuitgraph.formats import save
 from circuitgraph.graphs.prune import prune_graph
 from circuitgraph.models.model import load_model
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
 from circuitgraph.progress import Progress, no_progress
-from circuitgraph.render import write_rendering
 from circuitgraph.tasks import TASKS, make_pairs
 
 
@@ -90,9 +89,8 @@ def run_demo(
     circuit = measure_graph(circuit, model, dictionaries, n_patched=50, n_edges=0, progress=progress)
 
     progress("writing", 0, 1)
-    write_graph(circuit, files[0])
-    for path in files[1:]:
-        write_rendering(circuit, path)
+    for path in files:
+        save(circuit, path)
     return DemoResult(circuit, files)
 
 

@@ -191,14 +191,14 @@ def _membership(given: dict[str, Any], where: str) -> bool:
 
 def _facts(n_layers: int, components: dict[str, Any], total: float) -> dict[str, Any]:
     return {
-        "tokens": {"clean": ["all positions"], "corrupted": ["all positions"]},
-        "metric": {"name": "score", "clean": total, "corrupted": 0.0},
+        "tokens": {"clean": ["all positions"], "corrupted": None},
+        "metric": {"name": "score", "clean": total, "corrupted": None},
         "n_layers": n_layers,
         "n_examples": 1,
         "components": components,
         "provenance": {"source": "EAP-IG JSON"},
         "reports": [
-            "read from EAP-IG JSON: metric clean is the sum of the scores into the logits, corrupted 0",
+            "read from EAP-IG JSON: the metric is the sum of the scores into the logits, the prompts are not in the file",
             "local_weight is the score: the file has no other number for an edge",
         ],
     }

@@ -260,8 +260,9 @@ def _metadata(graph: nx.MultiDiGraph, slug: str, scan: str | None) -> dict[str, 
 
 def _description(graph: nx.MultiDiGraph) -> str:
     metric = graph.graph["metric"]
+    runs = [f"{run} {metric[run]:.4g}" for run in ("clean", "corrupted") if metric[run] is not None]
     lines = [
-        f"{metric['name']}: clean {metric['clean']:.4g}, corrupted {metric['corrupted']:.4g}; the logit node is this metric.",
+        f"{metric['name']}: {', '.join(runs)}; the logit node is this metric.",
         "Influence is the share of |attribution| of the node and all stronger ones.",
         "A probability of 0.000 stands for: not among the likeliest tokens.",
     ]

@@ -19,10 +19,10 @@ from circuitgraph.edges.inputs import input_of, input_report
 from circuitgraph.edges.table import EdgeTable
 from circuitgraph.edges.trace import TracedEdges
 from circuitgraph.graphs.provenance import graph_facts
-from circuitgraph.graphs.schema import metric_change
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import EDGE_KINDS
 from circuitgraph.settings import Discovery, Edges, as_record
+from circuitgraph.shares import metric_change
 
 N_TOP_TOKENS = 5
 
@@ -96,7 +96,7 @@ def build_graph(
         target = targets[i - first]
         rows[i] = {"attribution": weight, "target": target.name, "target_weight": float(target.weight.mean())}
         rows[i] |= {"token": target.name} if target.node.kind == "logit" else {"label": target.name}
-    rows[len(edges.nodes) - 1] = {"attribution": metric_change(facts["metric"])}
+    rows[len(edges.nodes) - 1] = {"attribution": metric_change(facts["metric"]["clean"], facts["metric"]["corrupted"])}
     names = {i: str(edges.nodes[i]) for i in rows}
     for i, attributes in rows.items():
         if i in (inputs or {}):

@@ -35,14 +35,15 @@ Graph attributes
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import networkx as nx
 
 from circuitgraph.errors import GraphError
 from circuitgraph.nodes import EDGE_KINDS, Node
+from circuitgraph.shares import unit_of_shares
 
+VERSION = 3  # of what is described above, as graph files name it
 _OPTIONAL = ("effect", "weight_abs", "activation", "baseline_activation")
 
 
@@ -55,17 +56,12 @@ def metric_node(graph: nx.MultiDiGraph) -> str:
 
 
 def metric_scale(graph: nx.MultiDiGraph) -> float:
-    """What 100 % is, in the units of the metric: |clean - corrupted|, or |clean| where there is no corrupted prompt.
+    """What 100 % is, in the metric's unit: |clean - corrupted|, or |clean| where there is no corrupted prompt.
 
     0.0 where the metric does not change: shares of it are then undefined, and whoever shows one says so.
     """
-    return abs(metric_change(graph.graph["metric"]))
-
-
-def metric_change(metric: Mapping[str, Any]) -> float:
-    """What a graph explains, given its attribute `metric`: clean - corrupted, or clean where there is no corrupted prompt."""
-    clean, corrupted = float(metric["clean"]), metric["corrupted"]
-    return clean if corrupted is None else clean - float(corrupted)
+    metric = graph.graph["metric"]
+    return unit_of_shares(metric["clean"], metric["corrupted"])
 
 
 def check_graph(graph: nx.MultiDiGraph) -> None:

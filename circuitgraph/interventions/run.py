@@ -43,8 +43,8 @@ class IntervenedRun:
     activations: Mapping[Site, Tensor]
 
     def __repr__(self) -> str:
-        tensors = {"logits": self.logits, **self.activations}
-        return ", ".join(f"{name} {list(values.shape)}" for name, values in tensors.items())
+        tensors = [("logits", self.logits), *self.activations.items()]
+        return ", ".join(f"{name} {list(values.shape)}" for name, values in tensors)
 
 
 def run_with_interventions(
