@@ -84,7 +84,9 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 
 @main.command()
 @click.argument("prompts", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...).")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...)."
+)
 @click.option(
     "--preset", help="Settings of the field's graphs: leap, attribution-graph, sparse-feature-circuit, mixed."
 )
@@ -152,7 +154,9 @@ def discover(
 
 @main.command()
 @click.argument("graph", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...).")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...)."
+)
 @options_of(Pruning)
 @common_options
 def prune(graph: Path, output: Path, quiet: bool, debug: bool, **settings: Any) -> None:

@@ -119,7 +119,9 @@ def evaluate(
 @click.command()
 @_GRAPH
 @_PROMPTS
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...).")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...)."
+)
 @model_options
 @loading_options
 @device_option

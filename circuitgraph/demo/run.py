@@ -1,8 +1,4 @@
-"""The demo: a circuit of the embedded model, found, measured and drawn by the same code as any other.
-
-In come a task and a folder; out come three files and the figures that the command prints. Nothing in the rest of the
-package knows this module.
-"""
+"""The demo: the circuit of a task in the embedded model. It uses the same public functions as any other program."""
 
 from __future__ import annotations
 
@@ -28,7 +24,12 @@ from circuitgraph.tasks import TASKS, make_pairs
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The circuit that was found, and the files that were written."""
+    """What the demo found.
+
+    Args:
+        circuit: The pruned graph with its evidence.
+        files: Those that were written.
+    """
 
     circuit: nx.MultiDiGraph
     files: tuple[Path, ...]
@@ -52,7 +53,8 @@ class DemoResult:
             f"{metric['name']} clean {metric['clean']:.2f} corrupted {metric['corrupted']:.2f}",
             f"faithfulness {_figure(evidence['faithfulness'])} (errors kept)",
             f"faithfulness {_figure(evidence['faithfulness_errors_removed'])} (errors removed)",
-            f"pearson r {_figure(evidence['pearson_r'])} (attribution against measured effect, {evidence['n_patched']} nodes)",
+            f"pearson r {_figure(evidence['pearson_r'])} (attribution against measured effect,"
+            f" {evidence['n_patched']} nodes)",
             *map(str, self.files),
         ]
 
@@ -68,10 +70,23 @@ def run_demo(
     device: str | None = None,
     progress: Progress = no_progress,
 ) -> DemoResult:
-    """Find the circuit of a task in the embedded model, measure it, and write circuit.json, .svg and .html into `out`.
+    """Find the circuit of a task in the embedded model, measure it, and write circuit.json, .svg and .html.
 
-    align "role" draws the pairs from all templates of the task, "position" from its first.
+    Args:
+        out: The folder to write into; it is made if needed.
+        task: A name of `circuitgraph.tasks.TASKS`.
+        n_pairs: How many held-out prompt pairs to average over.
+        align: "position" takes the pairs of the task's first template; "role" takes those of all templates and matches
+            tokens by the words that decide.
+        max_nodes: The most nodes that the circuit may have, the metric included.
+        seed: Seed of the pairs.
+        device: Where to compute, as of `load_model`.
+        progress: Called with (stage, done, total).
+
+    Raises CircuitGraphError for an unknown task, a count that is too small, or a folder that cannot be written.
     """
+    if max_nodes < 2:
+        raise CircuitGraphError(f"max_nodes is {max_nodes}; expected at least 2, the metric and a node beside it")
     pairs = make_pairs(task, n_pairs, seed=seed, template=None if align == "role" else 0)
     out = Path(out)
     try:
@@ -85,7 +100,7 @@ def run_demo(
     model = load_model(MODEL, device=device)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
     graph = discover(pairs, model, dictionaries, metric=TASKS[task].metric, align=align, progress=progress)
-    circuit = prune_graph(graph, max_nodes=max_nodes)
+    circuit = prune_graph(graph, max_nodes=max_nodes - 1)  # which counts nodes beside the metric
     circuit = measure_graph(circuit, model, dictionaries, n_patched=50, n_edges=0, progress=progress)
 
     progress("writing", 0, 1)

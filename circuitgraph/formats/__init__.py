@@ -11,7 +11,7 @@ from circuitgraph.formats.neuronpedia_links import (
     quick_list_url,
     with_sources,
 )
-from circuitgraph.formats.save import check_save, load, save
+from circuitgraph.formats.save_load import check_save, load, save
 
 __all__ = [
     "FORMATS",

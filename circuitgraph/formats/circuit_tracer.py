@@ -125,7 +125,12 @@ def _tensor(data: dict[str, Any], name: str, dimensions: int) -> Tensor:
     value = data.get(name)
     if isinstance(value, list | tuple) and dimensions == 1 and all(isinstance(item, int | float) for item in value):
         value = torch.tensor(value)
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta or value.ndim != dimensions:
+    if (
+        not isinstance(value, torch.Tensor)
+        or value.layout != torch.strided
+        or value.is_meta
+        or value.ndim != dimensions
+    ):
         raise GraphError(
             f"{name} is {one_line(type(value).__name__)}; expected a tensor of {dimensions} dimensions; {CONVERT}"
         )

@@ -31,10 +31,10 @@ from circuitgraph.errors import GraphError
 from circuitgraph.files import check_writable, write_atomically
 from circuitgraph.formats.groups import groups_of, pins_of
 from circuitgraph.formats.native import graph_to_value
-from circuitgraph.formats.neuronpedia_links import model_id_of, sources_of
 from circuitgraph.formats.neuronpedia_names import ATTENTION_SITES, fields_of
 from circuitgraph.formats.untrusted import parse_json, read_text, reading
 from circuitgraph.formats.values import take_list, take_number, take_object, take_string
+from circuitgraph.graphs.neuronpedia import model_id_of, sources_of
 from circuitgraph.nodes import Node, Site
 
 

@@ -47,6 +47,6 @@ def tensors(graph: nx.MultiDiGraph) -> GraphTensors:
     edges = [(number[target], number[source], weight) for source, target, weight in graph.edges(data="weight")]
     ends = torch.tensor([edge[:2] for edge in edges], dtype=torch.int64).reshape(-1, 2).T
     weights = torch.tensor([edge[2] for edge in edges], dtype=torch.float64)
-    adjacency = torch.sparse_coo_tensor(ends, weights, (len(nodes), len(nodes))).coalesce()
+    adjacency = torch.sparse_coo_tensor(ends, weights, (len(nodes), len(nodes)), check_invariants=True).coalesce()
     attribution = torch.tensor([graph.nodes[str(node)]["attribution"] for node in nodes], dtype=torch.float64)
     return GraphTensors(nodes, torch.tensor(index, dtype=torch.int64).reshape(-1, 3), adjacency, attribution)

@@ -1,7 +1,6 @@
-"""Plots of what was measured: curves, scatter plots, bars, heat maps and histograms, with Plotly.
+"""Plots of what was measured: curves, scatter plots, heat maps and histograms, with Plotly.
 
-In come a graph, an evaluation or a comparison of attention; out come Plotly figures and files. Nothing else in the package needs
-Plotly: without it, and without Kaleido for still pictures, this module says so. It measures nothing.
+Nothing else in the package needs Plotly, or Kaleido for still pictures; where they are missing, one line says so.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from circuitgraph.components.evaluate import ComponentEvaluation
 from circuitgraph.errors import CircuitGraphError, RenderError
 from circuitgraph.evaluation.report import Evaluation, Evidence
 from circuitgraph.files import write_atomically
-from circuitgraph.interventions.attention import AttentionComparison
 
 BLUE, RED, GREY = "#2166ac", "#b2182b", "#777777"
 STILL = (".png", ".svg", ".pdf")
@@ -97,37 +95,6 @@ def prediction_plot(graph: nx.MultiDiGraph, evaluation: Evaluation, *, edges: bo
     return _figure(
         traces, f"{what} against measured effect", f"{what} (estimated)", "effect (measured)", showlegend=False
     )
-
-
-def attention_plot(comparison: AttentionComparison, *, layer: int, query: int | None = None) -> Any:
-    """Attention from one query, mean over the heads, to every position: clean and intervened side by side."""
-    asked = comparison.queries[-1] if query is None else query
-    if layer not in comparison.layers or asked not in comparison.queries:
-        raise RenderError(
-            f"layer {layer}, query {asked} was not compared; expected layers {comparison.layers}, queries {comparison.queries}"
-        )
-    i, q = comparison.layers.index(layer), comparison.queries.index(asked)
-    labels = [f"{pos} {html.escape(token)}" for pos, token in enumerate(comparison.tokens[: asked + 1])]
-    traces = [
-        {
-            "type": "bar",
-            "x": labels,
-            "y": values[i, :, q, : asked + 1].mean(0).tolist(),
-            "name": name,
-            "marker": {"color": color},
-        }
-        for name, values, color in (("clean", comparison.clean, BLUE), ("intervened", comparison.intervened, RED))
-    ]
-    return _figure(traces, f"Attention of layer {layer} from position {asked}", "", "attention")
-
-
-def reduction_plot(reductions: Mapping[str, Mapping[int, float]]) -> Any:
-    """Percent by which the metric falls, over the layer at which something was changed; one line per name."""
-    traces = [
-        {"type": "scatter", "x": list(by_layer), "y": list(by_layer.values()), "name": html.escape(name)}
-        for name, by_layer in reductions.items()
-    ]
-    return _figure(traces, "Reduction of the metric by layer", "layer", "reduction, %", xaxis={"dtick": 1})
 
 
 def heat_map(graph: nx.MultiDiGraph) -> Any:

@@ -15,8 +15,8 @@ import pytest
 from playwright import sync_api
 from support.graphs import HOSTILE, example_graph, with_targets
 
-from circuitgraph.formats import read_graph, write_graph
-from circuitgraph.render import html, labels, view_graph, write_rendering
+from circuitgraph.formats import load, save
+from circuitgraph.render import html, labels, show
 
 CHROMIUM = next(
     (
@@ -122,7 +122,7 @@ def open_page(browser: sync_api.Browser):
 @pytest.fixture
 def open_viewer(open_page, tmp_path: Path):
     def open_graph(graph: nx.MultiDiGraph, *, context=None, **how) -> Viewer:
-        write_rendering(graph, tmp_path / "graph.html", **how)
+        save(graph, tmp_path / "graph.html", **how)
         return open_page(tmp_path / "graph.html", **(context or {}))
 
     return open_graph
@@ -668,7 +668,7 @@ def test_labels_notes_pins_and_groups_return_in_a_graph_that_the_library_reads(v
     viewer.call(
         "load", viewer.call("state") | {"pins": ["embed@3", METRIC], "groups": [{"label": "g", "nodes": ["embed@3"]}]}
     )
-    read = read_graph(viewer.download("#save-graph"))
+    read = load(viewer.download("#save-graph"))
     assert read.nodes["embed@3"]["label"] == "the name" and read.nodes["embed@3"]["note"] == "seen twice"
     assert read.graph["pins"] == ["embed@3", METRIC] and read.graph["groups"] == [{"label": "g", "nodes": ["embed@3"]}]
     graph.nodes["embed@3"].update(label="the name", note="seen twice")
@@ -676,13 +676,13 @@ def test_labels_notes_pins_and_groups_return_in_a_graph_that_the_library_reads(v
     assert {edge[:3]: edge[3] for edge in read.edges(keys=True, data=True)} == {
         edge[:3]: edge[3] for edge in graph.edges(keys=True, data=True)
     }
-    write_graph(read, tmp_path / "again.json")
+    save(read, tmp_path / "again.json")
 
 
 def test_the_copied_python_makes_the_shown_circuit(
     viewer: Viewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_graph(example_graph(), tmp_path / "circuit.json")
+    save(example_graph(), tmp_path / "circuit.json")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(viewer.call("python"), names)
@@ -844,7 +844,7 @@ def test_two_graphs_are_compared(open_viewer) -> None:
     equal = {edge for edge in both if difference(edge) == 0}
     assert shown[:20] == ranked[:20] and set(shown[-len(equal) :]) == equal != set()
     assert "first" in viewer.text("#model") and "A|B" not in viewer.text("#facts")
-    assert read_graph(viewer.download("#save-graph")).number_of_edges() == a.number_of_edges()
+    assert load(viewer.download("#save-graph")).number_of_edges() == a.number_of_edges()
 
 
 def test_a_large_graph_opens_compressed(open_viewer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -876,7 +876,7 @@ def test_a_graph_without_attributes_opens(open_viewer) -> None:
 
 
 def test_the_notebook_frame_runs_where_nothing_else_may(open_page, tmp_path: Path) -> None:
-    page = f"<!DOCTYPE html><html data-ready><body>{view_graph(example_graph())._repr_html_()}</body></html>"
+    page = f"<!DOCTYPE html><html data-ready><body>{show(example_graph())._repr_html_()}</body></html>"
     (tmp_path / "notebook.html").write_text(page, encoding="utf-8")
     viewer = open_page(tmp_path / "notebook.html")
     frame = viewer.page.frame_locator("iframe")

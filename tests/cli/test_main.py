@@ -11,7 +11,7 @@ import pytest
 from support.command import model_options, run
 
 from circuitgraph.cli.main import main
-from circuitgraph.formats import read_graph
+from circuitgraph.formats import load
 from circuitgraph.settings import Compute, Demo, DictionaryChecks, Discovery, Pruning
 
 
@@ -22,7 +22,7 @@ def test_discover_prints_the_path_on_stdout_and_the_rest_on_stderr(workplace, ti
     )
     assert result.stdout == f"{out}\n" and "candidates" in result.stderr
     assert out.read_bytes() == (workplace / "graph.json").read_bytes()
-    assert read_graph(out).number_of_edges() > 10
+    assert load(out).number_of_edges() > 10
 
 
 def test_pairs_of_different_lengths_make_one_graph_by_role_and_one_of_sums(workplace, tiny_folder, tmp_path):
@@ -33,7 +33,7 @@ def test_pairs_of_different_lengths_make_one_graph_by_role_and_one_of_sums(workp
     for options in ((), ("--positions", "sum")):
         result = run(*arguments, "--align", "role", *options, "-o", tmp_path / "graph.json")
         assert result.exit_code == 0, result.output
-        graphs.append(read_graph(tmp_path / "graph.json"))
+        graphs.append(load(tmp_path / "graph.json"))
     alignment = graphs[0].graph["provenance"]["alignment"]
     assert alignment["positions"] == ["start", "start+1", "start+2", "start+3", "start+4", "END"]
     assert alignment["index"][2] == [0, 1, -1, -1, -1, 2] and graphs[0].graph["tokens"]["clean"][-1] == "END"
@@ -71,7 +71,7 @@ def test_discover_passes_its_options_on(workplace, tiny_folder, tmp_path):
         *options,
     )
     assert result.exit_code == 0 and result.stderr == ""
-    graph = read_graph(out)
+    graph = load(out)
     expected = {"metric": "logit", "baseline": "zero", "method": "integrated", "steps": 2, "max_nodes": 7, "seed": 3}
     assert expected.items() <= graph.graph["provenance"]["settings"].items()
     assert graph.graph["n_examples"] == 1 and len(graph) <= 8
@@ -85,7 +85,7 @@ def test_discover_explains_features_tokens_and_directions(workplace, tiny_folder
     options = [item for text in targets for item in ("--targets", text)]
     weights = [item for weight in (1, -2, 0.5) for item in ("--target-weights", weight)]
     assert run(*loading, *options, *weights, "--edge-threshold", 0).exit_code == 0
-    graph = read_graph(out)
+    graph = load(out)
     rows = graph.graph["provenance"]["settings"]["targets"]
     assert [row["weight"] for row in rows] == [1, -2, 0.5] and rows[2]["vector"] == pytest.approx(
         numpy.linspace(-1, 1, 16)
@@ -107,7 +107,7 @@ def test_discover_explains_features_tokens_and_directions(workplace, tiny_folder
 def test_prune_render_and_show_go_on_from_the_file(workplace, tmp_path):
     circuit = tmp_path / "circuit.json"
     assert run("prune", workplace / "graph.json", "-o", circuit, "--max-nodes", 20).stdout == f"{circuit}\n"
-    assert 1 < len(read_graph(circuit)) <= 21
+    assert 1 < len(load(circuit)) <= 21
     for suffix in ("svg", "html", "dot"):
         picture = tmp_path / f"circuit.{suffix}"
         assert run("render", circuit, "-o", picture).stdout == f"{picture}\n"

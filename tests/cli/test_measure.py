@@ -25,7 +25,12 @@ def test_evaluate_writes_a_report_and_plots_and_prints_the_table(workplace, tiny
     )
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())
-    assert report["n_patched"] == 9 and report["n_dropped"] == 5 and report["settings"]["seed"] == 3 and report["cpr"] is not None
+    assert (
+        report["n_patched"] == 9
+        and report["n_dropped"] == 5
+        and report["settings"]["seed"] == 3
+        and report["cpr"] is not None
+    )
     assert [row["baseline"] for row in report["conditions"]][::4] == ["corrupted", "zero", "mean", "resample"]
     lines = result.stdout.splitlines()
     names = ["curves", "edges", "heat_map", "histograms", "nodes", "noise"]

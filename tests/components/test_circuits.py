@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import networkx as nx
 import pytest
 import torch
-from support import ROOT
 from support.command import model_options, run
-from support.families import FAMILIES, TOKENS, save_family
+from support.families import FAMILIES, TOKENS
 from support.graph_files import component_graph
 
 from circuitgraph.components.edge_masks import (
@@ -31,12 +31,11 @@ from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
 from circuitgraph.formats import load, save
 from circuitgraph.formats.eap import component_edges, component_names, value_from_eap
 from circuitgraph.metrics import Metric
-from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.render import render_html
 from circuitgraph.studies.programs import build_model, gate
 
-REAL = ROOT.parent / "shared" / "data" / "graphs" / "mib_ioi-eap-ig.json"
+STRONGEST = Path(__file__).parent / "strongest_edges_ioi.txt"
 OTHER = torch.tensor([[1, 4, 4, 7, 6, 9, 10], [1, 9, 4, 5, 3, 8, 11]])
 
 
@@ -119,9 +118,8 @@ def tolerance(family):
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox", "gemma2"])
-def family(request, tmp_path_factory):
-    folder = save_family(tmp_path_factory.mktemp("families") / request.param, request.param)
-    return load_model(folder, dtype=torch.float64), tolerance(request.param)
+def family(request, loaded):
+    return loaded(request.param), tolerance(request.param)
 
 
 def test_all_edges_are_the_model_and_none_the_other_run(family):
@@ -250,17 +248,16 @@ def test_edges_are_chosen_and_pruned_as_one_would_by_hand(absolute, selection):
     assert sorted(order.tolist()) == all_edges(shape).flatten().nonzero()[:, 0].tolist()
 
 
-def test_on_the_real_graph_as_many_edges_are_left_as_in_eap_ig():
-    if not REAL.exists():
-        pytest.skip("the real GPT-2 graph is not beside this checkout")
-    found = component_scores(load(REAL))
-    assert int(found.scored.sum()) == 32_491 and int(found.circuit.sum()) == int(
-        prune_edges(found.shape, found.circuit).sum()
-    )
-    sizes = (32, 100, 200, 1000)
+def test_on_a_real_graph_as_many_edges_are_left_as_in_eap_ig():
+    """The 1,200 strongest edges of MIB's EAP-IG graph of GPT-2 on IOI, in their order; the counts are those of EAP-IG."""
+    strongest = [int(index) for index in STRONGEST.read_text().split()]
+    shape = ComponentShape(12, 12, False)
+    scores = torch.zeros(shape.n_writers * shape.n_readers)
+    scores[strongest] = torch.arange(len(strongest), 0, -1.0)
+    assert int(all_edges(shape).sum()) == 32_491 and all_edges(shape).flatten()[strongest].all()
     for selection, expected in (("top-n", [21, 66, 179, 937]), ("greedy", [22, 80, 190, 967])):
-        order = edge_order(found.shape, found.scores, absolute=True, selection=selection)
-        assert [int(first_edges(found.shape, order, n).sum()) for n in sizes] == expected
+        order = edge_order(shape, scores.view(shape.n_writers, shape.n_readers), absolute=True, selection=selection)
+        assert [int(first_edges(shape, order, n).sum()) for n in (32, 100, 200, 1000)] == expected
 
 
 # evaluation ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from circuitgraph.corpus.activity import batches, features_of, read_texts, run_c
 from circuitgraph.corpus.files import write_corpus_examples
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, GraphError, PromptError
-from circuitgraph.formats import feature_examples, write_graph
+from circuitgraph.formats import feature_examples, save
 from circuitgraph.formats.neuronpedia_names import cantor
 from circuitgraph.nodes import Node, Site
 
@@ -178,7 +178,7 @@ def test_the_command_does_it_for_the_demo(tmp_path):
             graph.remove_node(key)
     for name in ("mlp_out.1/f5@3", "z.0/f7@2"):
         graph.add_node(name, **Node.parse(name).fields, attribution=1.0)
-    write_graph(graph, tmp_path / "circuit.json")
+    save(graph, tmp_path / "circuit.json")
     lines = [
         f"When {a} and {b} went to the station, {a} gave a coat to" for a in ("John", "Mary") for b in ("Kate", "Adam")
     ]

@@ -7,13 +7,13 @@ import re
 import pytest
 import torch
 from click.testing import CliRunner
-from test_laws import assert_close, build_case
+from support.cases import assert_close, build_case, integrated_sum
 
 from circuitgraph.cli.main import main
 from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.embedded import DICTIONARIES, MODEL, circuit_dictionaries
 from circuitgraph.evaluation.circuits import circuit_mask, run_with_nodes
-from circuitgraph.formats import read_graph
+from circuitgraph.formats import load
 from circuitgraph.graphs.schema import check_graph
 from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
@@ -35,10 +35,10 @@ def test_the_demo_writes_exactly_three_files(demo_run):
 
 def test_the_circuit_has_at_most_200_nodes_and_is_faithful(demo_run):
     printed, folder = demo_run
-    circuit = read_graph(folder / "circuit.json")
+    circuit = load(folder / "circuit.json")
     check_graph(circuit)
     evidence = circuit.graph["evidence"]
-    assert len(circuit) - 1 <= 200 and evidence["n_nodes"] == len(circuit) - 1
+    assert len(circuit) <= 200 and evidence["n_nodes"] == len(circuit) - 1
     assert evidence["faithfulness"] >= 0.8
     assert evidence["n_patched"] == 50 and evidence["pearson_r"] > 0.8
     assert {kind for *_, kind in circuit.edges(data="kind")} >= {"ov", "k", "mlp", "metric"}
@@ -54,6 +54,16 @@ def test_the_circuit_has_at_most_200_nodes_and_is_faithful(demo_run):
     assert printed.splitlines()[-3:] == [str(folder / f"circuit.{suffix}") for suffix in ("json", "svg", "html")]
 
 
+def test_max_nodes_counts_every_node_of_the_file(tmp_path):
+    options = ["--task", "subject-verb-agreement", "--max-nodes", "60", "--out", str(tmp_path), "--quiet"]
+    result = CliRunner().invoke(main, ["demo", *options])
+    assert result.exit_code == 0, result.output
+    assert len(load(tmp_path / "circuit.json")) == 60 and "nodes 60 (" in result.stdout
+    alone = CliRunner().invoke(main, ["demo", "--max-nodes", "1", "--out", str(tmp_path / "none"), "--quiet"])
+    assert alone.exit_code == 1 and "max_nodes is 1; expected at least 2" in alone.stderr
+    assert not (tmp_path / "none").exists()
+
+
 def test_running_it_again_gives_the_same_bytes(demo_run, tmp_path):
     CliRunner().invoke(main, ["demo", "--out", str(tmp_path), "--quiet"])
     for path in demo_run[1].iterdir():
@@ -64,7 +74,7 @@ def test_running_it_again_gives_the_same_bytes(demo_run, tmp_path):
 def test_every_task_has_a_demo(task, tmp_path):
     result = CliRunner().invoke(main, ["demo", "--task", task, "--out", str(tmp_path), "--quiet", "--n-pairs", "2"])
     assert result.exit_code == 0, result.output
-    evidence = read_graph(tmp_path / "circuit.json").graph["evidence"]
+    evidence = load(tmp_path / "circuit.json").graph["evidence"]
     assert evidence["n_nodes"] > 20 and evidence["faithfulness"] > 0.5
 
 
@@ -72,7 +82,7 @@ def test_all_forms_of_a_task_make_one_demo_by_role(tmp_path):
     options = ["--align", "role", "--n-pairs", "4", "--max-nodes", "150", "--out", str(tmp_path), "--quiet"]
     result = CliRunner().invoke(main, ["demo", "--task", "gendered-pronoun", *options])
     assert result.exit_code == 0, result.output
-    graph = read_graph(tmp_path / "circuit.json")
+    graph = load(tmp_path / "circuit.json")
     places = graph.graph["provenance"]["alignment"]["positions"]
     assert "person" in places and len({tuple(row) for row in graph.graph["provenance"]["alignment"]["index"]}) > 1
     assert graph.graph["evidence"]["pearson_r"] > 0.8 and graph.graph["evidence"]["faithfulness"] > 0.5
@@ -115,9 +125,7 @@ def test_keeping_every_node_of_the_trained_model_changes_nothing(trained):
 
 
 def test_integrated_gradients_sum_to_the_metric_difference_on_the_trained_model(trained):
-    from test_laws import _integrated_sum
-
-    total = _integrated_sum(trained, Site("resid_post", 1), steps=40)
+    total = integrated_sum(trained, Site("resid_post", 1), steps=40)
     assert_close(total, trained.clean.metric - trained.corrupted.metric, quadrature=1e-3)
 
 

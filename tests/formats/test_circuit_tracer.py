@@ -10,7 +10,7 @@ import torch
 from support.graph_files import circuit_tracer_file
 
 from circuitgraph.errors import GraphError
-from circuitgraph.formats import graph_to_text, import_graph
+from circuitgraph.formats import graph_to_text, load
 from circuitgraph.formats.neuronpedia_names import cantor
 from circuitgraph.formats.neuronpedia_read import value_from_neuronpedia
 
@@ -43,7 +43,7 @@ def saved(path, **changes):
 
 
 def test_a_file_of_tensors_is_read_with_weights_that_can_be_checked_on_paper(tmp_path):
-    graph = import_graph(saved(tmp_path / "g.pt"))
+    graph = load(saved(tmp_path / "g.pt"))
     assert set(graph) == {"embed@0", "embed@1", "mlp_out.0/f3@1", "mlp_out.1/f4@1", "mlp_out.0/error@1", "metric@1"}
     assert graph.edges["mlp_out.1/f4@1", "metric@1", "metric"]["weight"] == 0.75 * 8 + 0.25 * 4
     assert graph.nodes["mlp_out.0/f3@1"] | {"attribution": 3 * 1.75, "activation": 2.0} == graph.nodes["mlp_out.0/f3@1"]
@@ -53,7 +53,7 @@ def test_a_file_of_tensors_is_read_with_weights_that_can_be_checked_on_paper(tmp
 
 def test_the_json_of_the_same_graph_has_the_same_numbers(tmp_path):
 
-    ours, theirs = import_graph(saved(tmp_path / "g.pt")), value_from_neuronpedia(circuit_tracer_file())
+    ours, theirs = load(saved(tmp_path / "g.pt")), value_from_neuronpedia(circuit_tracer_file())
     for name in ("weight", "local_weight"):
         assert {e[:3]: e[3] for e in ours.edges(keys=True, data=name)} == {
             e[:3]: e[3] for e in theirs.edges(keys=True, data=name)
@@ -75,7 +75,7 @@ class Canary:
 def test_nothing_in_a_file_is_executed(key, tmp_path):
     path = saved(tmp_path / "g.pt", **{key: Canary(tmp_path / "canary")})
     with pytest.raises(GraphError, match="holds more than tensors and plain values .*create_graph_files"):
-        import_graph(path)
+        load(path)
     assert not (tmp_path / "canary").exists()
     torch.load(path, weights_only=False)  # the canary is alive
     assert (tmp_path / "canary").exists()
@@ -103,16 +103,16 @@ BROKEN = {
 @pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_file_is_refused(change, message, tmp_path):
     with pytest.raises(GraphError, match=message):
-        import_graph(saved(tmp_path / "g.pt", **change))
+        load(saved(tmp_path / "g.pt", **change))
 
 
 def test_what_is_no_such_file_is_refused(tmp_path):
     (tmp_path / "g.pt").write_bytes(b"nothing")
     with pytest.raises(GraphError, match="g.pt: it holds more than tensors"):
-        import_graph(tmp_path / "g.pt")
+        load(tmp_path / "g.pt")
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * (32 << 20))
     with pytest.raises(GraphError, match="bomb.pt: it claims 33554432 bytes in a file of"):
-        import_graph(tmp_path / "bomb.pt")
+        load(tmp_path / "bomb.pt")
     with pytest.raises(GraphError, match="does not exist"):
-        import_graph(tmp_path / "none.pt")
+        load(tmp_path / "none.pt")

@@ -11,11 +11,10 @@ from support.graph_files import eap_file
 from support.graphs import example_graph
 
 from circuitgraph.errors import GraphError
-from circuitgraph.formats import export_graph, import_graph, read_graph, write_graph
+from circuitgraph.formats import load, save
 from circuitgraph.formats.eap import component_edges, value_from_eap
 from circuitgraph.graphs.prune import prune_graph
 from circuitgraph.graphs.summary import summary_text
-from circuitgraph.render import write_rendering
 
 REAL = ROOT.parent / "shared" / "data" / "graphs" / "mib_ioi-eap-ig.json"
 
@@ -31,16 +30,16 @@ def file(request, tmp_path):
 
 
 def test_a_file_is_written_back_byte_for_byte_also_through_our_own(file, tmp_path):
-    graph = import_graph(file)
-    export_graph(graph, tmp_path / "a.eap.json")
+    graph = load(file)
+    save(graph, tmp_path / "a.eap.json")
     assert (tmp_path / "a.eap.json").read_bytes() == file.read_bytes()
-    write_graph(graph, tmp_path / "g.json.gz")
-    export_graph(read_graph(tmp_path / "g.json.gz"), tmp_path / "b.eap.json")
+    save(graph, tmp_path / "g.json.gz")
+    save(load(tmp_path / "g.json.gz"), tmp_path / "b.eap.json")
     assert (tmp_path / "b.eap.json").read_bytes() == file.read_bytes()
 
 
 def test_scores_and_membership_are_those_of_the_file(file):
-    graph, value = import_graph(file), json.loads(file.read_text())
+    graph, value = load(file), json.loads(file.read_text())
     assert graph.number_of_edges() == len(value["edges"]) and len(graph) == len(value["nodes"])
     assert graph.edges["embed@0", "z.0/f1@0", "ov"]["weight"] == value["edges"]["input->a0.h1<v>"]["score"] != 0
     assert graph.edges["mlp_out.0/f0@0", "z.1/f0@0", "q"]["in_graph"] == value["edges"]["m0->a1.h0<q>"]["in_graph"]
@@ -51,29 +50,29 @@ def test_scores_and_membership_are_those_of_the_file(file):
 
 
 def test_a_pruned_graph_becomes_the_circuit_and_is_drawn(file, tmp_path):
-    graph = import_graph(file)
+    graph = load(file)
     weights = sorted((abs(w) for *_, w in graph.edges(data="weight")), reverse=True)
     unit = abs(graph.graph["metric"]["clean"])
     small = prune_graph(graph, edge_threshold=weights[30] / unit)
     assert 2 < small.number_of_edges() < graph.number_of_edges()
-    export_graph(small, tmp_path / "small.eap.json")
-    again = import_graph(tmp_path / "small.eap.json")
+    save(small, tmp_path / "small.eap.json")
+    again = load(tmp_path / "small.eap.json")
     assert {(u, v, k) for u, v, k, d in again.edges(keys=True, data=True) if d["in_graph"]} == set(
         small.edges(keys=True)
     )
     assert {key for key, kept in again.nodes(data="in_graph") if kept} == set(small)
     assert again.number_of_edges() == graph.number_of_edges()
-    write_rendering(small, tmp_path / "small.svg")
+    save(small, tmp_path / "small.svg")
     assert "a0.h" in (tmp_path / "small.svg").read_text() or "m0" in (tmp_path / "small.svg").read_text()
     assert f"{small.number_of_edges()} edges" in summary_text(small)
 
 
 def test_a_submission_holds_scores_or_nine_circuits(file, tmp_path):
-    graph = import_graph(file)
-    export_graph(graph, tmp_path / "ioi_gpt2", "mib")
+    graph = load(file)
+    save(graph, tmp_path / "ioi_gpt2", "mib")
     assert [path.name for path in (tmp_path / "ioi_gpt2").iterdir()] == ["importances.json"]
-    assert import_graph(tmp_path / "ioi_gpt2").number_of_edges() == graph.number_of_edges()
-    export_graph(graph, tmp_path / "ioi_two", "mib", circuits=True)
+    assert load(tmp_path / "ioi_gpt2").number_of_edges() == graph.number_of_edges()
+    save(graph, tmp_path / "ioi_two", "mib", circuits=True)
     circuits = {
         p: json.loads((tmp_path / "ioi_two" / f"circuit_{p:g}.json").read_text())
         for p in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
@@ -92,12 +91,12 @@ def test_a_submission_holds_scores_or_nine_circuits(file, tmp_path):
             )
     assert sizes == sorted(sizes) and sizes[-1] > 10
     with pytest.raises(GraphError, match="folder named TASK_MODEL, for instance ioi_gpt2, not 'ioi'"):
-        export_graph(graph, tmp_path / "ioi", "mib")
+        save(graph, tmp_path / "ioi", "mib")
 
 
 def test_a_folder_that_is_no_submission_is_said_to_be_none(tmp_path):
     with pytest.raises(GraphError, match="holds no importances.json; folders are read as MIB submissions"):
-        import_graph(tmp_path)
+        load(tmp_path)
 
 
 def test_the_edges_of_a_shape_are_counted():
@@ -110,11 +109,11 @@ def test_a_graph_of_features_is_refused(tmp_path):
     with pytest.raises(
         GraphError, match="EAP-IG files hold scores between heads and MLPs; this graph has dictionary features"
     ):
-        export_graph(example_graph(), tmp_path / "g.eap.json")
+        save(example_graph(), tmp_path / "g.eap.json")
     graph = example_graph()
     graph.graph["components"] = {"n_heads": 2}
     with pytest.raises(GraphError, match="is no head, MLP, input or logits"):
-        export_graph(graph, tmp_path / "g.eap.json")
+        save(graph, tmp_path / "g.eap.json")
 
 
 BROKEN = {
@@ -154,4 +153,4 @@ def test_a_name_that_stands_twice_is_refused(place, tmp_path):
     )
     (tmp_path / place).write_text(text)
     with pytest.raises(GraphError, match="the name 'input->m0' stands twice in one object"):
-        import_graph(tmp_path / place)
+        load(tmp_path / place)

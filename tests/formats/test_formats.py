@@ -11,7 +11,7 @@ from support.graphs import example_graph
 
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, GraphError
-from circuitgraph.formats import graph_to_text, read_graph, text_to_graph, write_graph
+from circuitgraph.formats import graph_to_text, load, save, text_to_graph
 from circuitgraph.formats.native import SCHEMA
 
 
@@ -31,16 +31,16 @@ def _same(a: nx.MultiDiGraph, b: nx.MultiDiGraph) -> bool:
 
 def test_a_graph_survives_its_file_and_the_file_is_byte_identical(graph, tmp_path):
     path = tmp_path / "graph.json"
-    write_graph(graph, path)
-    again = read_graph(path)
+    save(graph, path)
+    again = load(path)
     assert graph.number_of_edges() > 100 and _same(again, graph)
     assert graph_to_text(again) == path.read_text(encoding="utf-8")
 
 
 def test_hostile_strings_survive(tmp_path):
     graph = example_graph(hostile=True)
-    write_graph(graph, tmp_path / "graph.json")
-    assert _same(read_graph(tmp_path / "graph.json"), graph)
+    save(graph, tmp_path / "graph.json")
+    assert _same(load(tmp_path / "graph.json"), graph)
 
 
 def test_the_order_of_nodes_edges_and_attributes_does_not_matter(graph):
@@ -118,19 +118,19 @@ def test_what_is_not_json_is_refused_with_the_files_name(tmp_path):
     path = tmp_path / "graph.json"
     path.write_text('{"format": ')
     with pytest.raises(GraphError, match="graph.json: not JSON: .* at line 1"):
-        read_graph(path)
+        load(path)
     with pytest.raises(GraphError, match="does not exist"):
-        read_graph(tmp_path / "none.json")
+        load(tmp_path / "none.json")
 
 
 def test_nothing_is_written_when_the_graph_cannot_be(graph, tmp_path):
     broken = graph.copy()
     broken.nodes["metric@5"]["attribution"] = float("inf")
     with pytest.raises(GraphError, match="node .metric@5. has attribution inf; expected a finite number"):
-        write_graph(broken, tmp_path / "graph.json")
+        save(broken, tmp_path / "graph.json")
     with pytest.raises(GraphError, match="nested too deeply"):
         text_to_graph("[" * 100_000)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CircuitGraphError, match="cannot write .*choose another -o"):
-        write_graph(graph, tmp_path / "no" / "folder.json")
+        save(graph, tmp_path / "no" / "folder.json")
     assert list(tmp_path.iterdir()) == []

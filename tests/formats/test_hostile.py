@@ -13,7 +13,7 @@ from support.graph_files import eap_file
 from support.graphs import example_graph
 
 from circuitgraph.errors import CircuitGraphError, GraphError
-from circuitgraph.formats import export_graph, graph_to_text, import_graph, untrusted
+from circuitgraph.formats import graph_to_text, load, save, untrusted
 
 SEEDS_PER_FORMAT = 25  # of eight formats: 200 files
 BAD = [None, True, -1, 10**30, 1e308, "", "x", "\ud800", [], {}, [[[]]], {"a": {"b": []}}, float("nan"), "embed@9" * 50]
@@ -24,12 +24,12 @@ def write(name, path):
     if name == "eap":
         eap_file(path)
     elif name == "circuit-tracer-json":
-        export_graph(graph, path, "neuronpedia")
+        save(graph, path, "neuronpedia")
         value = json.loads(path.read_text())
         del value["circuitgraph"]
         path.write_text(json.dumps(value))
     else:
-        export_graph(graph, path, name)
+        save(graph, path, name)
 
 
 PLACES = {
@@ -108,7 +108,7 @@ def test_mutated_files_give_one_line_or_a_graph(name, tmp_path):
         else:
             victim.write_bytes(mutate_bytes(rng, victim.read_bytes()))
         try:
-            graph = import_graph(path)
+            graph = load(path)
         except CircuitGraphError as error:
             refused += 1
             text = str(error)
@@ -126,7 +126,7 @@ def test_a_file_that_unpacks_without_end_is_stopped(tmp_path):
     tracemalloc.start()
     try:
         with pytest.raises(GraphError, match=r"graph.json.gz: it unpacks to more than 200 times its size"):
-            import_graph(path)
+            load(path)
         assert tracemalloc.get_traced_memory()[1] < 48 << 20
     finally:
         tracemalloc.stop()
@@ -138,14 +138,14 @@ def test_a_file_larger_than_memory_should_hold_is_not_read(place, monkeypatch, t
     monkeypatch.setattr("circuitgraph.formats.markup.MAX_BYTES", 1 << 20)
     (tmp_path / place).write_text(("<a>" if "graphml" in place else "[") + " " * (2 << 20))
     with pytest.raises(GraphError, match="holds more than 1 MiB"):
-        import_graph(tmp_path / place)
+        load(tmp_path / place)
 
 
 def test_a_claim_of_a_billion_edges_allocates_nothing(tmp_path):
     text = graph_to_text(example_graph()).replace('"edges": 408', '"edges": 1000000000')
     (tmp_path / "g.json").write_text(text)
     with pytest.raises(GraphError, match="it holds 408 edges where counts says 1000000000"):
-        import_graph(tmp_path / "g.json")
+        load(tmp_path / "g.json")
 
 
 ENTITIES = '<!DOCTYPE g [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
@@ -157,7 +157,7 @@ OUTSIDE = '<!DOCTYPE g [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
 def test_entities_are_not_read(doctype, place, tmp_path):
     (tmp_path / place).write_text(f'<?xml version="1.0"?>{doctype}<graphml>&a;</graphml>')
     with pytest.raises(GraphError, match="document type definition, which is not read"):
-        import_graph(tmp_path / place)
+        load(tmp_path / place)
 
 
 @pytest.mark.parametrize("place", ["g.graphml", "g.gexf", "g.cyjs", "g.json", "g.eap.json", "g.neuronpedia.json"])
@@ -165,7 +165,7 @@ def test_deep_nesting_is_refused(place, tmp_path):
     text = "<a>" * 100_000 if place.endswith(("graphml", "gexf")) else "[" * 100_000
     (tmp_path / place).write_text(text)
     with pytest.raises(GraphError, match="nested"):
-        import_graph(tmp_path / place)
+        load(tmp_path / place)
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "1" * 30, "1" * 6000])
@@ -173,7 +173,7 @@ def test_numbers_that_are_none_are_refused(number, tmp_path):
     text = graph_to_text(example_graph()).replace('"n_examples": 32', f'"n_examples": {number}')
     (tmp_path / "g.json").write_text(text)
     with pytest.raises(GraphError, match="the file holds"):
-        import_graph(tmp_path / "g.json")
+        load(tmp_path / "g.json")
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1E+309", "1" + "0" * 250 + "e90", "9" * 400 + ".5", "1" * 30])
@@ -186,22 +186,22 @@ def test_numbers_that_are_none_are_refused_in_every_line(number, place, tmp_path
     assert old in text
     (tmp_path / "g.json").write_text(text.replace(old, new))
     with pytest.raises(GraphError, match="g.json: the file holds"):
-        import_graph(tmp_path / "g.json")
+        load(tmp_path / "g.json")
 
 
 def test_a_spreadsheet_runs_no_label(tmp_path):
     graph = example_graph()
     node = next(key for key in graph if graph.nodes[key]["kind"] == "feature")
     graph.nodes[node]["label"] = '=HYPERLINK("http://example.com")'
-    export_graph(graph, tmp_path / "g.csv")
+    save(graph, tmp_path / "g.csv")
     cells = [cell for line in (tmp_path / "g.nodes.csv").read_text().splitlines() for cell in line.split(",")]
     assert not [cell for cell in cells if cell.strip('"').startswith(("=", "@", "+"))]
-    assert import_graph(tmp_path / "g.csv").nodes[node]["label"] == graph.nodes[node]["label"]
+    assert load(tmp_path / "g.csv").nodes[node]["label"] == graph.nodes[node]["label"]
 
 
 def test_every_part_of_a_table_is_named_when_it_is_missing(tmp_path):
     for part in ("g.nodes.csv", "g.edges.csv", "g.graph.json"):
-        export_graph(example_graph(), tmp_path / "g.csv")
+        save(example_graph(), tmp_path / "g.csv")
         Path(tmp_path / part).unlink()
         with pytest.raises(GraphError, match=f"{part} does not exist"):
-            import_graph(tmp_path / "g.csv")
+            load(tmp_path / "g.csv")

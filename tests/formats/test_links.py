@@ -14,14 +14,13 @@ from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.discovery import discover
 from circuitgraph.errors import GraphError
 from circuitgraph.formats import (
-    export_graph,
     feature_url,
     graph_quick_list_url,
     node_url,
     parse_sources,
     quick_list_url,
+    save,
     with_sources,
-    write_graph,
 )
 from circuitgraph.render.payload import payload
 
@@ -72,7 +71,7 @@ def test_a_graph_that_knows_its_sources_links_its_features(tmp_path):
         node_url(graph, "embed@0") is None and node_url(graph, next(k for k in graph if k.startswith("z.1/f"))) is None
     )
     assert graph_quick_list_url(graph, [key, key]) == quick_list_url("gpt2-small", [("0-att-kk", index)])
-    export_graph(graph, tmp_path / "graph.links.txt")
+    save(graph, tmp_path / "graph.links.txt")
     lines = (tmp_path / "graph.links.txt").read_text().splitlines()
     linked = [key for key in graph if key.startswith(("z.0/f", "mlp_out.1/f"))]
     assert len(lines) == len(linked) + 1 > 5 and lines[-1].startswith("quick list\thttps://neuronpedia.org/quick-list/")
@@ -95,9 +94,9 @@ def test_a_graph_has_the_names_of_its_dictionaries_and_nobody_types_them(traced,
         "model": "gpt2-small",
         "sources": {"z.0": "0-att-kk", "z.1": "1-att-kk"},
     }
-    write_graph(traced, tmp_path / "graph.json")
+    save(traced, tmp_path / "graph.json")
     for name in ("graph.links.txt", "graph.neuronpedia.json"):
-        done = CliRunner().invoke(main, ["export", str(tmp_path / "graph.json"), "-o", str(tmp_path / name)])
+        done = CliRunner().invoke(main, ["convert", str(tmp_path / "graph.json"), "-o", str(tmp_path / name)])
         assert done.exit_code == 0, done.output
     features = sorted(key for key in traced if key.startswith(("z.0/f", "z.1/f")))
     lines = [line.split("\t") for line in (tmp_path / "graph.links.txt").read_text().splitlines()]
@@ -124,7 +123,7 @@ def test_what_has_no_page_is_said(tmp_path):
     with pytest.raises(GraphError, match="node 'embed@0' is no feature"):
         graph_quick_list_url(graph, ["embed@0"])
     with pytest.raises(GraphError, match="no feature of the graph is of a dictionary with a Neuronpedia source"):
-        export_graph(graph, tmp_path / "graph.links.txt")
+        save(graph, tmp_path / "graph.links.txt")
     with pytest.raises(GraphError, match="source 'z.5' does not parse: expected SITE=SOURCE"):
         parse_sources(["z.5"])
     graph.graph["provenance"]["neuronpedia"] = {"sources": ["z.5"]}

@@ -17,7 +17,7 @@ from support.graph_files import circuit_tracer_file
 from support.graphs import example_graph
 
 from circuitgraph.errors import GraphError
-from circuitgraph.formats import export_graph, feature_examples, graph_to_text, import_graph, with_sources
+from circuitgraph.formats import feature_examples, graph_to_text, load, save, with_sources
 from circuitgraph.formats import write_feature_examples as write_examples
 from circuitgraph.formats.neuronpedia import neuronpedia_value
 from circuitgraph.formats.neuronpedia_names import cantor, fields_of, uncantor
@@ -185,13 +185,13 @@ def test_groups_pins_and_sources_go_there_and_changes_come_back():
 
 def test_the_list_of_graphs_beside_the_file_names_each_graph_once(tmp_path):
     for name in ("a", "b", "a"):
-        export_graph(example_graph(), tmp_path / f"{name}.json", "neuronpedia", scan="gpt2")
+        save(example_graph(), tmp_path / f"{name}.json", "neuronpedia", scan="gpt2")
     listed = json.loads((tmp_path / "graph-metadata.json").read_text())["graphs"]
     assert [item["slug"] for item in listed] == ["a", "b"] and listed[0]["scan"] == "gpt2"
     assert listed[0] == json.loads((tmp_path / "a.json").read_text())["metadata"]
     (tmp_path / "graph-metadata.json").write_text("[]")
     with pytest.raises(GraphError, match="graph-metadata.json: the list is a list; expected an object"):
-        export_graph(example_graph(), tmp_path / "c.json", "neuronpedia")
+        save(example_graph(), tmp_path / "c.json", "neuronpedia")
     assert not (tmp_path / "c.json").exists()
 
 
@@ -294,9 +294,9 @@ def test_feature_files_hold_ranked_examples(tmp_path):
 
 def test_a_file_read_without_our_block_can_be_written_again(tmp_path):
     (tmp_path / "theirs.json").write_text(json.dumps(circuit_tracer_file()))
-    graph = import_graph(tmp_path / "theirs.json")
-    export_graph(graph, tmp_path / "again.neuronpedia.json")
-    assert graph_to_text(import_graph(tmp_path / "again.neuronpedia.json")) == graph_to_text(graph)
+    graph = load(tmp_path / "theirs.json")
+    save(graph, tmp_path / "again.neuronpedia.json")
+    assert graph_to_text(load(tmp_path / "again.neuronpedia.json")) == graph_to_text(graph)
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
@@ -313,7 +313,7 @@ def test_logits_that_a_graph_explains_are_their_logits(schema, tmp_path, tiny_mo
     assert max(node["token_prob"] for node in logits) > 0.1
     ends = {link["target"] for link in value["links"]} | {link["source"] for link in value["links"]}
     assert ends <= {node["node_id"] for node in value["nodes"]} | set(value.get("qk_only_nodes", {}))
-    export_graph(graph, tmp_path / "g.neuronpedia.json")
-    back = import_graph(tmp_path / "g.neuronpedia.json")
+    save(graph, tmp_path / "g.neuronpedia.json")
+    back = load(tmp_path / "g.neuronpedia.json")
     assert dict(back.nodes(data=True)) == dict(graph.nodes(data=True))
     assert sorted(back.edges(keys=True, data="weight")) == sorted(graph.edges(keys=True, data="weight"))

@@ -7,9 +7,11 @@ import gzip
 import hashlib
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import networkx as nx
@@ -20,14 +22,15 @@ from support.graphs import HOSTILE, example_graph, with_targets
 
 from circuitgraph.cli.main import main
 from circuitgraph.errors import RenderError
-from circuitgraph.formats import write_graph
+from circuitgraph.formats import save
 from circuitgraph.render import html as page_module
-from circuitgraph.render import labels, render_html, render_svg, view_graph
+from circuitgraph.render import labels, render_html, render_svg, show
 from circuitgraph.render.columns import floats, integers
+from circuitgraph.render.notebook import show_in_ipython
 from circuitgraph.render.payload import payload
 
 VIEWER = Path(page_module.__file__).with_name("viewer")
-CODE_LIMIT = 90_000  # bytes of script and style in a page
+CODE_LIMIT = 100_000  # bytes of script and style in a page
 
 
 def data_of(page: str) -> dict:
@@ -232,14 +235,49 @@ def test_provenance_that_is_no_json_is_a_render_error(value: object) -> None:
 
 def test_a_notebook_gets_a_sandboxed_frame_and_a_picture() -> None:
     graph = example_graph(hostile=True)
-    view = view_graph(graph, height=500)
+    view = show(graph, height=500)
     bundle = view._repr_mimebundle_()
     frame = re.fullmatch(r'<iframe ([^<]*) srcdoc="([^"]*)"></iframe>', bundle["text/html"], re.S)
     assert 'sandbox="allow-scripts allow-downloads allow-popups"' in frame[1] and "height:500px" in frame[1]
     assert html.unescape(frame[2]) == render_html(graph)
     assert bundle["image/svg+xml"] == render_svg(graph)
     assert bundle["text/plain"] == "circuit graph: 120 nodes, 408 edges"
-    assert "not in this page" in view_graph(graph, max_edges=10).page and view_graph(graph).page == render_html(graph)
+    assert "not in this page" in show(graph, max_edges=10).page and show(graph).page == render_html(graph)
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch):
+    """An IPython shell, as a notebook's kernel has one."""
+    import IPython
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    yield shell
+    InteractiveShell.clear_instance()
+    assert IPython.get_ipython() is None
+
+
+def test_a_plain_graph_shows_itself_in_ipython_and_no_other_does(shell) -> None:
+    graph = example_graph()
+    before, _ = shell.display_formatter.format(graph)
+    assert "text/html" not in before
+    show_in_ipython()
+    bundle, _ = shell.display_formatter.format(graph)
+    assert bundle["text/html"] == show(graph)._repr_html_() and bundle["image/svg+xml"] == render_svg(graph)
+    assert bundle["text/plain"] == "circuit graph: 120 nodes, 408 edges"
+    foreign, _ = shell.display_formatter.format(nx.MultiDiGraph(name="roads"))
+    assert "text/html" not in foreign and "MultiDiGraph" in foreign["text/plain"]
+    graph.nodes["embed@3"]["attribution"] = float("nan")  # what cannot be drawn keeps its text
+    assert "text/html" not in shell.display_formatter.format(graph)[0]
+
+
+def test_outside_ipython_nothing_is_registered_or_imported() -> None:
+    program = "import sys; from circuitgraph.render.notebook import show_in_ipython; show_in_ipython(); assert 'IPython' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def test_a_view_is_named_in_one_line() -> None:
+    assert repr(show(example_graph())) == "circuit graph: 120 nodes, 408 edges"
 
 
 def test_node_kinds_are_named_and_shaped_by_the_labels() -> None:
@@ -254,7 +292,7 @@ def test_node_kinds_are_named_and_shaped_by_the_labels() -> None:
 
 def test_the_command_line_compares_and_links(tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("two", 1)):
-        write_graph(example_graph(seed=seed), tmp_path / f"{name}.json")
+        save(example_graph(seed=seed), tmp_path / f"{name}.json")
     page = tmp_path / "page.html"
     options = ["--compare", tmp_path / "two.json", "--neuronpedia", "z.2=m/2-att", "-o", page]
     done = CliRunner().invoke(main, ["render", str(tmp_path / "one.json"), *map(str, options)])

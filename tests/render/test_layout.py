@@ -6,7 +6,7 @@ import networkx as nx
 import pytest
 from support.graphs import example_graph, with_targets
 
-from circuitgraph.render import labels, render_dot, render_html, render_svg
+from circuitgraph.render import labels
 from circuitgraph.render.layout import curve, lay_out, place_captions
 
 
@@ -120,17 +120,6 @@ def test_neighbours_in_a_cell_stand_below_what_they_are_joined_to() -> None:
     below = sorted(range(6), key=lambda feature: centres[f"mlp_out.0/f{feature}@0"][0])
     above = sorted(range(6), key=lambda feature: centres[f"mlp_out.1/f{feature}@0"][0])
     assert [5 - feature for feature in below] == above
-
-
-def test_nodes_at_no_position_stand_in_a_column_of_their_own_at_the_left() -> None:
-    graph = example_graph(n_nodes=30)
-    graph.add_node("z.0/bias", kind="bias", site="z.0", layer=0, pos=None, feature=None, attribution=0.1)
-    layout = lay_out(graph)
-    assert layout.columns[0].pos is None
-    assert layout.columns[0].x <= layout.centres["z.0/bias"][0] <= layout.columns[0].x + layout.columns[0].width
-    assert layout.columns[1].pos == 0
-    for render in (render_dot, render_html, render_svg):
-        assert "z.0/bias" in render(graph)
 
 
 def test_parallel_edges_of_one_pair_arrive_apart() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 
 import pytest
-import torch
 from support.graph_files import component_graph
 
 from circuitgraph.components.evaluate import evaluate_components
@@ -14,7 +13,6 @@ from circuitgraph.errors import RenderError
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.formats.eap import value_from_eap
 from circuitgraph.graphs.prune import prune_graph
-from circuitgraph.interventions.attention import AttentionComparison
 from circuitgraph.render import plots
 
 
@@ -55,22 +53,6 @@ def test_the_heat_map_and_histograms_hold_every_attribution(evaluated):
     assert sorted(shown) == sorted(features) and shown
 
 
-def test_attention_bars_keep_repeated_tokens_apart_and_escape_them():
-    clean = torch.tensor([[[[0.5, 0.25, 0.25]], [[0.1, 0.4, 0.5]]]])
-    comparison = AttentionComparison((1,), (2,), ("<b>", " a", " a"), clean, clean.flip(-1))
-    figure = plots.attention_plot(comparison, layer=1)
-    assert list(figure.data[0].x) == ["0 &lt;b&gt;", "1  a", "2  a"]
-    assert list(figure.data[0].y) == pytest.approx([0.3, 0.325, 0.375])
-    assert list(figure.data[1].y) == pytest.approx([0.375, 0.325, 0.3])
-    with pytest.raises(RenderError, match="layer 0, query 2 was not compared"):
-        plots.attention_plot(comparison, layer=0)
-
-
-def test_reductions_are_drawn_by_layer():
-    figure = plots.reduction_plot({"z.0/f3": {0: 5.0, 1: 40.0}})
-    assert list(figure.data[0].x) == [0, 1] and list(figure.data[0].y) == [5.0, 40.0]
-
-
 def test_files_are_offline_and_the_same_each_time(evaluated, tmp_path):
     figure = plots.curve_plot(evaluated[1])
     one, two = (plots.write_plot(figure, tmp_path / name) for name in ("one.html", "two.html"))
@@ -97,12 +79,12 @@ def test_what_is_not_installed_is_named(evaluated, tmp_path, monkeypatch, missin
         plots.write_plot(figure, tmp_path / "one.png") if missing == "kaleido" else plots.curve_plot(evaluated[1])
 
 
-def test_with_kaleido_a_plot_is_a_still_picture(tmp_path):
+def test_with_kaleido_a_plot_is_a_still_picture(evaluated, tmp_path):
     pytest.importorskip("kaleido", reason="Kaleido is not installed")
-    figure = plots.reduction_plot({"z.0/f3": {0: 5.0, 1: 40.0}})
+    figure = plots.curve_plot(evaluated[1])
     png, svg = (plots.write_plot(figure, tmp_path / f"plot.{kind}").read_bytes() for kind in ("png", "svg"))
     assert png.startswith(b"\x89PNG") and len(png) > 5000
-    assert svg.startswith(b"<svg") and b"Reduction of the metric by layer" in svg
+    assert svg.startswith(b"<svg") and b"Circuits of growing size" in svg
 
 
 def test_the_edge_curves_are_those_of_the_evaluation(tiny_model, tiny_pairs):

@@ -14,9 +14,10 @@ import networkx as nx
 import pytest
 from support.graphs import HOSTILE, example_graph
 
-from circuitgraph.errors import RenderError
+from circuitgraph.errors import CircuitGraphError, GraphError, RenderError
+from circuitgraph.formats import save
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.render import dot, labels, render_dot, render_html, render_svg, write_rendering
+from circuitgraph.render import dot, labels, render_dot, render_html, render_svg
 
 RENDER = {"dot": render_dot, "html": render_html, "svg": render_svg}
 formats = pytest.mark.parametrize("render", RENDER.values(), ids=RENDER)
@@ -189,7 +190,7 @@ def test_without_graphviz_the_error_says_how_to_get_it(monkeypatch: pytest.Monke
     monkeypatch.setattr(dot.shutil, "which", lambda name: None)
     monkeypatch.setattr(dot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RenderError, match=r"apt-get install graphviz.*pip install 'circuitgraph-engine\[render\]'"):
-        write_rendering(example_graph(n_nodes=5), tmp_path / "graph.png")
+        save(example_graph(n_nodes=5), tmp_path / "graph.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -212,25 +213,27 @@ def test_a_drawing_program_that_hangs_or_fails_is_a_render_error(
 
 @pytest.mark.parametrize("suffix", [".html", ".svg", ".dot"])
 def test_the_suffix_chooses_the_format(suffix: str, tmp_path: Path) -> None:
-    write_rendering(example_graph(hostile=True), tmp_path / f"graph{suffix}")
+    save(example_graph(hostile=True), tmp_path / f"graph{suffix}")
     expected = RENDER[suffix[1:]](example_graph(hostile=True))
     assert (tmp_path / f"graph{suffix}").read_bytes() == expected.encode("utf-8")
 
 
 @pytest.mark.parametrize("name", ["graph.htlm", "graph", "graph.gif"])
 def test_an_unknown_suffix_lists_the_known_ones(name: str, tmp_path: Path) -> None:
-    with pytest.raises(RenderError, match=r"expected \.dot, \.html, \.pdf, \.png, \.svg") as caught:
-        write_rendering(example_graph(n_nodes=5), tmp_path / name)
+    with pytest.raises(
+        GraphError, match=r"expected one of \.json, \.json\.gz, \.html, \.svg, \.png, \.pdf, \.dot"
+    ) as caught:
+        save(example_graph(n_nodes=5), tmp_path / name)
     assert ("Did you mean '.html'?" in str(caught.value)) == (name == "graph.htlm")
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png", ".dot"])
 def test_only_a_page_can_hold_a_comparison_or_links(suffix: str, tmp_path: Path) -> None:
     graph = example_graph(n_nodes=5)
-    with pytest.raises(RenderError, match=r"cannot hold a comparison: expected a name that ends in \.html"):
-        write_rendering(graph, tmp_path / f"graph{suffix}", compare=graph)
-    with pytest.raises(RenderError, match="cannot hold links to Neuronpedia"):
-        write_rendering(graph, tmp_path / f"graph{suffix}", links={"z.0": "gpt2-small/0-att-kk"})
+    with pytest.raises(GraphError, match=f"format {suffix[1:]} takes no option 'compare'; html does"):
+        save(graph, tmp_path / f"graph{suffix}", compare=graph)
+    with pytest.raises(GraphError, match=f"format {suffix[1:]} takes no option 'links'; html does"):
+        save(graph, tmp_path / f"graph{suffix}", links={"z.0": "gpt2-small/0-att-kk"})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,8 +241,8 @@ def test_only_a_page_can_hold_a_comparison_or_links(suffix: str, tmp_path: Path)
 def test_a_file_that_cannot_be_written_is_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder.svg").mkdir()
-    with pytest.raises(RenderError, match=r"^cannot write .*: .*; choose another -o$") as caught:
-        write_rendering(example_graph(n_nodes=5), tmp_path / name)
+    with pytest.raises(CircuitGraphError, match=r"^cannot write .*: .*; choose another -o$") as caught:
+        save(example_graph(n_nodes=5), tmp_path / name)
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.svg"}
 

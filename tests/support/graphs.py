@@ -131,11 +131,10 @@ def _graph_attributes(clean: list[str], corrupted: list[str], n_layers: int) -> 
                 [name, prob] for name, prob in zip(reversed(names), (0.4, 0.3, 0.1, 0.03, 0.02), strict=True)
             ],
         },
-        "provenance": {"model": {"name": "example-4l"}, "settings": {"method": "integrated gradients", "steps": 10}},
+        "provenance": {"model": "example-4l", "settings": {"method": "integrated gradients", "steps": 10}},
         "evidence": {
             "faithfulness": 0.8312,
             "faithfulness_errors_removed": 0.5527,
-            "faithfulness_empty_errors_kept": 0.2104,
             "pearson_r": 0.9371,
             "n_patched": 64,
         },

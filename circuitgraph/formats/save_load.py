@@ -19,7 +19,7 @@ from circuitgraph.formats.untrusted import open_bytes, parse_json, read_text, re
 _SUFFIXES = {suffix: item for item in FORMATS.values() for suffix in item.suffixes}
 
 
-def save(graph: nx.MultiDiGraph, path: str | Path, *, format: str | None = None, **options: Any) -> None:
+def save(graph: nx.MultiDiGraph, path: str | Path, format: str | None = None, **options: Any) -> None:
     """Write the graph as the suffix says: .json, .html, .svg, .png, .graphml, .csv, ... (all in `FORMATS`).
 
     Whatever was at `path` before is unchanged if anything fails.
@@ -37,7 +37,7 @@ def save(graph: nx.MultiDiGraph, path: str | Path, *, format: str | None = None,
     chosen.write(graph, path, **options)
 
 
-def check_save(path: str | Path, *, format: str | None = None, **options: Any) -> None:
+def check_save(path: str | Path, format: str | None = None, **options: Any) -> None:
     """Raise what `save` would raise whatever the graph: to be asked before a long computation, not after it."""
     chosen = _chosen(path, format, "write")
     if chosen.write is None:
@@ -52,7 +52,7 @@ def check_save(path: str | Path, *, format: str | None = None, **options: Any) -
         check_writable(path)
 
 
-def load(path: str | Path, *, format: str | None = None) -> nx.MultiDiGraph:
+def load(path: str | Path, format: str | None = None) -> nx.MultiDiGraph:
     """The graph in a file of any readable format, told by the suffix, and by the content for .json.
 
     Args:

@@ -9,10 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import random_dictionary
-from test_dictionary_formats import D_SAE, D, save
-from test_dictionary_formats_published import gemma_tensors, learned, save_gemma, save_learned
-from test_dictionary_transcoders import save_clt, save_set
+from support.circuit_tracer_files import save_clt, save_set
+from support.dictionary_kinds import random_dictionary
+from support.published_files import gemma_tensors, learned, save_gemma, save_learned
+from support.sae_lens_files import D_SAE, D, save
 
 from circuitgraph.dictionaries import Dictionaries, Dictionary, load_dictionaries
 from circuitgraph.doors import as_dictionaries
@@ -103,8 +103,12 @@ def test_a_mapping_gives_the_site_that_each_source_writes(tiny_model, tmp_path, 
     }
     found = load(sources, tiny_model)
     assert {str(d.writes): str(d.reads) for d in found.values()} == {
-        "z.0": "z.0", "mlp_out.0": "ln2_normalized.0", "z.1": "z.1", "mlp_post.1": "mlp_post.1", "resid_post.1": "resid_post.1"
-    }  # fmt: skip
+        "z.0": "z.0",
+        "mlp_out.0": "ln2_normalized.0",
+        "z.1": "z.1",
+        "mlp_post.1": "mlp_post.1",
+        "resid_post.1": "resid_post.1",
+    }
     x = torch.randn(5, D, dtype=torch.float64)
     again = load_dictionaries(f"resid_post.1={gemma}", tiny_model)
     assert bool(found[Site("resid_post", 1)].encode(x).any())
