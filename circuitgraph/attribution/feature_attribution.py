@@ -42,7 +42,6 @@ def attribute_features(
             weights,
             clean_out=written.flatten(0, 1),
             baseline_out=None if base is None else _side_by_side(base, sites).flatten(0, 1),
-            skip_equal_rows=False,
             backend=backend,
         )
     except ValueError as error:

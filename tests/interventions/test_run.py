@@ -10,7 +10,7 @@ from support.cases import assert_close
 from support.dictionary_kinds import random_dictionary
 
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.dictionaries.dictionary import Dictionary, reconstruct
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, PromptError
 from circuitgraph.interventions.language import Delete, Patch, Scale, Set, SitePart, Span, Steer, parse_intervention
 from circuitgraph.interventions.run import run_intervention_sets, run_with_interventions
@@ -264,9 +264,9 @@ def test_errors_heads_neurons_and_whole_vectors(family):
         return run.activations[site]
 
     for site in (Z0, MLP1, Site("resid_post", 0)):
-        assert_close(after(f"{site}/error=0", site), reconstruct(dictionaries, site, values))
-    error = values[Z0] - reconstruct(dictionaries, Z0, values)
-    theirs = other[Z0] - reconstruct(dictionaries, Z0, other)
+        assert_close(after(f"{site}/error=0", site), dictionaries.reconstruct(site, values))
+    error = values[Z0] - dictionaries.reconstruct(Z0, values)
+    theirs = other[Z0] - dictionaries.reconstruct(Z0, other)
     assert_close(after("z.0/error@3=other", Z0)[:, 3], (values[Z0] - error + theirs)[:, 3])
     size, head = model.d_head, values[Z0].clone()
     head[:, 2:, size : 2 * size] = other[Z0][:, 2:, size : 2 * size]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphs import example_graph
+from support.graphs import example_graph
 
 from circuitgraph.graphs.tensors import tensors
 from circuitgraph.nodes import Node

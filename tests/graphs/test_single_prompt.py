@@ -6,7 +6,7 @@ import re
 
 import networkx as nx
 import pytest
-from graphs import example_graph
+from support.graphs import example_graph
 
 from circuitgraph.formats import FORMATS, load, save
 from circuitgraph.formats.neuronpedia import neuronpedia_value
