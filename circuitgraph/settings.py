@@ -199,6 +199,7 @@ class ComponentEvaluating(Prompts):
 
     metric: Any = option("logit_difference", "What the circuit is judged by.", choices=METRICS, error=MetricError)
     selection: str = option("top-n", "How a graph of heads and MLPs chooses its edges.", choices=("top-n", "greedy"))
+    curves: bool = option(True, "Circuits of growing size.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,14 @@ def unit_of_shares(clean: float, corrupted: float | None) -> float:
     return change if change > _ROUNDING * abs(clean) else 0.0
 
 
-def full_share(clean: float, corrupted: float | None) -> float:
-    """What 100 % is, in the metric's unit: `unit_of_shares`, or |clean| where that is 0."""
-    return unit_of_shares(clean, corrupted) or abs(clean)
+def full_share(clean: float, corrupted: float | None, typical: float | None = None) -> float:
+    """What 100 % is, in the metric's unit: `unit_of_shares`, or |clean| where that is 0.
+
+    Args:
+        clean: The metric's mean over the examples in the clean run.
+        corrupted: The same in the corrupted run; None where there is none.
+        typical: The mean of |clean| over the examples; it is 100 % where examples cancel in both means.
+    """
+    typical = abs(clean) if typical is None else typical
+    sizes = [unit_of_shares(clean, corrupted), abs(clean)]
+    return next((size for size in sizes if size > _ROUNDING * typical), typical)

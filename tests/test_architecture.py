@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "circuitgraph"
 
 # A module imports only from rows above its own.
 FLOW = [
-    {"errors", "shares", "text", "embedded", "circuitgraph_kernels"},
-    {"files", "nodes", "progress", "prompts"},
+    {"errors", "shares", "text", "embedded", "lazy_names", "circuitgraph_kernels"},
+    {"settings", "files", "nodes", "progress", "prompts"},
     {"presets", "models", "metrics", "tasks"},
     {"dictionaries", "paths"},
     {"doors"},

@@ -11,19 +11,21 @@ from typing import Any
 import pytest
 import torch
 
+from circuitgraph.attribution.attribute import run_attribution
 from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
 from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.attribution.node_gradients import node_gradients
-from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
+from circuitgraph.attribution.runs import baseline_of, run_clean, run_corrupted, sites_of
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discovery import discover
-from circuitgraph.edges.trace import Selection, attribute_edges
+from circuitgraph.edges.selection import Selection
+from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.evaluation.circuits import circuit_mask, node_values, run_with_nodes
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.graphs.prune import prune_graph
-from circuitgraph.metrics import build_metric
-from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
+from circuitgraph.settings import Nodes
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, *, terms: int = 1000, quadrature: float = 0.0) -> None:
@@ -47,6 +49,7 @@ class Case:
     tokens: Any
     metric: Any
     clean: Any
+    corrupted: Any
     base: Any
     gradients: Any
     tables: Any
@@ -90,14 +93,19 @@ def build_case(
     rule="gauss-legendre",
     metric="logit_difference",
 ):
-    tokens = tokenize_pairs(model, pairs)
-    score = build_metric(metric, tokens.answers, tokens.wrong_answers)
-    sites = sites_of(model, dictionaries.values())
-    clean = run_clean(model, tokens, sites, score)
-    base = run_baseline(model, tokens, sites, score, baseline)
-    gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method=method, steps=steps, rule=rule)
-    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients)
-    return Case(model, dictionaries, tokens, score, clean, base, gradients, tables)
+    settings = Nodes(baseline=baseline, method=method, steps=steps, rule=rule, metric=metric)
+    run = run_attribution(model, Dictionaries(dictionaries), pairs, settings)
+    return Case(
+        model,
+        run.dictionaries,
+        run.tokens,
+        run.metric,
+        run.clean,
+        run.corrupted,
+        run.baseline,
+        run.gradients,
+        run.tables,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +130,10 @@ def zero_case(tiny_model, tiny_dictionaries, tiny_pairs):
 def test_swapping_clean_and_corrupted_negates_the_total_effect(case, tiny_pairs):
     swapped = [type(p)(p.corrupted, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
     other = build_case(case.model, case.dictionaries, swapped)
-    total = case.clean.metric - case.base.metric
-    assert_close(-(other.clean.metric - other.base.metric), total, terms=1)
+    total = case.clean.metric - case.corrupted.metric
+    assert_close(-(other.clean.metric - other.corrupted.metric), total, terms=1)
     both = build_case(case.model, case.dictionaries, [p.swapped() for p in tiny_pairs])
-    assert_close(both.clean.metric - both.base.metric, total, terms=1)
+    assert_close(both.clean.metric - both.corrupted.metric, total, terms=1)
 
 
 # 2 -------------------------------------------------------------------------------------------------------------------
@@ -177,7 +185,7 @@ def _integrated_sum(case, site, **settings):
 @pytest.mark.parametrize("layer", [0, 1])
 def test_integrated_gradients_of_the_residual_stream_sum_to_the_metric_difference(case, layer):
     total = _integrated_sum(case, Site("resid_post", layer), steps=40)
-    assert_close(total, case.clean.metric - case.base.metric, quadrature=1e-9)
+    assert_close(total, case.clean.metric - case.corrupted.metric, quadrature=1e-9)
 
 
 @pytest.mark.parametrize("site", ["attn_out.0", "z.1", "mlp_out.0", "mlp_out.1"])
@@ -191,12 +199,12 @@ def test_integrated_embedding_attributions_sum_to_the_metric_difference(case, ti
     """Everything that differs between the two runs enters through the token embeddings."""
     integrated = build_case(case.model, case.dictionaries, tiny_pairs, method="integrated", steps=60)
     total = integrated.total(Site("embed"), ("embedding",)).sum(1)
-    assert_close(total, case.clean.metric - case.base.metric, quadrature=1e-6)
+    assert_close(total, case.clean.metric - case.corrupted.metric, quadrature=1e-6)
     assert float((total - case.total(Site("embed"), ("embedding",)).sum(1)).abs().min()) > 1e-3
 
 
 def test_the_left_rule_converges_like_one_over_n_and_midpoint_like_its_square(case):
-    total = case.clean.metric - case.base.metric
+    total = case.clean.metric - case.corrupted.metric
     for rule, factor in (("left", 2), ("midpoint", 4)):
         errors = [
             (_integrated_sum(case, Site("resid_post", 0), steps=n, rule=rule) - total).abs().max() for n in (40, 80)
@@ -474,7 +482,7 @@ def test_the_errors_of_the_circuit_are_those_among_its_nodes(tiny_model, tiny_di
 def test_with_every_node_at_its_corrupted_value_the_corrupted_run_comes_out(case):
     nothing = circuit_mask(case.model, case.dictionaries, [], 6, "remove")
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, nothing)
-    assert_close(logits, case.base.logits)
+    assert_close(logits, case.corrupted.logits)
 
 
 def test_the_mean_baseline_is_the_mean_over_the_examples_at_each_position(case, tiny_pairs):
@@ -589,7 +597,7 @@ def test_where_the_metric_is_linear_attribution_equals_the_measured_effect(case)
         metric = Metric("linear", lambda logits: (recorded["x"][:, -1] @ direction)[: len(logits)])
         sites = sites_of(model, case.dictionaries.values())
         clean = run_clean(model, case.tokens, sites, metric)
-        base = run_baseline(model, case.tokens, sites, metric)
+        base = baseline_of("corrupted", run_corrupted(model, case.tokens, sites, metric))
         gradients = node_gradients(
             model, case.dictionaries, case.tokens, clean, base, metric, method="gradient", steps=1, rule="left"
         )

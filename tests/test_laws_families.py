@@ -10,11 +10,11 @@ import functools
 
 import pytest
 import torch
-from dictionary_kinds import SETS, dictionary_set, random_kind
-from families import FAMILIES, hf_model, hooked_transformer, save_family
-from frozen_blocks import FrozenBlocks, change_of, run_without
+from support.dictionary_kinds import SETS, dictionary_set, random_kind
+from support.families import FAMILIES, hf_model, hooked_transformer, save_family
+from support.frozen_blocks import FrozenBlocks, change_of, run_without
+from support.traced_edges import trace
 from test_laws import assert_close, build_case
-from traced_edges import trace
 
 from circuitgraph.attribution.node_gradients import path_start
 from circuitgraph.attribution.treatment import error_targets, node_sites
@@ -469,7 +469,7 @@ def test_every_node_kept_is_the_model_bit_for_bit_and_none_the_corrupted_run(cas
     n_pos = case.tokens.clean.shape[1]
     nothing = circuit_mask(case.model, case.dictionaries, [], n_pos, "remove")
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, nothing)
-    close(family, logits, case.base.logits)
+    close(family, logits, case.corrupted.logits)
     everything = everything_kept(case)
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, everything)
     assert torch.equal(logits, case.clean.logits)
@@ -496,7 +496,7 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
         kept = everything_kept(case)
         kept.features[key][pos, feature] = False
         for site in d.sites:
-            writers = [(k, other) for k, other in case.dictionaries.items() if site in other.sites]
+            writers = case.dictionaries.writers(site)
             baseline_nodes, one = node_values(case.model, case.dictionaries, case.base.values), stack_masks([kept])
             edit = _edit(
                 site,

@@ -6,8 +6,8 @@ import functools
 
 import pytest
 import torch
-from dictionary_kinds import SETS, dictionary_set, random_kind
-from families import save_family
+from support.dictionary_kinds import SETS, dictionary_set, random_kind
+from support.families import save_family
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discovery import discover
@@ -40,8 +40,8 @@ def test_a_preset_builds_a_graph_that_explains_what_its_targets_read(loaded, tin
     """With every node a candidate and baseline zero nothing is left."""
     model = loaded(family)
     dictionaries = some(model) if name == "some" else dictionary_set(model, name)
-    settings = find_preset(preset) | EVERYTHING | {"baseline": "zero"}
-    graph = discover(tiny_pairs[:1], model, dictionaries, **settings)
+    settings = EVERYTHING | {"baseline": "zero"}
+    graph = discover(tiny_pairs[:1], model, dictionaries, preset=preset, **settings)
     check_graph(graph)
     rows = {node: d for node, d in graph.nodes(data=True) if "stream_input" in d}
     assert len(rows) > 5 and max(abs(d["stream_input"]) for d in rows.values()) > 0.1
@@ -61,7 +61,7 @@ def test_a_preset_builds_a_graph_that_explains_what_its_targets_read(loaded, tin
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_presets_own_graph_is_evaluated(tiny_model, tiny_pairs, preset):
     dictionaries = dictionary_set(tiny_model, "residual" if preset == "sparse-feature-circuit" else "transcoders")
-    graph = discover(tiny_pairs, tiny_model, dictionaries, **find_preset(preset))
+    graph = discover(tiny_pairs, tiny_model, dictionaries, preset=preset)
     check_graph(graph)
     assert graph.number_of_edges() > 20
     found = evaluate_circuit(graph, tiny_model, dictionaries, n_patched=5, n_dropped=0, curves=False, baselines=())

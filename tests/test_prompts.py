@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from support import ROOT
 
 from circuitgraph.discovery import discover
 from circuitgraph.errors import MetricError, PromptError
 from circuitgraph.models.tokens import pairs_of_length, tokenize_pairs
 from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "prompts"
+SHARED = ROOT.parent / "shared" / "data" / "prompts"
 PAIR = PromptPair("The uncle", "The uncles", (" has",), (" have",))
 
 SPELLINGS = {
@@ -78,14 +78,14 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path, text, message):
         read_pairs(path)
 
 
-def test_one_prompt_alone_is_a_pair_that_does_not_differ(tmp_path, tiny_model, tiny_dictionaries):
+def test_one_prompt_alone_has_no_corrupted_prompt(tmp_path, tiny_model, tiny_dictionaries):
     """Enough for a graph that compares with nothing."""
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"clean": "a b c d e"}\n{"clean": "b a c", "answers": ["d"]}\n')
     one, other = read_pairs(file)
-    assert one == PromptPair("a b c d e") == PromptPair("a b c d e", "a b c d e", (), ())
-    assert other == PromptPair("b a c", "b a c", ("d",))
-    assert pairs_to_text([one]) == pairs_to_text([PromptPair("a b c d e", "a b c d e", ())])
+    assert one == PromptPair("a b c d e") == PromptPair("a b c d e", "", (), ()) and one.corrupted is None
+    assert other == PromptPair("b a c", answers="d") and other.answers == ("d",)
+    assert "corrupted" not in pairs_to_text([one]) and one != PromptPair("a b c d e", "a b c d e")
     settings = {"baseline": "zero", "targets": "logits", "edge_threshold": 0.0}
     graph = discover([one], tiny_model, tiny_dictionaries, **settings)
     assert graph.number_of_edges() > 100

@@ -133,8 +133,8 @@ class Attribution:
     @property
     def full_share(self) -> float:
         """What 100 % is, in the metric's unit; see `shares.full_share`."""
-        means = self.metric_means
-        return full_share(float(self.clean.metric.mean()), means["corrupted"])
+        clean = self.clean.metric
+        return full_share(float(clean.mean()), self.metric_means["corrupted"], float(clean.abs().mean()))
 
     @cached_property
     def targets(self) -> list[TargetNode]:

@@ -78,7 +78,7 @@ def error_reads(gradient: Tensor, features: FeatureTable | None) -> Tensor:
     that a layer-normed input gets back is no part of it; scales of inputs are frozen."""
     reads = gradient.clone()
     if features is not None:
-        if features.dictionary.weights.normalize == "layer_norm":
+        if features.dictionary.normalize == "layer_norm":
             reads -= gradient.mean(-1, keepdim=True)
         for pos in torch.unique(features.pos).tolist():
             here = features.pos == pos
@@ -135,7 +135,6 @@ def _attribute_features(
             weights,
             clean_out=written.flatten(0, 1),
             baseline_out=base_written,
-            skip_equal_rows=False,
             backend=backend,
         )
     except ValueError as error:
@@ -241,7 +240,7 @@ def _bias_table(
     """
     own = torch.zeros_like(clean[site])
     for dictionary in dictionaries.values():
-        if site in dictionary.sites and (base is None or dictionary.weights.normalize != "none"):
+        if site in dictionary.sites and (base is None or dictionary.normalize != "none"):
             change = dictionary.bias(clean[dictionary.reads])
             if base is not None:
                 change = change - dictionary.bias(base[dictionary.reads])

@@ -22,8 +22,8 @@ from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, GraphError, MetricError, did_you_mean
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import Node, Site
-from circuitgraph.paths.input_paths import INPUT_SITES, check_input_site
+from circuitgraph.nodes import DICTIONARY_SITES, Node, Site
+from circuitgraph.paths.input_paths import check_input_site
 from circuitgraph_kernels import pre_activations
 
 LOGIT_MASS = 0.95
@@ -375,9 +375,9 @@ def _probe(model: Model, probe: Probe, n_pos: int) -> SiteTarget:
     site = probe.site if isinstance(probe.site, Site) else Site.parse(probe.site)
     name = probe.name or f"direction at {site}@{probe.pos}"
     vector = torch.as_tensor(probe.vector).detach()  # a weight of a trained model may ask for gradients
-    if site.layer is None or site.kind not in INPUT_SITES or not model.has(site):
+    if site.layer is None or site.kind not in DICTIONARY_SITES or not model.has(site):
         raise MetricError(
-            f"target {name!r}: a probe cannot read {site}; expected one of {', '.join(INPUT_SITES)} with a layer below"
+            f"target {name!r}: a probe cannot read {site}; expected one of {', '.join(DICTIONARY_SITES)} with a layer below"
             f" {model.n_layers}"
         )
     if vector.shape != (model.width(site),) or not bool(torch.isfinite(vector).all()) or not bool(vector.any()):

@@ -278,8 +278,7 @@ def check(
 @common_options
 def list_dictionaries(model: str | None, quiet: bool, debug: bool) -> None:
     """List the dictionaries that sae-lens's registry knows, and the sets that have a name."""
-    from circuitgraph.dictionaries.named_sets import list_sets, read_registry
-    from circuitgraph.dictionaries.registry import list_releases, registry_text
+    from circuitgraph.dictionaries.registry import list_releases, list_sets, read_registry, registry_text
 
     registry = read_registry()
     text = registry_text(list_releases(registry, model=model), list_sets(registry, model=model))

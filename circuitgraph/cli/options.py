@@ -123,7 +123,7 @@ def load_all(
 ) -> tuple[Any, Any, Any]:
     """The model, its dictionaries and the pairs that the options name; the prompts are read first, None without any."""
     from circuitgraph.dictionaries.load import load_dictionaries
-    from circuitgraph.doors import as_dictionaries, choose_pairs, with_embedded
+    from circuitgraph.doors import as_dictionaries, choose_pairs
     from circuitgraph.embedded import DEMO, MODEL
     from circuitgraph.models.model import DTYPES as dtypes
     from circuitgraph.models.model import load_model
@@ -134,8 +134,7 @@ def load_all(
     pairs = None if prompts is None else read_pairs(prompts)
     progress("loading the model", 0, 1)
     loaded = load_model(MODEL if model == DEMO else model, device=device, dtype=dtypes[dtype])
-    sources = with_embedded(dictionaries)
-    found = load_dictionaries(sources, loaded, lazy=lazy) if sources else as_dictionaries(None, loaded)
+    found = load_dictionaries(dictionaries, loaded, lazy=lazy) if dictionaries else as_dictionaries(None, loaded)
     return loaded, found, pairs if pairs is None else choose_pairs(pairs, loaded, which)
 
 

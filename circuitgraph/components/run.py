@@ -1,24 +1,28 @@
 """Running circuits that are sets of edges between components: what a component reads is put together edge by edge.
 
-In come the model, token ids, what every component writes in another run, and which edges are kept; out come logits. A component
-reads the sum of what the kept edges bring from this run and the dropped ones from the other run; heads read with q, k and v
-apart, and every norm takes its scale from what is really read. This module knows no scores and no graph.
+A component reads the sum of what the kept edges bring from this run and the dropped ones from another run. Heads read with
+q, k and v apart, and every norm takes its scale from what is really read.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.runs import resample_rows
 from circuitgraph.components.shape import ComponentShape
 from circuitgraph.errors import ModelError
-from circuitgraph.metrics import Metric
+from circuitgraph.evaluation.conditions import metric_rounding
+from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.models.formulas import AttentionState
 from circuitgraph.models.model import Model
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
+from circuitgraph.prompts import PromptPair
 
 _ELEMENTS = 1 << 25  # numbers held at once for all circuits of one pass
 _ROUNDINGS = 4096  # of a whole forward pass
@@ -60,16 +64,13 @@ def run_components(model: Model, tokens: Tensor) -> ComponentRun:
     sites = {Site("resid_pre", 0), *scores, *(site for layer in layers for site in model.attention_sites(layer))}
     logits, values = model.run(tokens, record=sorted(sites))
     states = [model.attention_state(layer, values) for layer in layers]
-    # masks add the smallest number of the model's type; a float32 mask may stand in a float64 model
-    bottom = max(-1e30, torch.finfo(model.dtype).min / 2)
-    hidden = [values[site][0, 0] < bottom for site in scores]
+    hidden = [values[site][0, 0] < model.hidden_below for site in scores]
     start = values[Site("resid_pre", 0)]
     shape = component_shape(model)
     nothing = start.new_zeros(shape.n_writers, *start.shape)
     run = ComponentRun(tokens, start[None], logits, states, hidden)
-    again, change = _forward(
-        model, run, nothing, torch.ones(1, *shape.edges().shape, dtype=torch.bool).to(start.device)
-    )
+    every = torch.ones(1, shape.n_writers, shape.n_readers, dtype=torch.bool, device=start.device)
+    again, change = _forward(model, run, nothing, every)
     missing_by = float((again[0] - logits).abs().max())
     if missing_by > _ROUNDINGS * model.eps * float(logits.abs().max()):
         raise ModelError(
@@ -85,28 +86,85 @@ def run_component_circuits(model: Model, clean: ComponentRun, other: Tensor, kep
     return _forward(model, clean, other, kept.to(clean.logits.device))[0]
 
 
-def component_metrics(
-    model: Model,
-    clean: ComponentRun,
-    other: Tensor,
-    metric: Metric,
-    circuits: Sequence[Tensor],
-    *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tensor:
-    """The metric of each circuit [writers, readers], [circuits, batch], as many in one pass as fit."""
-    batch, n_pos = clean.tokens.shape
-    width = model.d_model * (6 * model.n_heads + len(other)) + clean.logits.shape[-1]
-    step = max(1, _ELEMENTS // (width * n_pos * batch))
-    rows = max(1, min(batch, _ELEMENTS // (width * n_pos)))
-    parts = [slice(first, first + rows) for first in range(0, batch, rows)]
-    found = []
-    for first in range(0, len(circuits), step):
-        progress(first, len(circuits))
-        kept = torch.stack(list(circuits[first : first + step]))
-        logits = [run_component_circuits(model, clean.take(part), other[:, part], kept) for part in parts]
-        found += [metric(one) for one in torch.cat(logits, 1)]
-    return torch.stack(found)
+@dataclass(frozen=True, eq=False)
+class ComponentCircuits:
+    """Runs circuits of edges (a `conditions.CircuitRunner`) on some prompts; a circuit is a mask [writers, readers].
+
+    clean, corrupted: the runs of the prompts, None without corrupted ones. seed: of resampling.
+    """
+
+    model: Model
+    clean: ComponentRun
+    corrupted: ComponentRun | None
+    metric: Metric
+    seed: int
+
+    @property
+    def clean_metric(self) -> Tensor:
+        return self.metric(self.clean.logits)
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        return metric_rounding(self.model, self.metric, self.clean.logits, {})
+
+    def metric_of(
+        self,
+        circuits: Sequence[Tensor],
+        baseline: str,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Tensor:
+        """The metric of each circuit, [circuits, batch], as many in one pass as fit; dropped edges bring the baseline."""
+        other = self.written(baseline)
+        batch, n_pos = self.clean.tokens.shape
+        width = self.model.d_model * (6 * self.model.n_heads + len(other)) + self.clean.logits.shape[-1]
+        step = max(1, _ELEMENTS // (width * n_pos * batch))
+        rows = max(1, min(batch, _ELEMENTS // (width * n_pos)))
+        parts = [slice(first, first + rows) for first in range(0, batch, rows)]
+        metrics = []
+        for first in range(0, len(circuits), step):
+            progress(first, len(circuits))
+            kept = torch.stack(list(circuits[first : first + step]))
+            logits = [run_component_circuits(self.model, self.clean.take(rows), other[:, rows], kept) for rows in parts]
+            metrics += [self.metric(of_circuit) for of_circuit in torch.cat(logits, 1)]
+        return torch.stack(metrics)
+
+    def written(self, baseline: str) -> Tensor:
+        """What dropped edges bring, [writers, batch, pos, d_model].
+
+        corrupted: the corrupted run, as MIB's. mean: its mean over the examples, per position. resample: the corrupted run
+        of another example. zero: nothing but positions, which are no component.
+        """
+        if baseline == "zero":
+            zero, site = torch.zeros_like(self.clean.written), Site("pos_embed")
+            if self.model.has(site):
+                zero[0] = self.model.run(self.clean.tokens, record=[site])[1][site]
+            return zero
+        assert self.corrupted is not None, "baselines are chosen by what the prompts have"
+        written = self.corrupted.written
+        if baseline == "mean":
+            return written.mean(1, keepdim=True).expand_as(written)
+        return written[:, resample_rows(written.shape[1], self.seed)] if baseline == "resample" else written
+
+
+def component_circuits(
+    model: Model, pairs: Sequence[PromptPair], metric: str | MetricFunction, *, seed: int
+) -> ComponentCircuits:
+    """What runs circuits of edges on these prompts.
+
+    Args:
+        model: The model.
+        pairs: The prompts, all of one length.
+        metric: The metric's name, or a function of logits.
+        seed: Of resampling.
+
+    Raises PromptError for prompts that do not fit, MetricError for a metric that needs answers that the pairs do not have,
+    ModelError as `run_components`.
+    """
+    tokens = tokenize_pairs(model, pairs)
+    score = build_metric(metric, tokens.answers, tokens.wrong_answers)
+    clean = run_components(model, tokens.clean.to(model.device))
+    corrupted = None if tokens.corrupted is None else run_components(model, tokens.corrupted.to(model.device))
+    return ComponentCircuits(model, clean, corrupted, score, seed)
 
 
 class _Pass:

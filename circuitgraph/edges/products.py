@@ -16,8 +16,8 @@ from torch import Tensor
 
 from circuitgraph.attribution.tables import FeatureTable, NodeTable
 from circuitgraph.nodes import EdgeKind, Site
-from circuitgraph.paths.input_paths import Path, Projection
 from circuitgraph.paths.linear_maps import LinearMap
+from circuitgraph.paths.path import Path, Projection
 
 _FAR = 1 << 29
 

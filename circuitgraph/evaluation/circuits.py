@@ -81,7 +81,7 @@ def node_values(
     for site in sites:
         for dictionary in dictionaries.writers(site):
             columns, read = dictionary.columns(site), values[dictionary.reads]
-            if dictionary.weights.normalize != "none":
+            if dictionary.normalize != "none":
                 biases[site] = biases.get(site, 0) + dictionary.bias(read)[..., columns]
     return NodeValues(acts, errors, biases, values[Site("embed")])
 
@@ -248,7 +248,7 @@ def _edit(
             amounts = dictionary.encode(read) * (own.to(x.dtype) - errors[:, None, :, None].to(x.dtype))
             amounts = amounts.addcmul_(baseline_nodes.acts[dictionary.writes].to(x.dtype), (~own).to(x.dtype))
             change = change + amounts @ W_dec
-            if site in baseline_nodes.biases and dictionary.weights.normalize != "none":
+            if site in baseline_nodes.biases and dictionary.normalize != "none":
                 change = change - torch.where(
                     kept.biases[site][:, None, :, None], 0, dictionary.bias(read)[..., columns]
                 )

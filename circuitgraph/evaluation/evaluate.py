@@ -1,123 +1,116 @@
-"""Evidence: what the circuit does when the model really runs, against what the graph estimates.
+"""What the circuit of a graph does when the model really runs, against what the graph estimates.
 
-In come a graph, the model and dictionaries it was built from; out comes an `Evaluation` that can be attached to a copy
-of the graph. Everything here is measured; this module attributes nothing of its own.
+`evaluate_circuit` measures and returns an `Evaluation`; `attach_evidence` puts one into a copy of the graph; `measure_graph`
+does both, for the effects of single nodes and edges.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import networkx as nx
 import torch
-from torch import Tensor
 
 from circuitgraph.attribution.strongest import rank_nodes
-from circuitgraph.components.evaluate import ComponentEvaluation
-from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.errors import CircuitGraphError, GraphError, did_you_mean
-from circuitgraph.evaluation.agreement import Agreement, Interval, compare, ratio
-from circuitgraph.evaluation.case import Case, build_case, built_from
-from circuitgraph.evaluation.circuits import ERRORS, CircuitMask, circuit_mask, circuit_metrics, node_values
-from circuitgraph.evaluation.curves import Curve, NoisePoint, cmd, cpr, noise_curve, size_curves
+from circuitgraph.doors import DictionariesLike, ModelLike, PairsLike, as_dictionaries, as_model, as_pairs, choose_pairs
+from circuitgraph.evaluation.agreement import Agreement, compare
+from circuitgraph.evaluation.circuits import ERRORS, node_values
+from circuitgraph.evaluation.conditions import (
+    BASELINES,
+    ORDERS,
+    Curve,
+    SizedCircuit,
+    choose_baselines,
+    circuit_sizes,
+    measure_conditions,
+    size_curves,
+    total_effect,
+)
 from circuitgraph.evaluation.edge_effects import check_freeze, measure_edges
+from circuitgraph.evaluation.node_circuits import NodeCircuit, NodeCircuits, built_from, circuit_nodes, node_circuits
+from circuitgraph.evaluation.noise import NoisePoint, noise_curve
 from circuitgraph.evaluation.patching import patch_effects
-from circuitgraph.evaluation.report import NOT_NEEDED, Evaluation, Setting
+from circuitgraph.evaluation.report import Evaluation, Evidence
 from circuitgraph.metrics import MetricFunction
-from circuitgraph.models.model import Model
 from circuitgraph.nodes import EDGE_KINDS, Node
 from circuitgraph.progress import Progress, no_progress
-from circuitgraph.prompts import PromptPair, pairs_to_text
-from circuitgraph.settings import BASELINES
-
-EVALUATION_BASELINES = (*BASELINES, "resample")
+from circuitgraph.prompts import pairs_to_text
+from circuitgraph.settings import Evaluating, Measuring, as_record, resolve
 
 
 def evaluate_circuit(
     graph: nx.MultiDiGraph,
-    model: Model,
-    dictionaries: Dictionaries,
+    model: ModelLike,
+    dictionaries: DictionariesLike | None = None,
     *,
-    pairs: Sequence[PromptPair] | None = None,
+    prompts: PairsLike | None = None,
     metric: str | MetricFunction | None = None,
     baselines: Sequence[str] | None = None,
-    n_patched: int = 50,
-    n_edges: int = 200,
-    n_dropped: int = 200,
-    curves: bool = True,
-    top_k: int = 10,
     freeze: Sequence[str] = (),
-    seed: int = 0,
+    settings: Evaluating | None = None,
     progress: Progress = no_progress,
+    **changes: Any,
 ) -> Evaluation:
-    """Run the circuit of the graph and patch its n_patched strongest nodes, on the prompts and baseline it was built from.
+    """Run the circuit of the graph, patch its strongest nodes one by one, measure its edges, and compare with the graph.
 
-    pairs: other prompts of the same length, or with the same treatment for a graph that is aligned by them. metric: needed only if the graph was built with a function of the user's.
-    baselines: further ones (corrupted, zero, mean, resample) under which faithfulness and complement_faithfulness are measured; None:
-    all that the number of pairs allows.
-    n_edges: the strongest pairs of connected nodes to measure, with "norms" and "attention" frozen if said; n_dropped: the weakest nodes to drop one by one;
-    curves: circuits of growing size over all nodes, noising and denoising. seed: resampling, bootstrap and random order.
-    Raises GraphError for a graph without provenance or with nodes that the model and dictionaries do not have.
+    Args:
+        graph: A graph that `discover` built, or a part of one.
+        model: The model that it is of, in any form that `discover` takes.
+        dictionaries: The dictionaries that it was built from, likewise.
+        prompts: Other prompts of the same length, or with the same roles for a graph that is aligned by them, in any form
+            that `discover` takes; None for the graph's own.
+        metric: Another metric than the graph's; needed only if the graph was built with a function of the user's.
+        baselines: Further baselines (corrupted, zero, mean, resample) under which faithfulness is measured; None for all
+            that the prompts allow. The graph's own is always measured, and the first.
+        freeze: What keeps its clean value while edges are measured: "norms", "attention".
+        settings: How much to measure; None for the defaults.
+        progress: Told (stage, steps done, steps in all).
+        **changes: Fields of `settings.Evaluating` over `settings`: n_patched, n_edges, n_dropped, curves, top_k, length,
+            examples, seed.
+
+    Raises GraphError for a graph without provenance or with nodes that the model and dictionaries do not have, and a
+    CircuitGraphError for settings, baselines or prompts that do not fit, before the model runs.
     """
-    own, settings = built_from(graph)
-    _check_counts(n_patched=n_patched, n_edges=n_edges, n_dropped=n_dropped, top_k=top_k)
+    chosen = resolve(Evaluating, settings, changes)
     check_freeze(freeze)
-    pairs = own if pairs is None else list(pairs)
-    if baselines is None:
-        several = BASELINES if settings.get("align") == "role" else EVALUATION_BASELINES
-        baselines = several if len(pairs) > 1 else ("corrupted", "zero")
-    names = list(dict.fromkeys([settings["baseline"], *baselines]))
-    for name in names:
-        if name not in EVALUATION_BASELINES:
-            raise CircuitGraphError(
-                f"baseline {name!r} is unknown; expected one of {', '.join(EVALUATION_BASELINES)}."
-                f"{did_you_mean(name, EVALUATION_BASELINES)}"
-            )
-    nodes = _nodes(graph, dictionaries)
-    case = build_case(graph, model, dictionaries, pairs, metric, settings, names, seed)
-    full = case.clean.metric
-    measured = [row for name in names for row in _measure_settings(case, name, nodes, seed)]
-    by_errors = {row.errors: row for row in measured if row.baseline == names[0]}
+    own_pairs, own_settings = built_from(graph)
+    given = own_pairs if prompts is None else as_pairs(prompts)
+    model = as_model(model)
+    dictionaries = as_dictionaries(dictionaries, model)
+    nodes = circuit_nodes(graph, dictionaries)
+    pairs = choose_pairs(given, model, chosen)
+    has_corrupted = all(pair.corrupted is not None for pair in pairs)
+    known = BASELINES if own_settings.get("align") != "role" else [name for name in BASELINES if name != "resample"]
+    names = choose_baselines(baselines, len(pairs), corrupted=has_corrupted, own=own_settings["baseline"], known=known)
+    runner = node_circuits(graph, model, dictionaries, pairs, metric, seed=chosen.seed, progress=progress)
 
-    strongest = sorted(nodes, key=lambda n: (-abs(graph.nodes[str(n)]["attribution"]), n.order))[:n_patched]
-    effects = _patch(case, strongest, missing_is_nothing=pairs != own, progress=progress)
-    estimates = torch.tensor([graph.nodes[str(n)]["attribution"] for n in strongest])
-    agreement = compare([str(node) for node in strongest], estimates, effects, top_k=top_k)
-
-    progress("dropping nodes", 0, 1)
-    drops = _drop_nodes(case, graph, nodes, n_dropped, float(full.mean()) - by_errors["keep"].metric_empty, progress)
-    edges, edge_effects = _edges(case, graph, n_edges, freeze, top_k, progress)
-    found, noise = _curves(case, nodes, by_errors["keep"].metric_empty, seed, progress) if curves else ((), ())
-    by_order = {curve.order: curve for curve in found}
-
+    circuits: dict[str | None, tuple[NodeCircuit, NodeCircuit]] = {
+        errors: (NodeCircuit(nodes, errors), NodeCircuit(nodes, errors, complement=True)) for errors in ERRORS
+    }
+    conditions = measure_conditions(runner, names, circuits, NodeCircuit((), "remove"), seed=chosen.seed)
+    full, empty = float(runner.clean_metric.mean()), conditions[0].metric_empty
+    total = total_effect(full, empty, runner.rounding)
+    estimates = {node: graph.nodes[str(node)]["attribution"] for node in nodes}
+    effects, node_agreement = _patch_nodes(runner, estimates, chosen, pairs != own_pairs, progress)
+    drops = {} if total is None else _drop_nodes(runner, estimates, chosen.n_dropped, total, progress)
+    edge_effects, edge_agreement = _measure_edges(runner, graph, chosen, freeze, progress)
+    curves = _size_curves(runner, empty, total, chosen.seed, progress) if chosen.curves and total is not None else ()
     return Evaluation(
-        baseline=names[0],
-        prompts=hashlib.sha256(pairs_to_text(case.pairs).encode()).hexdigest(),
-        seed=seed,
-        n_examples=len(case.pairs),
+        prompts=hashlib.sha256(pairs_to_text(pairs).encode()).hexdigest(),
+        settings={"metric": runner.metric.name, "freeze": list(freeze), **as_record(chosen)},
+        n_examples=len(pairs),
         n_nodes=len(nodes),
         n_edges=graph.number_of_edges(),
-        metric_clean=float(full.mean()),
-        metric_empty=by_errors["keep"].metric_empty,
-        faithfulness=_value(by_errors["keep"].faithfulness),
-        faithfulness_errors_of_circuit=_value(by_errors["circuit"].faithfulness),
-        faithfulness_errors_removed=_value(by_errors["remove"].faithfulness),
-        complement_faithfulness=_value(by_errors["keep"].complement_faithfulness),
-        pearson_r=agreement.pearson_r,
-        n_patched=len(strongest),
-        nodes=agreement,
-        edges=edges,
-        settings=tuple(measured),
-        n_dropped=len(drops),
-        n_not_needed=sum(drop < NOT_NEEDED for drop in drops.values()) if drops else None,
-        cpr=cpr(by_order["signed"]) if found else None,
-        cmd=cmd(by_order["absolute"]) if found else None,
-        curves=found,
-        noise=noise,
-        effects={str(node): float(effect) for node, effect in zip(strongest, effects, strict=True)},
+        metric_clean=full,
+        conditions=conditions,
+        nodes=node_agreement,
+        edges=edge_agreement,
+        curves=curves,
+        noise=_noise(runner, nodes, progress) if chosen.curves else (),
+        effects=effects,
         drops=drops,
         edge_effects=edge_effects,
     )
@@ -125,43 +118,54 @@ def evaluate_circuit(
 
 def measure_graph(
     graph: nx.MultiDiGraph,
-    model: Model,
-    dictionaries: Dictionaries,
+    model: ModelLike,
+    dictionaries: DictionariesLike | None = None,
     *,
-    pairs: Sequence[PromptPair] | None = None,
+    prompts: PairsLike | None = None,
     metric: str | MetricFunction | None = None,
-    n_patched: int = 1000,
-    n_edges: int = 1000,
     freeze: Sequence[str] = (),
-    seed: int = 0,
+    settings: Measuring | None = None,
     progress: Progress = no_progress,
+    **changes: Any,
 ) -> nx.MultiDiGraph:
-    """A copy of the graph with the measured `effect` of its strongest nodes and edges, and its evidence under its own baseline."""
+    """A copy of the graph with the measured `effect` of its strongest nodes and edges, and its evidence.
+
+    The graph's own baseline is the only one, no node is dropped and no curve is drawn.
+
+    Args:
+        graph, model, dictionaries, prompts, metric, freeze, progress: As of `evaluate_circuit`.
+        settings: How much to measure; None for the defaults.
+        **changes: Fields of `settings.Measuring` over `settings`: n_patched, n_edges, length, examples, seed.
+
+    Raises as `evaluate_circuit` does.
+    """
+    chosen = resolve(Measuring, settings, changes)
     evaluation = evaluate_circuit(
         graph,
         model,
         dictionaries,
-        pairs=pairs,
+        prompts=prompts,
         metric=metric,
         baselines=(),
-        n_patched=n_patched,
-        n_edges=n_edges,
         freeze=freeze,
+        progress=progress,
         n_dropped=0,
         curves=False,
-        seed=seed,
-        progress=progress,
+        **as_record(chosen),
     )
     return attach_evidence(graph, evaluation)
 
 
-def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evaluation | ComponentEvaluation) -> nx.MultiDiGraph:
-    """A copy of the graph with the evaluation as `evidence` and, of a graph of features, each measured `effect` at its node,
-    or at the edges of all kinds between two nodes together."""
+def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evidence) -> nx.MultiDiGraph:
+    """A copy of the graph with what was measured.
+
+    Args:
+        graph: The graph that was evaluated.
+        evaluation: An `Evaluation` or a `ComponentEvaluation`. Its summary becomes the graph's `evidence`, each measured
+            effect the `effect` of its node, or of the edges of all kinds between two nodes together.
+    """
     result = graph.copy()
     result.graph["evidence"] = evaluation.summary()
-    if isinstance(evaluation, ComponentEvaluation):
-        return result
     nx.set_node_attributes(result, evaluation.effects, "effect")
     for source, target, attributes in result.edges(data=True):
         if (source, target) in evaluation.edge_effects:
@@ -169,151 +173,128 @@ def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evaluation | ComponentEv
     return result
 
 
-def _measure_settings(case: Case, baseline: str, nodes: Sequence[Node], seed: int) -> list[Setting]:
-    """Circuit and complement under every treatment of errors, in one forward pass where they fit."""
-    masks = functools.partial(circuit_mask, case.model, case.dictionaries, n_pos=case.tokens.clean.shape[1])
-    circuits: list[Callable[[], CircuitMask]] = [lambda: masks([], errors="remove")]
-    for errors in ERRORS:
-        for other in (False, True):
-            circuits.append(functools.partial(masks, nodes, errors=errors, complement=other))
-    empty, *rest = _metrics(case, baseline, circuits)
-    total = case.clean.metric - empty
-    return [
-        Setting(
-            baseline,
-            errors,
-            float(empty.mean()),
-            float(inside.mean()),
-            float(outside.mean()),
-            ratio(inside - empty, total, seed=seed),
-            ratio(outside - empty, total, seed=seed),
-        )
-        for errors, inside, outside in zip(ERRORS, rest[::2], rest[1::2], strict=True)
-    ]
+def _patch_nodes(
+    runner: NodeCircuits,
+    estimates: Mapping[Node, float],
+    settings: Evaluating,
+    other_prompts: bool,
+    progress: Progress,
+) -> tuple[dict[str, float], Agreement]:
+    """The mean measured effect of each of the strongest nodes, and how well the attributions agree with these.
 
-
-def _metrics(
-    case: Case,
-    baseline: str,
-    circuits: Sequence[Callable[[], CircuitMask]],
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tensor:
-    baseline_nodes = node_values(case.model, case.dictionaries, case.bases[baseline].values, case.treatment)
-    return circuit_metrics(
-        case.model, case.dictionaries, case.tokens.clean, baseline_nodes, case.metric, circuits, progress=progress
-    )
-
-
-def _patch(case: Case, nodes: Sequence[Node], *, missing_is_nothing: bool, progress: Progress) -> Tensor:
-    """The mean measured effect of each node; on other prompts a feature that is active in neither run has none."""
-    there = {node for table in case.tables for node in table.nodes()}
-    chosen = [node for node in nodes if not missing_is_nothing or node in there]
-    model, dictionaries, tokens = case.model, case.dictionaries, case.tokens.clean
-    baseline_nodes = node_values(model, dictionaries, case.bases[case.baseline].values, case.treatment)
-    clean, score = case.clean.values, case.metric
-    found = patch_effects(
-        model, dictionaries, tokens, clean, baseline_nodes, score, case.tables, chosen, progress=progress
-    )
-    by_node = dict(zip(chosen, found.mean(1).tolist(), strict=True))
-    return torch.tensor([by_node.get(node, 0.0) for node in nodes], dtype=found.dtype)
+    On other prompts than the graph's, a feature that is active in neither run has no effect.
+    """
+    run = runner.attribution
+    strongest = sorted(estimates, key=lambda node: (-abs(estimates[node]), node.order))[: settings.n_patched]
+    active = {node for table in run.tables for node in table.nodes()}
+    patched = [node for node in strongest if node in active or not other_prompts]
+    measured = patch_effects(
+        runner.model,
+        run.dictionaries,
+        runner.tokens.clean,
+        run.clean.values,
+        runner.nodes_of(run.baseline.kind),
+        runner.metric,
+        run.tables,
+        patched,
+        progress=progress,
+    ).mean(1)
+    by_node = dict(zip(patched, measured.tolist(), strict=True))
+    effects = {str(node): by_node.get(node, 0.0) for node in strongest}
+    predicted = torch.tensor([estimates[node] for node in strongest])
+    in_order = torch.tensor(list(effects.values()), dtype=measured.dtype)
+    return effects, compare(list(effects), predicted, in_order, top_k=settings.top_k)
 
 
 def _drop_nodes(
-    case: Case, graph: nx.MultiDiGraph, nodes: Sequence[Node], n: int, total: float, progress: Progress
+    runner: NodeCircuits, estimates: Mapping[Node, float], n: int, total: float, progress: Progress
 ) -> dict[str, float]:
-    """Loss of faithfulness (errors of the circuit) without each of the n weakest nodes; empty where it is undefined."""
-    weakest = sorted(nodes, key=lambda node: (abs(graph.nodes[str(node)]["attribution"]), node.order))[:n]
-    if not weakest or total == 0:
+    """The loss of faithfulness (errors of the circuit) without each of the n weakest nodes."""
+    weakest = sorted(estimates, key=lambda node: (abs(estimates[node]), node.order))[:n]
+    if not weakest:
         return {}
-    masks = functools.partial(circuit_mask, case.model, case.dictionaries, n_pos=case.tokens.clean.shape[1])
-    circuits = [functools.partial(masks, [n for n in nodes if n != node]) for node in [None, *weakest]]
-    whole, *without = (
-        _metrics(case, case.baseline, circuits, lambda done, of: progress("dropping nodes", done, of)).mean(1).tolist()
-    )
+    circuits = [NodeCircuit([other for other in estimates if other != node]) for node in [None, *weakest]]
+    baseline = runner.attribution.baseline.kind
+    metrics = runner.metric_of(circuits, baseline, lambda done, of: progress("dropping nodes", done, of))
+    whole, *without = metrics.mean(1).tolist()
     return {str(node): (whole - value) / total for node, value in zip(weakest, without, strict=True)}
 
 
-def _edges(
-    case: Case, graph: nx.MultiDiGraph, n: int, freeze: Sequence[str], top_k: int, progress: Progress
-) -> tuple[Agreement | None, dict[tuple[str, str], float]]:
-    """local_weight, summed over kinds, against the measured effect, of the n pairs of nodes with the largest |weight| whose
-    target is a feature, a target of the graph or the metric. With frozen attention there are no q and k edges."""
+def _measure_edges(
+    runner: NodeCircuits, graph: nx.MultiDiGraph, settings: Evaluating, freeze: Sequence[str], progress: Progress
+) -> tuple[dict[tuple[str, str], float], Agreement | None]:
+    """The measured effect of the pairs of nodes with the largest |weight|, and how well local_weight agrees with it.
+
+    Targets are features, targets of the graph or the metric. Weights are summed over the kinds of edges between two nodes;
+    with frozen attention there are no q and k edges.
+    """
     kinds = set(EDGE_KINDS) - ({"q", "k"} if "attention" in freeze else set())
-    there = {str(node) for table in case.tables for node in table.nodes()}
+    run = runner.attribution
+    active = {str(node) for table in run.tables for node in table.nodes()}
     weights: dict[tuple[str, str], list[float]] = {}
     for source, target, data in graph.edges(data=True):
-        direct = graph.nodes[target]["kind"] in ("feature", "probe", "logit", "metric") and data["kind"] in kinds
-        if direct and source in there:
-            pair = weights.setdefault((source, target), [0.0, 0.0])
-            pair[0] += data["weight"]
-            pair[1] += data["local_weight"]
-    if not n or not weights:
-        return None, {}
-    strongest = sorted(weights, key=lambda pair: (-abs(weights[pair][0]), Node.parse(pair[0]).order, pair[1]))[:n]
-    pairs = [(Node.parse(source), Node.parse(target)) for source, target in strongest]
-    tokens, clean = case.tokens.clean, case.metric
-    settings: dict[str, Any] = {
-        "treatment": case.treatment,
-        "freeze": freeze,
-        "targets": case.targets,
-        "progress": progress,
+        has_value = graph.nodes[target]["kind"] in ("feature", "probe", "logit", "metric")
+        if has_value and data["kind"] in kinds and source in active:
+            sums = weights.setdefault((source, target), [0.0, 0.0])
+            sums[0] += data["weight"]
+            sums[1] += data["local_weight"]
+    if not settings.n_edges or not weights:
+        return {}, None
+    ranked = sorted(weights, key=lambda ends: (-abs(weights[ends][0]), Node.parse(ends[0]).order, ends[1]))
+    strongest = ranked[: settings.n_edges]
+    measured = measure_edges(
+        runner.model,
+        run.dictionaries,
+        runner.tokens.clean,
+        runner.metric,
+        run.tables,
+        [(Node.parse(source), Node.parse(target)) for source, target in strongest],
+        treatment=run.treatment,
+        freeze=freeze,
+        targets=runner.targets,
+        progress=progress,
+    ).mean(1)
+    predicted = torch.tensor([weights[ends][1] for ends in strongest])
+    agreement = compare([" -> ".join(ends) for ends in strongest], predicted, measured, top_k=settings.top_k)
+    return dict(zip(strongest, measured.tolist(), strict=True)), agreement
+
+
+def _size_curves(runner: NodeCircuits, empty: float, total: float, seed: int, progress: Progress) -> tuple[Curve, ...]:
+    """Circuits of growing size out of every node that differs between the clean run and the baseline."""
+    baseline, tables = runner.attribution.baseline.kind, runner.attribution.tables
+    constant = {"pos_embedding"} | ({"bias"} if baseline == "zero" else set())
+    ranked = [(value, node) for value, node in rank_nodes(tables) if node.kind not in constant]
+    drawn = [node for _, node in ranked]
+    random.Random(seed).shuffle(drawn)
+    by_order = {
+        "absolute": [node for _, node in sorted(ranked, key=lambda item: (-abs(item[0]), item[1].order))],
+        "signed": [node for _, node in sorted(ranked, key=lambda item: (-item[0], item[1].order))],
+        "random": drawn,
     }
-    measured = measure_edges(case.model, case.dictionaries, tokens, clean, case.tables, pairs, **settings).mean(1)
-    predicted = torch.tensor([weights[pair][1] for pair in strongest])
-    agreement = compare([" -> ".join(pair) for pair in strongest], predicted, measured, top_k=top_k)
-    return agreement, dict(zip(strongest, measured.tolist(), strict=True))
+    orders = {
+        order: [
+            SizedCircuit(n, n, NodeCircuit(by_order[order][:n]), NodeCircuit(by_order[order][:n], complement=True))
+            for n in circuit_sizes(len(ranked))
+        ]
+        for order in ORDERS
+    }
+    stage = "circuits of growing size"
+    return size_curves(runner, baseline, orders, empty, total, lambda done, of: progress(stage, done, of))
 
 
-def _curves(
-    case: Case, nodes: Sequence[Node], empty: float, seed: int, progress: Progress
-) -> tuple[tuple[Curve, ...], tuple[NoisePoint, ...]]:
-    """Curves over circuit size, empty where m(M) = m(0), and between corrupted and clean."""
-    model, dictionaries, tokens = case.model, case.dictionaries, case.tokens
-    constant = {"pos_embedding"} | ({"bias"} if case.bases[case.baseline].values is None else set())
-    ranked = [(value, node) for value, node in rank_nodes(case.tables) if node.kind not in constant]
-    full = float(case.clean.metric.mean())
-    found: tuple[Curve, ...] = ()
-    if full != empty:
-        found = size_curves(
-            model,
-            dictionaries,
-            tokens.clean,
-            node_values(model, dictionaries, case.bases[case.baseline].values, case.treatment),
-            case.metric,
-            ranked,
-            full,
-            empty,
-            seed=seed,
-            progress=lambda done, total: progress("circuits of growing size", done, total),
-        )
-    if tokens.corrupted is None or case.bases["corrupted"].values is None:
-        return found, ()
+def _noise(runner: NodeCircuits, nodes: Sequence[Node], progress: Progress) -> tuple[NoisePoint, ...]:
+    """The noise curve; there is none where the corrupted prompts are missing."""
+    run, corrupted = runner.attribution, runner.tokens.corrupted
+    if corrupted is None:
+        return ()
     progress("noising and denoising", 0, 1)
-    clean, corrupted = (
-        node_values(model, dictionaries, run, case.treatment)
-        for run in (case.clean.values, case.bases["corrupted"].values)
+    return noise_curve(
+        runner.model,
+        run.dictionaries,
+        runner.tokens.clean,
+        corrupted,
+        node_values(runner.model, run.dictionaries, run.clean.values, run.treatment),
+        runner.nodes_of("corrupted"),
+        runner.metric,
+        nodes,
     )
-    noise = noise_curve(model, dictionaries, tokens.clean, tokens.corrupted, clean, corrupted, case.metric, nodes)
-    return found, noise
-
-
-def _nodes(graph: nx.MultiDiGraph, dictionaries: Dictionaries) -> list[Node]:
-    """The graph's nodes but the targets and the metric, checked against the dictionaries."""
-    nodes = [Node.parse(key) for key, kind in graph.nodes(data="kind") if kind not in ("probe", "logit", "metric")]
-    for node in nodes:
-        if node.kind == "feature" and (node.site not in dictionaries or node.feature >= dictionaries[node.site].d_sae):  # type: ignore[operator]
-            known = ", ".join(map(str, dictionaries)) or "none"
-            raise GraphError(
-                f"node {str(node)!r} is in no given dictionary (sites: {known}); give the dictionaries the graph was built with"
-            )
-    return nodes
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 0:
-            raise CircuitGraphError(f"{name} is {count}; expected 0 or more")
-
-
-def _value(interval: Interval | None) -> float | None:
-    return None if interval is None else interval.value

@@ -23,6 +23,7 @@ from typing import Any
 
 import networkx as nx
 
+from circuitgraph.components.shape import ComponentShape
 from circuitgraph.errors import GraphError
 from circuitgraph.files import write_atomically
 from circuitgraph.formats.build import Builder, check
@@ -130,17 +131,21 @@ def component_names(n_layers: int, n_heads: int) -> Iterator[str]:
 
 def component_edges(n_layers: int, n_heads: int, parallel: bool) -> Iterator[tuple[str, str, str]]:
     """(source, target, "q", "k", "v" or "") of every edge of a transformer of that shape, in the order of EAP-IG."""
-    stream = ["input"]
+    shape = ComponentShape(n_layers, n_heads, parallel)
+    *writers, logits = component_names(n_layers, n_heads)
     for layer in range(n_layers):
-        heads = [f"a{layer}.h{head}" for head in range(n_heads)]
+        stream, heads = writers[: shape.writers_before(layer)], writers[shape.heads(layer)]
         yield from ((source, head, letter) for source in stream for head in heads for letter in KINDS)
-        if parallel:
-            yield from ((source, f"m{layer}", "") for source in stream)
-        stream += heads
-        if not parallel:
-            yield from ((source, f"m{layer}", "") for source in stream)
-        stream.append(f"m{layer}")
-    yield from ((source, "logits", "") for source in stream)
+        yield from ((source, f"m{layer}", "") for source in writers[: shape.writers_before(layer, mlp=True)])
+    yield from ((source, logits, "") for source in writers)
+
+
+def edge_place(shape: ComponentShape, name: str) -> tuple[int, int]:
+    """The row and column of an edge, such as a3.h7->a5.h1<q>, in the masks of `components.edge_masks`."""
+    source, _, rest = name.partition("->")
+    target, _, letter = rest.partition("<")
+    writer, reader = (Node.parse(_key(end, shape.n_layers, shape.n_heads)) for end in (source, target))
+    return shape.writer(writer), shape.reader(reader, KINDS.get(letter[:1], ""))
 
 
 @functools.lru_cache(maxsize=1 << 14)  # a file names each component once per edge

@@ -15,43 +15,36 @@ import networkx as nx
 
 from circuitgraph.components.evaluate import ComponentEvaluation
 from circuitgraph.errors import CircuitGraphError, RenderError
-from circuitgraph.evaluation.report import Evaluation
+from circuitgraph.evaluation.report import Evaluation, Evidence
 from circuitgraph.files import write_atomically
 
 BLUE, RED, GREY = "#2166ac", "#b2182b", "#777777"
 STILL = (".png", ".svg", ".pdf")
 
 
-def curve_plot(evaluation: Evaluation) -> Any:
-    """Faithfulness (solid) and complement_faithfulness (dashed) over the number of nodes, one colour per order."""
+def curve_plot(evaluation: Evidence, what: str = "nodes") -> Any:
+    """Faithfulness (solid) and complement_faithfulness (dashed) over the size of circuits, one colour per order.
+
+    Args:
+        evaluation: What was measured; circuits of edges between components have no complements.
+        what: What circuits are made of, "nodes" or "edges".
+    """
     traces: list[dict[str, Any]] = []
     for curve, color in zip(evaluation.curves, (BLUE, RED, GREY), strict=False):
         for part, dash in (("faithfulness", "solid"), ("complement_faithfulness", "dash")):
+            shares = [getattr(point, part) for point in curve.points]
+            if None in shares:
+                continue
             traces.append(
                 {
                     "type": "scatter",
-                    "x": [point.n_nodes for point in curve.points],
-                    "y": [getattr(point, part) for point in curve.points],
+                    "x": [point.n_chosen for point in curve.points],
+                    "y": shares,
                     "name": f"{part}, {curve.order}",
                     "line": {"dash": dash, "color": color},
                 }
             )
-    return _figure(traces, "Circuits of growing size", "nodes", "share of m(model) - m(empty)", xaxis={"type": "log"})
-
-
-def edge_curve_plot(evaluation: ComponentEvaluation) -> Any:
-    """Faithfulness over the number of edges between components, one colour per order."""
-    traces = [
-        {
-            "type": "scatter",
-            "x": [point.n_chosen for point in curve.points],
-            "y": [point.faithfulness for point in curve.points],
-            "name": f"faithfulness, {curve.order}",
-            "line": {"color": color},
-        }
-        for curve, color in zip(evaluation.curves, (BLUE, RED, GREY), strict=False)
-    ]
-    return _figure(traces, "Circuits of growing size", "edges", "share of m(model) - m(empty)", xaxis={"type": "log"})
+    return _figure(traces, "Circuits of growing size", what, "share of m(model) - m(empty)", xaxis={"type": "log"})
 
 
 def noise_plot(evaluation: Evaluation) -> Any:
@@ -150,7 +143,7 @@ def evaluation_plots(graph: nx.MultiDiGraph, evaluation: Evaluation) -> dict[str
 
 def component_plots(evaluation: ComponentEvaluation) -> dict[str, Any]:
     """Every plot that an evaluated graph of components allows, by file name."""
-    return {"edge_curves": edge_curve_plot(evaluation)} if evaluation.curves else {}
+    return {"edge_curves": curve_plot(evaluation, "edges")} if evaluation.curves else {}
 
 
 def write_plot(figure: Any, path: str | Path) -> Path:

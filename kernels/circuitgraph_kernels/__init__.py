@@ -6,7 +6,7 @@ imports torch (and triton where it runs) and knows nothing of models, prompts, s
 """
 
 from circuitgraph_kernels.captured import CapturedAttribution
-from circuitgraph_kernels.products import GroupedProduct, decode_entries, gather_dot, grouped_product
+from circuitgraph_kernels.products import decode_entries, gather_dot
 from circuitgraph_kernels.sae_attribution import SaeAttribution, backend_name, sae_attribution
 from circuitgraph_kernels.weights import (
     ACTIVATIONS,
@@ -21,7 +21,6 @@ from circuitgraph_kernels.weights import (
 __all__ = [
     "ACTIVATIONS",
     "CapturedAttribution",
-    "GroupedProduct",
     "SaeAttribution",
     "SaeWeights",
     "backend_name",
@@ -30,7 +29,6 @@ __all__ = [
     "decode_entries",
     "encode",
     "gather_dot",
-    "grouped_product",
     "output_bias",
     "pre_activations",
     "sae_attribution",

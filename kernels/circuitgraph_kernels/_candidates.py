@@ -83,14 +83,13 @@ def encoder_products(weights: SaeWeights) -> Run:
 
 
 def ours(backend: str, precision: str = "exact") -> Callable[[SaeWeights], Run]:
-    """`sae_attribution`, list and sums."""
+    """`sae_attribution`, and the sums of its list."""
 
     def make(weights: SaeWeights) -> Run:
         def run(clean: Tensor, baseline: Tensor, gradient: Tensor) -> Tensor:
-            result = sae_attribution(
-                clean, baseline, gradient, weights, want="both", backend=backend, precision=precision
+            return sums(
+                sae_attribution(clean, baseline, gradient, weights, backend=backend, precision=precision), weights
             )
-            return sums(result)
 
         return run
 
@@ -98,23 +97,21 @@ def ours(backend: str, precision: str = "exact") -> Callable[[SaeWeights], Run]:
 
 
 def captured(weights: SaeWeights) -> Run:
-    """The list alone, replayed as a CUDA graph; the sums that are compared are made outside of it."""
+    """The same with the list replayed as a CUDA graph."""
     graphs: dict[int, CapturedAttribution] = {}
 
     def run(clean: Tensor, baseline: Tensor, gradient: Tensor) -> Tensor:
         if len(clean) not in graphs:
             graphs[len(clean)] = CapturedAttribution(weights, len(clean), capacity=1024 * len(clean))
-        result = graphs[len(clean)](clean, baseline, gradient)
-        total = result.error.new_zeros(weights.d_sae).index_add_(0, result.feature, result.attribution)
-        return torch.cat((total, result.error))
+        return sums(graphs[len(clean)](clean, baseline, gradient), weights)
 
     return run
 
 
-def sums(result: SaeAttribution) -> Tensor:
+def sums(result: SaeAttribution, weights: SaeWeights) -> Tensor:
     """Feature sums, then errors: the layout in which all candidates are compared."""
-    assert result.feature_sum is not None
-    return torch.cat((result.feature_sum, result.error))
+    total = result.error.new_zeros(weights.d_sae).index_add_(0, result.feature, result.attribution)
+    return torch.cat((total, result.error))
 
 
 def _autograd(encoded: Callable[[Tensor], Tensor], decoded: Callable[[Tensor], Tensor]) -> Run:

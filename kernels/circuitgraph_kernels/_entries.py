@@ -42,9 +42,8 @@ class Inputs:
     clean_out: Tensor  # [T, d_out]
     baseline_out: Tensor | None  # [T, d_out]
     weights: SaeWeights
-    want_sum: bool
 
-    def of_tokens(self, rows: slice | Tensor) -> Inputs:
+    def of_tokens(self, rows: slice) -> Inputs:
         """The same for these tokens only."""
         return replace(
             self,
@@ -65,7 +64,6 @@ class Entries(NamedTuple):
     baseline_acts: Tensor  # [n]
     attribution: Tensor  # [K, n]
     error: Tensor  # [K, T]
-    feature_sum: Tensor | None  # [K, d_sae]
 
 
 def output_difference(inputs: Inputs) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from circuitgraph_kernels._entries import Entries, Inputs, output_difference
+from circuitgraph_kernels.weights import row_sums
 
 
 def attribute(inputs: Inputs) -> Entries:
@@ -23,6 +24,5 @@ def attribute(inputs: Inputs) -> Entries:
         clean[token, feature],
         baseline[token, feature],
         (delta * gradient)[:, token, feature],
-        (gradient * (output_difference(inputs) - delta)).sum(-1),
-        (delta * gradient).sum(1) if inputs.want_sum else None,
+        row_sums(gradient * (output_difference(inputs) - delta)),
     )

@@ -38,5 +38,4 @@ def attribute(inputs: Inputs) -> Entries:
         baseline_acts[token, feature],
         attribution[:, token, feature],
         torch.einsum("ktd,td->kt", gradient, error),
-        attribution.sum(dim=1) if inputs.want_sum else None,
     )

@@ -45,7 +45,6 @@ SCREEN = {
     },
 }
 PAIRS = 16  # candidates per program of the refine
-PRODUCT = 64  # readers and columns per program of the grouped product
 WORDS = 16  # words of the mask per program of count and expand
 
 

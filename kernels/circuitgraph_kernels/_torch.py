@@ -17,18 +17,11 @@ import torch
 from torch import Tensor
 
 from circuitgraph_kernels._entries import Entries, Inputs, output_difference, top_k_entries
-from circuitgraph_kernels._torch_products import (
-    decode_entries,
-    gather_dot,
-    gather_dots,
-    grouped_products,
-    slices,
-    sum_by,
-)
+from circuitgraph_kernels._torch_products import decode_entries, gather_dot, gather_dots, slices, sum_by
 from circuitgraph_kernels._torch_screen import Screen
 from circuitgraph_kernels.weights import SaeWeights, activate, normalized_input, score_scale
 
-__all__ = ["attribute", "decode_entries", "gather_dots", "grouped_products"]
+__all__ = ["attribute", "decode_entries", "gather_dots"]
 
 
 class _Pairs(NamedTuple):
@@ -59,16 +52,13 @@ def attribute(inputs: Inputs) -> Entries:
     difference = output_difference(inputs).contiguous()
     every = torch.arange(len(difference), device=difference.device)
 
-    attributions, errors, sums = [], [], []
+    attributions, errors = [], []
     for gradient in inputs.gradient:  # one at a time: each gives the same bits as a call with it alone
         attribution = pairs.delta * gather_dot(gradient, pairs.token, weights.W_dec, pairs.feature)
         total = gather_dot(gradient, every, difference, every)
         attributions.append(attribution)
         errors.append(total - sum_by(pairs.token, attribution, len(total)))
-        if inputs.want_sum:
-            sums.append(sum_by(pairs.feature, attribution, weights.d_sae))
-    feature_sum = torch.stack(sums) if sums else None
-    return Entries(*pairs[:4], torch.stack(attributions), torch.stack(errors), feature_sum)
+    return Entries(*pairs[:4], torch.stack(attributions), torch.stack(errors))
 
 
 def _active_pairs(inputs: Inputs) -> _Pairs:

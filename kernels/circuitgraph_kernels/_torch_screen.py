@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -37,8 +38,9 @@ FEW_ROWS = 160
 BUFFER_ELEMENTS = 1 << 23
 EXTRA = 4  # columns that hold margin and bias
 DEPTH = 32  # the product's depth is padded to a multiple: 8.9 instead of 15.0 ms at depth 512 + 4
-# Rounding the weights costs as much as 32 to 64 rows save: 44 instead of 38 ms at 32 rows, 45 instead of 57 at 64.
-WORTH_ROUNDING = 48
+# Rows from which rounding the weights costs less than it saves, by what multiplies bfloat16. AMX (Xeon): 44 instead of
+# 38 ms at 32 rows, 45 instead of 57 at 64. AVX-512 (EPYC): 4.5 instead of 3.4 ms at 2 rows, 4.7 instead of 12.0 at 16.
+WORTH_ROUNDING = {"AMX": 48, "AVX-512": 16}
 LEAST = 16  # smaller bfloat16 products go to other code in PyTorch, which need not accumulate in float32
 GROUP = 32  # features per group maximum (topk)
 SMALL = 2.0**-110  # above whatever is lost where numbers underflow, even if subnormals count as zero
@@ -162,11 +164,26 @@ class Screen:
 
 
 def screen_dtype(dtype: torch.dtype, device: torch.device, n_rows: int) -> torch.dtype:
-    """What the screen of so many rows multiplies in: bfloat16 for float32 on a CPU with AMX, else `dtype`."""
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private to PyTorch
-    if dtype != torch.float32 or device.type != "cpu" or n_rows < WORTH_ROUNDING or not torch.backends.mkldnn.enabled:
+    """What the screen of so many rows multiplies in: bfloat16 for float32 where the CPU does it faster, else `dtype`."""
+    if dtype != torch.float32 or device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return dtype
-    return torch.bfloat16 if has_amx is not None and has_amx() else dtype
+    return torch.bfloat16 if n_rows >= _worth_rounding() else dtype
+
+
+@lru_cache
+def _worth_rounding() -> float:
+    """The number of rows from which bfloat16 is faster. What is asked here is private to PyTorch.
+
+    oneDNN is asked too: with ONEDNN_MAX_CPU_ISA=AVX2 it has no such product, and PyTorch's own is four times slower
+    than float32.
+    """
+    try:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return math.inf
+        kinds = {"AMX": torch.cpu._is_amx_tile_supported(), "AVX-512": torch.cpu._is_avx512_bf16_supported()}
+    except (AttributeError, RuntimeError):
+        return math.inf
+    return next((WORTH_ROUNDING[kind] for kind, supported in kinds.items() if supported), math.inf)
 
 
 def _features(weights: SaeWeights, dtype: torch.dtype, screen: torch.dtype) -> _Features:

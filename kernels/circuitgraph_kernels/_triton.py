@@ -17,7 +17,7 @@ from torch import Tensor
 from circuitgraph_kernels import _tiles
 from circuitgraph_kernels import _triton_kernels as kernels
 from circuitgraph_kernels import _triton_products as products
-from circuitgraph_kernels._entries import Entries, Inputs, output_difference, row_starts, top_k_entries
+from circuitgraph_kernels._entries import Entries, Inputs, output_difference, top_k_entries
 from circuitgraph_kernels._tiles import OPTIONS
 from circuitgraph_kernels._triton_screen import Candidates, screened
 from circuitgraph_kernels.weights import SaeWeights, floor, normalized_input, score_scale
@@ -49,24 +49,11 @@ def attribute(inputs: Inputs) -> Entries:
         for start in range(0, len(inputs.clean), step):
             padded = attribute_padded(inputs.of_tokens(slice(start, start + step)))
             parts.append(_first(padded.entries, int(padded.n_active), start))
-        token, feature, clean, baseline, attribution, error, _ = zip(*parts, strict=True)
-        entries = Entries(
-            torch.cat(token),
-            torch.cat(feature),
-            torch.cat(clean),
-            torch.cat(baseline),
-            torch.cat(attribution, dim=1),
-            torch.cat(error, dim=1),
-            None,
-        )
-        if inputs.want_sum:
-            entries = entries._replace(feature_sum=feature_sums(entries, inputs.weights.d_sae))
-    return entries
+    return Entries(*(torch.cat(column, dim=-1) for column in zip(*parts, strict=True)))
 
 
 def attribute_padded(inputs: Inputs, capacity: int | None = None) -> PaddedEntries:
-    """The same for a fixed number of candidates, without sums over tokens. With a capacity nothing waits for the GPU,
-    so that the launches can be captured in a CUDA graph."""
+    """The same in buffers. With a capacity nothing waits for the GPU, so that a CUDA graph can capture the launches."""
     weights, gradient = inputs.weights, _rows(inputs.gradient)
     runs = [inputs.clean] if inputs.baseline is None else [inputs.clean, inputs.baseline]
     normalized = [normalized_input(_rows(run), weights) for run in runs]  # a norm of strided rows has other bits
@@ -86,20 +73,7 @@ def attribute_padded(inputs: Inputs, capacity: int | None = None) -> PaddedEntri
     # candidates up to each token -> entries up to each token
     starts = torch.nn.functional.pad(ends, (1, 0))[torch.nn.functional.pad(found.ends, (1, 0)).clamp(max=size)]
     error = _token_errors(gradient, _rows(output_difference(inputs)), out[2], starts, n_tokens)
-    return PaddedEntries(Entries(token, feature, out[0], out[1], out[2], error, None), starts[-1], found.total)
-
-
-def feature_sums(entries: Entries, d_sae: int) -> Tensor:
-    """[K, d_sae]: the attributions of each feature over all tokens, in the order of the tokens."""
-    attribution = entries.attribution
-    order = torch.sort(entries.feature, stable=True).indices
-    starts = row_starts(entries.feature[order], d_sae)
-    out = attribution.new_empty(len(attribution), d_sae)
-    products.feature_sums[(triton.cdiv(d_sae, ENTRIES_PER_STEP), len(attribution))](
-        attribution, order, starts, out, d_sae, attribution.stride(0), BF=ENTRIES_PER_STEP,
-        DTYPE=DTYPES[out.dtype], **OPTIONS,
-    )  # fmt: skip
-    return out
+    return PaddedEntries(Entries(token, feature, *out, error), starts[-1], found.total)
 
 
 def decode_entries(starts: Tensor, feature: Tensor, acts: Tensor, W: Tensor) -> Tensor:
@@ -125,30 +99,6 @@ def gather_dots(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor) -> Te
             products.gather_dots[(triton.cdiv(len(rows), _tiles.PAIRS), len(vectors))](
                 vectors, rows, W, columns, out, len(rows), W.shape[1], vectors.stride(0), vectors.stride(1),
                 W.stride(0), BP=_tiles.PAIRS, BD=_tiles.depth_block(W.shape[1]), DTYPE=DTYPES[out.dtype], **OPTIONS,
-            )  # fmt: skip
-    return out
-
-
-def grouped_products(
-    readers: Tensor, reader_starts: Tensor, W: Tensor, columns: Tensor, column_starts: Tensor, out_starts: Tensor
-) -> Tensor:
-    """readers[i] . W[columns[j]] for every i and j of the same group, group after group."""
-    readers, W = _rows(readers), _rows(W)
-    if W.dtype != readers.dtype:  # widening inside the kernel spills 200 registers and more
-        W, columns = W[columns].to(readers.dtype), torch.arange(len(columns), device=W.device)
-    block = _tiles.PRODUCT
-    n_i, n_j = (-(-starts.diff() // block) for starts in (reader_starts, column_starts))
-    n_tiles = n_i * n_j
-    group = torch.arange(len(n_tiles), device=W.device).repeat_interleave(n_tiles)
-    tile = torch.arange(len(group), device=W.device) - (n_tiles.cumsum(0) - n_tiles)[group]
-    tiles = torch.stack((group, tile // n_j[group], tile % n_j[group]), dim=1)
-    out = readers.new_empty(int(out_starts[-1]))
-    if len(tiles):
-        with torch.cuda.device_of(readers):
-            products.grouped_products[(len(tiles),)](
-                readers, W, columns, reader_starts, column_starts, out_starts, tiles, out,
-                W.shape[1], readers.stride(0), W.stride(0),
-                BM=block, BN=block, BK=32, DTYPE=DTYPES[out.dtype], **OPTIONS,
             )  # fmt: skip
     return out
 
@@ -232,15 +182,15 @@ def _token_errors(gradient: Tensor, difference: Tensor, attribution: Tensor, sta
 
 def _first(entries: Entries, n: int, start: int) -> Entries:
     """The first n entries of a block of tokens that begins at `start`."""
-    token, feature, clean, baseline, attribution, error, _ = entries
-    return Entries(token[:n] + start, feature[:n], clean[:n], baseline[:n], attribution[:, :n], error, None)
+    token, feature, clean, baseline, attribution, error = entries
+    return Entries(token[:n] + start, feature[:n], clean[:n], baseline[:n], attribution[:, :n], error)
 
 
 def _nothing(inputs: Inputs) -> Entries:
     """The lists of no tokens."""
     index = torch.zeros(0, dtype=torch.int64, device=inputs.clean.device)
     values, many = inputs.clean.new_zeros(0), inputs.clean.new_zeros(len(inputs.gradient), 0)
-    return Entries(index, index, values, values, many, many, None)
+    return Entries(index, index, values, values, many, many)
 
 
 def _rows(x: Tensor) -> Tensor:

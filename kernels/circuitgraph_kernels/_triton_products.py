@@ -64,26 +64,6 @@ def token_errors(
 
 
 @triton.jit
-def feature_sums(
-    p_attribution, p_order, p_starts, p_sum, d_sae, stride_attribution, BF: tl.constexpr, DTYPE: tl.constexpr
-):
-    """sum [K, d_sae] over tokens of the attributions of each feature, one after the other; order sorts the entries by
-    feature."""
-    i_block, i_gradient = tl.program_id(0), tl.program_id(1)
-    o_feature = i_block * BF + tl.arange(0, BF)
-    m_feature = o_feature < d_sae
-    b_start = tl.load(p_starts + o_feature, mask=m_feature, other=0)
-    b_count = tl.load(p_starts + o_feature + 1, mask=m_feature, other=0) - b_start
-    p_values = p_attribution + at_row(i_gradient, stride_attribution)
-    b_sum = tl.zeros([BF], dtype=DTYPE)
-    for i_entry in range(0, tl.max(b_count, axis=0)):
-        m_entry = i_entry < b_count
-        o_entry = tl.load(p_order + b_start + i_entry, mask=m_entry, other=0)
-        b_sum += tl.load(p_values + o_entry, mask=m_entry, other=0.0)
-    tl.store(p_sum + at_row(i_gradient, d_sae) + o_feature, b_sum, mask=m_feature)
-
-
-@triton.jit
 def decode_rows(
     p_feature, p_acts, p_starts, p_W, p_out, d, stride_W, BP: tl.constexpr, BD: tl.constexpr, DTYPE: tl.constexpr
 ):
@@ -118,30 +98,3 @@ def gather_dots(
     p_w = p_W + at_row(tl.load(p_columns + o_pair, mask=m_pair, other=0), stride_W)
     b_dot = row_dots(p_x, p_w, d, m_pair, BP, BD, DTYPE)
     tl.store(p_out + at_row(i_k, n) + o_pair, b_dot, mask=m_pair)
-
-
-@triton.jit
-def grouped_products(
-    p_readers, p_W, p_columns, p_reader_starts, p_column_starts, p_out_starts, p_tiles, p_out,
-    d, stride_readers, stride_W,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """One tile of one group's products readers[i] . W[columns[j]]; tiles [n, 3] names group, block of i, block of j."""
-    i_tile = tl.program_id(0)
-    i_group = tl.load(p_tiles + i_tile * 3)
-    reader_end, column_end = tl.load(p_reader_starts + i_group + 1), tl.load(p_column_starts + i_group + 1)
-    reader_start, column_start = tl.load(p_reader_starts + i_group), tl.load(p_column_starts + i_group)
-    o_i = reader_start + tl.load(p_tiles + i_tile * 3 + 1) * BM + tl.arange(0, BM)
-    o_j = column_start + tl.load(p_tiles + i_tile * 3 + 2) * BN + tl.arange(0, BN)
-    m_i, m_j, o_k = o_i < reader_end, o_j < column_end, tl.arange(0, BK)
-    p_r = p_readers + at_row(o_i, stride_readers)[:, None]
-    p_w = p_W + at_row(tl.load(p_columns + o_j, mask=m_j, other=0), stride_W)[None, :]
-    b_product = tl.zeros([BM, BN], dtype=DTYPE)
-    for start in range(0, d, BK):
-        m_k = start + o_k < d
-        b_r = tl.load(p_r + start + o_k[None, :], mask=m_i[:, None] & m_k[None, :], other=0.0)
-        b_w = tl.load(p_w + start + o_k[:, None], mask=m_k[:, None] & m_j[None, :], other=0.0).to(DTYPE)
-        b_product = tl.dot(b_r, b_w, b_product, input_precision="ieee", out_dtype=DTYPE)
-    p_out += tl.load(p_out_starts + i_group)
-    o_out = (o_i - reader_start)[:, None] * (column_end - column_start) + (o_j - column_start)[None, :]
-    tl.store(p_out + o_out, b_product, mask=m_i[:, None] & m_j[None, :])

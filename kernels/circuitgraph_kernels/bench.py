@@ -102,8 +102,8 @@ def compare(scores: Tensor, case: Case) -> tuple[float, float]:
     expected, pairs = [], 0
     for start in range(0, len(rows[0]), 160):  # the reference holds several [tokens, d_sae] tensors
         clean, baseline, gradient = (x[start : start + 160].double() for x in rows)
-        reference = sae_attribution(clean, baseline, gradient, exact, want="both", backend="reference")
-        expected.append(sums(reference))
+        reference = sae_attribution(clean, baseline, gradient, exact, backend="reference")
+        expected.append(sums(reference, exact))
         pairs += len(reference.token)
     total = torch.stack([each[: weights.d_sae] for each in expected]).sum(dim=0)
     target = torch.cat((total, *(each[weights.d_sae :] for each in expected)))

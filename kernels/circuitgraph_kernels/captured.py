@@ -17,14 +17,13 @@ WARM_UP = 3  # runs before the capture: they compile the kernels and fill the al
 
 
 class CapturedAttribution:
-    """`sae_attribution` for float32 tensors of fixed sizes, want="list", replayed as a CUDA graph.
+    """`sae_attribution` for float32 tensors of fixed sizes, replayed as a CUDA graph.
 
         captured = CapturedAttribution(weights, n_tokens=16, capacity=16 * 512)
         result = captured(clean, baseline, gradient)
 
     capacity: room for that many (token, feature) candidates; a call that needs more raises ValueError and says how many.
-    Inputs are not checked for NaN; every token is listed, those with equal rows too. One object serves one thread and
-    stream at a time. Raises ValueError without a GPU.
+    Inputs are not checked for NaN. One object serves one thread and stream at a time. Raises ValueError without a GPU.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class CapturedAttribution:
         clean, clean_out = rows(n_tokens, weights.d_in), rows(n_tokens, weights.d_out)
         other, other_out = (torch.zeros_like(x) if baseline else None for x in (clean, clean_out))
         gradient = rows(n_gradients, n_tokens, weights.d_out)
-        self._inputs = Inputs(clean, other, gradient, clean_out, other_out, weights, False)
+        self._inputs = Inputs(clean, other, gradient, clean_out, other_out, weights)
         self.capacity = capacity
         with torch.no_grad(), torch.cuda.device(device), torch.autocast(device.type, enabled=False):
             stream = torch.cuda.Stream(device)
@@ -96,11 +95,10 @@ class CapturedAttribution:
             found.baseline_acts[:n_active].clone(),
             found.attribution[:, :n_active].clone(),
             found.error.clone(),
-            None,
         )
         shown = (
             entries
             if gradient.ndim == 3
             else entries._replace(attribution=entries.attribution[0], error=entries.error[0])
         )
-        return SaeAttribution(*shown, "triton", "float32", entries.token.new_zeros(0))
+        return SaeAttribution(*shown, "triton", "float32")

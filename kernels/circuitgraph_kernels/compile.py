@@ -71,14 +71,6 @@ class Facts:
     triton: str
 
 
-def report(arch: str, kernels: Iterable[str] | None = None) -> list[Facts]:
-    """The facts of every variant of these kernels (default: all) for one architecture, in a fixed order.
-
-    Raises Refused for an unknown name, without Triton, and with TRITON_INTERPRET=1.
-    """
-    return list(_compiled(arch, _chosen(arch, kernels)))
-
-
 def variants(arch: str) -> list[Variant]:
     """The launches of `_triton_screen` and `_triton` with a baseline and float32, and some others."""
     from circuitgraph_kernels._triton import ENTRIES_PER_STEP
@@ -86,7 +78,6 @@ def variants(arch: str) -> list[Variant]:
     f32: dict[str, Any] = {"DTYPE": "float32"}
     words = {"BW": _tiles.WORDS, "RUNS": 2}
     depth, pairs = {"BD": _tiles.depth_block(D)}, {"BP": _tiles.PAIRS, "BD": _tiles.depth_block(D)}
-    product = {"BM": _tiles.PRODUCT, "BN": _tiles.PRODUCT, "BK": 32}
     mask = [N_TOKENS, N_WORDS, N_WORDS]
 
     found = _screens(arch)
@@ -100,16 +91,12 @@ def variants(arch: str) -> list[Variant]:
     found.append(Variant("compact", "fp32", arguments, {"BP": ENTRIES_PER_STEP}))
     arguments = [*["*fp32"] * 3, "*i64", "*fp32", D, N_TOKENS, STRIDE_K, D, D, CAPACITY]
     found.append(Variant("token_errors", "fp32", arguments, f32 | depth | {"BN": ENTRIES_PER_STEP}))
-    arguments = ["*fp32", "*i64", "*i64", "*fp32", D_SAE, CAPACITY]
-    found.append(Variant("feature_sums", "fp32", arguments, f32 | {"BF": ENTRIES_PER_STEP}))
     for name, w in (("fp32", "*fp32"), ("fp32, W bf16", "*bf16")):
         found.append(Variant("decode_rows", name, ["*i64", "*fp32", "*i64", w, "*fp32", D, D], f32 | pairs))
     for name, x, w in (("fp32", "*fp32", "*fp32"), ("fp32, W bf16", "*fp32", "*bf16"), ("fp64", "*fp64", "*fp64")):
         dtype = {"DTYPE": x.replace("*fp", "float")}
         arguments = [x, "*i64", w, "*i64", x, CAPACITY, D, STRIDE_K, D, D]
         found.append(Variant("gather_dots", name, arguments, dtype | pairs))
-    arguments = ["*fp32", "*fp32", *["*i64"] * 5, "*fp32", D, D, D]
-    found.append(Variant("grouped_products", "fp32", arguments, f32 | product))
     return found
 
 

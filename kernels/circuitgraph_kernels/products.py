@@ -1,13 +1,8 @@
-"""Products with rows of a weight matrix that are chosen by index: for lists of entries and for edges.
-
-In come vectors, index lists and a matrix with one row per feature; out come dot products or weighted sums of rows. The
-gathered rows are never held as a whole. This module knows no activations, and no loop in it runs over features.
-"""
+"""Products with rows of a weight matrix that are chosen by index. The gathered rows are never held as a whole."""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,29 +13,19 @@ from circuitgraph_kernels.sae_attribution import BACKENDS, backend_name
 from circuitgraph_kernels.weights import compute_dtype
 
 
-@dataclass(frozen=True, eq=False)
-class GroupedProduct:
-    """One block [m_p, n_p] per group p, one after the other in `values`."""
-
-    values: Tensor  # [sum of m_p n_p]
-    starts: Tensor  # [groups + 1] int64: where each block begins
-    columns: Tensor  # [groups] int64: n_p
-
-    def block(self, group: int) -> Tensor:
-        """The products of one group, [m_p, n_p]; a view. Raises IndexError for a group that is not there."""
-        if not 0 <= group < len(self.columns):
-            raise IndexError(f"group {group}, expected 0 to {len(self.columns) - 1}")
-        start, stop = self.starts[group : group + 2].tolist()
-        return self.values[start:stop].view(-1, max(int(self.columns[group]), 1))[:, : int(self.columns[group])]
-
-
 @full_precision
 def gather_dot(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor, *, backend: str = "auto") -> Tensor:
     """vectors[..., rows[i], :] . W[columns[i], :] for each i: [n] for vectors [T, d], [K, n] for vectors [K, T, d].
 
-    rows [n] and columns [n] are int64, W is [F, d]. Computed in float32, or in float64 if vectors is; each result
-    depends on its own two rows only. On a CPU a W whose rows are not contiguous costs about fifty times as much per
-    pair. Not differentiable.
+    Computed in float32, or in float64 if vectors is; each result depends on its own two rows only. Not differentiable.
+
+    Args:
+        vectors: [T, d] or [K, T, d].
+        rows: [n] int64, a row of `vectors` per product.
+        W: [F, d]. On a CPU, a W whose rows are not contiguous costs 25 to 50 times as much per product.
+        columns: [n] int64, a row of W per product.
+        backend: as for `sae_attribution`; "reference" means torch.
+
     Raises ValueError for a shape that does not fit, an index out of range, or tensors on different devices.
     """
     if vectors.ndim not in (2, 3):
@@ -61,8 +46,17 @@ def decode_entries(
 ) -> Tensor:
     """sum over the entries of each token of acts * W_dec[feature], [n_tokens, d]: x_hat - b_dec, without dense acts.
 
-    token, feature [n] int64 and acts [n] are a list sorted by token, as `sae_attribution` returns it; the sum of a
-    token depends on its own entries only. Not differentiable.
+    The entries are a list as `sae_attribution` returns it; the sum of a token depends on its own entries only. Not
+    differentiable.
+
+    Args:
+        token: [n] int64, ascending.
+        feature: [n] int64, a row of W_dec per entry.
+        acts: [n] the factor of that row.
+        W_dec: [F, d].
+        n_tokens: rows of the result; tokens without entries have zeros.
+        backend: as for `sae_attribution`; "reference" means torch.
+
     Raises ValueError for a shape that does not fit, an index out of range, or a list that is not sorted.
     """
     _check(
@@ -78,37 +72,6 @@ def decode_entries(
     starts = row_starts(token.contiguous(), n_tokens)
     result: Tensor = _backend(backend, acts).decode_entries(starts, feature.contiguous(), acts.contiguous(), W_dec)
     return result
-
-
-@full_precision
-def grouped_product(
-    readers: Tensor, reader_starts: Tensor, W: Tensor, columns: Tensor, column_starts: Tensor, *, backend: str = "auto"
-) -> GroupedProduct:
-    """readers[i] . W[columns[j]] for every i and j of the same group: all edges of a site, one product per position.
-
-    readers [m, d], grouped: those of group p are reader_starts[p] to reader_starts[p + 1]; columns [n] index rows of
-    W [F, d] and are grouped by column_starts in the same way; both starts are [groups + 1] int64. Computed in float32,
-    or in float64 if readers is. Not differentiable.
-    Raises ValueError for a shape that does not fit, an index out of range, or starts that do not ascend from 0 to the end.
-    """
-    if readers.ndim != 2:
-        raise ValueError(f"grouped_product: readers has shape {tuple(readers.shape)}, expected [m, d]")
-    _check("grouped_product", readers, W, {"columns": (columns, len(W))})
-    for name, starts, size in (
-        ("reader_starts", reader_starts, len(readers)),
-        ("column_starts", column_starts, len(columns)),
-    ):
-        fits = (
-            starts.dtype == torch.int64 and starts.shape == reader_starts.shape and starts.ndim == 1 and len(starts) > 0
-        )
-        if not (fits and int(starts[0]) == 0 and int(starts[-1]) == size and bool((starts.diff() >= 0).all())):
-            raise ValueError(f"grouped_product: {name} is not [groups + 1] int64 that ascends from 0 to {size}")
-    reader_starts, columns, column_starts = (x.contiguous() for x in (reader_starts, columns, column_starts))
-    readers = readers.to(compute_dtype(readers.dtype))
-    n_readers, n_columns = reader_starts.diff(), column_starts.diff()
-    out_starts = torch.nn.functional.pad((n_readers * n_columns).cumsum(0), (1, 0))
-    values = _backend(backend, readers).grouped_products(readers, reader_starts, W, columns, column_starts, out_starts)
-    return GroupedProduct(values, out_starts, n_columns)
 
 
 def _backend(backend: str, x: Tensor) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 ACTIVATIONS = ("relu", "jumprelu", "topk", "batchtopk", "gated", "identity")
 NORMALIZATIONS = ("none", "constant_norm_rescale", "layer_norm")
 LAYER_NORM_EPS = 1e-5  # sae-lens's
+ROW_PART = 1 << 14  # numbers added at once along a row; PyTorch's threads share 2^15 and more
 
 _TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "b_gate", "r_mag", "b_mag")
 _GATED = ("b_gate", "r_mag", "b_mag")
@@ -145,6 +146,14 @@ class NormalizedInput(NamedTuple):
     shift: Tensor | None  # [...]
 
 
+def row_sums(x: Tensor) -> Tensor:
+    """The sum along the last dimension. PyTorch shares out a single long row between threads, with other bits."""
+    if x.shape[-1] <= ROW_PART:
+        return x.sum(dim=-1)
+    parts = [part.sum(dim=-1) for part in x.split(ROW_PART, dim=-1)]
+    return torch.stack(parts).cumsum(dim=0)[-1]
+
+
 def normalized_input(x: Tensor, weights: SaeWeights) -> NormalizedInput:
     """x as the product with W_enc reads it; the formulas are in `SaeWeights`."""
     x = x.to(compute_dtype(x.dtype))
@@ -153,10 +162,10 @@ def normalized_input(x: Tensor, weights: SaeWeights) -> NormalizedInput:
         scale = torch.linalg.vector_norm(x, dim=-1) / weights.d_in**0.5
         x = x / scale.clamp(min=torch.finfo(x.dtype).tiny)[..., None]  # a row of zeros stays one
     elif weights.normalize == "layer_norm":
-        shift = x.mean(dim=-1)
+        shift = row_sums(x) / weights.d_in
         x = x - shift[..., None]
         # torch.std has other bits for a single row than for the same row among others
-        scale = (x.square().sum(dim=-1) / (weights.d_in - 1)).sqrt()
+        scale = (row_sums(x.square()) / (weights.d_in - 1)).sqrt()
         x = x / (scale + LAYER_NORM_EPS)[..., None]
     if weights.apply_b_dec_to_input:
         x = x - weights.b_dec.to(x.dtype)

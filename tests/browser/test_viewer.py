@@ -13,10 +13,10 @@ from pathlib import Path
 import networkx as nx
 import pytest
 from playwright import sync_api
+from support.graphs import HOSTILE, example_graph, with_targets
 
 from circuitgraph.formats import load, save
 from circuitgraph.render import html, labels, show
-from tests.graphs import HOSTILE, example_graph, with_targets
 
 CHROMIUM = next(
     (

@@ -1,5 +1,4 @@
-"""What every kernel test shares: Triton's interpreter where there is no GPU, uninitialised memory full of NaN, one
-thread, one rule for tolerances."""
+"""What every kernel test shares: Triton's interpreter where there is no GPU, uninitialised memory full of NaN, one thread."""
 
 from __future__ import annotations
 
@@ -32,16 +31,3 @@ def poisoned_memory() -> Iterator[None]:
         torch.set_num_threads(1)
         yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def tolerance() -> Callable[..., float]:
-    """tolerance(dtype, n_terms, scale): eps * sqrt(n_terms) * scale, with a factor 8 for the worst of many sums.
-
-    `scale` bounds the sum of the absolute terms; the rounding errors of n terms add up like a random walk.
-    """
-
-    def bound(dtype: torch.dtype, n_terms: int, scale: torch.Tensor | float) -> float:
-        return 8 * torch.finfo(dtype).eps * max(n_terms, 1) ** 0.5 * max(float(scale), torch.finfo(dtype).tiny)
-
-    return bound

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.close import assert_close
 from torch import Tensor
 
 from circuitgraph_kernels import _torch_products as torch_backend
-from circuitgraph_kernels import decode_entries, gather_dot, grouped_product
+from circuitgraph_kernels import decode_entries, gather_dot
 
-Tolerance = Callable[..., float]
 DEVICE = {"torch": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
 BACKENDS = pytest.mark.parametrize("backend", ["torch", "triton"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -21,7 +21,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.b
 @DTYPES
 @pytest.mark.parametrize("strided", [True, False])
 def test_gather_dot_is_the_dot_product_of_rows(
-    tolerance: Tolerance, monkeypatch: pytest.MonkeyPatch, backend: str, dtype: torch.dtype, strided: bool
+    monkeypatch: pytest.MonkeyPatch, backend: str, dtype: torch.dtype, strided: bool
 ) -> None:
     monkeypatch.setattr(torch_backend, "GATHER_ELEMENTS", 30)
     if backend == "torch in blocks":
@@ -39,7 +39,7 @@ def test_gather_dot_is_the_dot_product_of_rows(
     got = dots(vectors, rows, columns)
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert got.shape == (3, 50) and expected.abs().min() > 0
-    assert (got - expected).abs().max() <= tolerance(got.dtype, 13, expected.abs().max() + 10)
+    assert_close(got, expected, n_terms=13, dtype=got.dtype, scale=expected.abs().max() + 10)
     assert all(torch.equal(dots(each, rows, columns), row) for each, row in zip(vectors, got, strict=True))
     assert dots(vectors, rows[:0], columns[:0]).shape == (3, 0)
     assert dots(vectors[0], rows[:0], columns[:0]).shape == (0,)
@@ -47,7 +47,7 @@ def test_gather_dot_is_the_dot_product_of_rows(
 
 @BACKENDS
 @DTYPES
-def test_decode_entries_is_the_dense_product(tolerance: Tolerance, backend: str, dtype: torch.dtype) -> None:
+def test_decode_entries_is_the_dense_product(backend: str, dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(1)
     acts = torch.randn(7, 30, generator=random) * (torch.rand(7, 30, generator=random) < 0.4)
     acts[2] = 0  # a token without entries
@@ -57,7 +57,7 @@ def test_decode_entries_is_the_dense_product(tolerance: Tolerance, backend: str,
     got = decode_entries(token.to(W.device), feature.to(W.device), values, W, 7, backend=backend)
     expected = acts.to(W.device).double() @ W.double()
     assert got.shape == (7, 21) and not got[2].any() and expected[3:].abs().min() > 0
-    assert (got - expected).abs().max() <= tolerance(got.dtype, 30, 60)
+    assert_close(got, expected, n_terms=30, dtype=got.dtype, scale=60)
     few = token >= 3  # a token's sum does not depend on the others
     part = decode_entries(
         token[few].to(W.device) - 3, feature[few].to(W.device), values[few.to(W.device)], W, 4, backend=backend
@@ -65,46 +65,6 @@ def test_decode_entries_is_the_dense_product(tolerance: Tolerance, backend: str,
     assert torch.equal(part, got[3:])
     none = torch.zeros(0, dtype=torch.int64, device=W.device)
     assert not decode_entries(none, none, values[:0], W, 3, backend=backend).any()
-
-
-@BACKENDS
-@DTYPES
-def test_a_grouped_product_is_one_product_per_group(tolerance: Tolerance, backend: str, dtype: torch.dtype) -> None:
-    random = torch.Generator().manual_seed(2)
-    readers, W = (torch.randn(*shape, generator=random).to(DEVICE[backend], dtype) for shape in ((75, 35), (40, 35)))
-    columns = torch.randint(40, (101,), generator=random).to(W.device)
-    reader_starts, column_starts = (torch.tensor(x, device=W.device) for x in ([0, 3, 3, 70, 75], [0, 70, 75, 80, 101]))
-    got = grouped_product(readers, reader_starts, W, columns, column_starts, backend=backend)
-    assert got.starts.tolist() == [0, 210, 210, 210 + 67 * 5, 210 + 67 * 5 + 5 * 21]
-    for group, (m, n) in enumerate(((3, 70), (0, 5), (67, 5), (5, 21))):
-        rows = slice(*reader_starts[group : group + 2].tolist())
-        chosen = columns[slice(*column_starts[group : group + 2].tolist())]
-        expected = readers[rows].double() @ W.double()[chosen].T
-        assert got.block(group).shape == (m, n)
-        if m:
-            assert expected.abs().max() > 1
-            assert (got.block(group) - expected).abs().max() <= tolerance(got.values.dtype, 35, 35)
-    empty = grouped_product(readers[:0], reader_starts * 0, W, columns, column_starts, backend=backend)
-    assert len(empty.values) == 0 and empty.block(3).shape == (0, 21)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"reader_starts": torch.tensor([0, 1])},
-            r"reader_starts is not \[groups \+ 1\] int64 that ascends from 0 to 3",
-        ),
-        ({"column_starts": torch.tensor([0, 3, 2])}, "column_starts is not"),
-        ({"columns": torch.tensor([0, 9])}, "columns spans 0 to 9, expected 0 to 3"),
-        ({"readers": torch.zeros(3, 5, 5)}, r"readers has shape \(3, 5, 5\), expected \[m, d\]"),
-    ],
-)
-def test_grouped_product_refuses_what_does_not_fit(change: dict[str, Tensor], message: str) -> None:
-    arguments = {"readers": torch.zeros(3, 5), "W": torch.zeros(4, 5), "columns": torch.tensor([0, 3])}
-    arguments |= {"reader_starts": torch.tensor([0, 1, 3]), "column_starts": torch.tensor([0, 1, 2])} | change
-    with pytest.raises(ValueError, match=message):
-        grouped_product(**arguments)
 
 
 def test_decode_entries_refuses_an_unsorted_list_and_uneven_lengths() -> None:
@@ -123,15 +83,11 @@ def test_strided_indices_change_nothing(backend: str) -> None:
     vectors, W = (torch.randn(*shape, generator=random).to(DEVICE[backend]) for shape in ((6, 13), (20, 13)))
     pairs = torch.stack((torch.arange(12) // 2, torch.randint(20, (12,), generator=random)), dim=1).to(W.device)
     rows, columns = pairs[:, 0], pairs[:, 1]
-    starts = torch.tensor([[0, 9], [4, 9], [6, 9]], device=W.device)[:, 0]
-    edges = torch.tensor([[0, 9], [5, 9], [12, 9]], device=W.device)[:, 0]
-    flat = [x.contiguous() for x in (rows, columns, starts, edges)]
-    assert not any(x.is_contiguous() for x in (rows, columns, starts, edges))
+    assert not rows.is_contiguous() and not columns.is_contiguous()
     results = []
-    for r, c, s, e in ((rows, columns, starts, edges), flat):
+    for r, c in ((rows, columns), (rows.contiguous(), columns.contiguous())):
         dots = gather_dot(vectors, r, W, c, backend=backend)
-        decoded = decode_entries(r, c, dots, W, 6, backend=backend)
-        results.append((dots, decoded, grouped_product(vectors, s, W, c, e, backend=backend).values))
+        results.append((dots, decode_entries(r, c, dots, W, 6, backend=backend)))
     assert all(torch.equal(a, b) and b.abs().max() > 0 for a, b in zip(*results, strict=True))
 
 
@@ -160,12 +116,87 @@ def test_wide_rows_do_not_depend_on_threads_or_company(dtype: torch.dtype) -> No
     finally:
         torch.set_num_threads(before)
     assert torch.equal(whole[:3], few) and torch.equal(few[:1], alone)
-    assert torch.allclose(few, (vectors * W).sum(dim=1), rtol=1e-4)
+    assert_close(few, (vectors.double() * W.double()).sum(dim=1), n_terms=9001, dtype=dtype)
 
 
-def test_the_native_gather_dot_is_in_use_here() -> None:
-    assert torch_backend._native_gather_dot_works(torch.device("cpu"), torch.float32)
-    assert torch_backend._native_gather_dot_works(torch.device("cpu"), torch.float64)
+def at_offset(row: Tensor, offset: int, n: int) -> Tensor:
+    """n copies of a row [1, d], one after the other in memory, the first at that many elements from its beginning."""
+    memory = torch.zeros(offset + n * row.shape[1], dtype=row.dtype)
+    return memory[offset:].view(n, -1).copy_(row.expand(n, -1))
+
+
+WIDTHS = pytest.mark.parametrize(
+    "d", [1, 2, 3, 5, 7, 9, 13, 15, 16, 17, 23, 31, 32, 33, 63, 64, 65, 127, 255, 257, 511, 512, 768, 769, 1023]
+)
+
+
+@WIDTHS
+@DTYPES
+@pytest.mark.parametrize("native", [True, False])
+def test_the_place_of_a_row_does_not_change_its_dot_product(
+    monkeypatch: pytest.MonkeyPatch, d: int, dtype: torch.dtype, native: bool
+) -> None:
+    """Odd widths put equal rows at every alignment, and so do tensors that begin anywhere in memory."""
+    monkeypatch.setattr(torch_backend, "_native_gather_dot_works", lambda device, dtype: native)
+    random = torch.Generator().manual_seed(d)
+    left, right = torch.randn(2, 1, d, generator=random, dtype=torch.float64).to(dtype)
+    rows, columns = torch.arange(17).repeat_interleave(17), torch.arange(17).repeat(17)
+    alone = gather_dot(left, rows[:1], right, rows[:1])
+    assert alone.shape == (1,) and alone.abs() > 0
+    for first, second in ((0, 0), (1, 0), (0, 3), (5, 9)):
+        vectors, W = at_offset(left, first, 17), at_offset(right, second, 17)
+        assert torch.equal(gather_dot(vectors, rows, W, columns), alone.expand(289))
+        assert torch.equal(gather_dot(vectors, rows[:40], W, columns[:40]), alone.expand(40))
+
+
+@WIDTHS
+@DTYPES
+def test_the_place_of_a_token_does_not_change_its_decoding(d: int, dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(d)
+    W = torch.randn(9, d, generator=random, dtype=torch.float64).to(dtype)
+    acts = torch.randn(13, generator=random).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    feature = torch.randint(9, (13,), generator=random)
+    alone = decode_entries(torch.zeros(13, dtype=torch.int64), feature, acts, W, 1)
+    assert alone.abs().max() > 0
+    token = torch.arange(17).repeat_interleave(13)
+    for offset in range(4):
+        moved = torch.zeros(offset + W.numel(), dtype=dtype)[offset:].view(9, d).copy_(W)
+        assert torch.equal(decode_entries(token, feature.repeat(17), acts.repeat(17), moved, 17), alone.expand(17, d))
+    turned = W.T.contiguous().T
+    assert torch.equal(decode_entries(token, feature.repeat(17), acts.repeat(17), turned, 17), alone.expand(17, d))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_native_dot_product_is_in_use_here(dtype: torch.dtype) -> None:
+    assert torch_backend._native_gather_dot_works(torch.device("cpu"), dtype)
+
+
+def fails(*arguments: Tensor) -> Tensor:
+    raise NotImplementedError("not in this PyTorch")
+
+
+def is_wrong(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor) -> Tensor:
+    return (vectors[rows] * W[columns]).sum(dim=-1) * 1.001
+
+
+def depends_on_the_place(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor) -> Tensor:
+    dots = (vectors[rows] * W[columns]).sum(dim=-1)
+    return torch.where(columns % 2 == 1, torch.nextafter(dots, torch.zeros_like(dots)), dots)
+
+
+def depends_on_the_number(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor) -> Tensor:
+    dots = (vectors[rows] * W[columns]).sum(dim=-1)
+    return torch.nextafter(dots, torch.zeros_like(dots)) if len(dots) > 1 else dots
+
+
+@pytest.mark.parametrize("operator", [fails, is_wrong, depends_on_the_place, depends_on_the_number])
+def test_an_operator_that_cannot_be_trusted_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, operator: Callable[..., Tensor]
+) -> None:
+    monkeypatch.setattr(torch_backend, "_native_gather_dot", operator)
+    works = torch_backend._native_gather_dot_works.__wrapped__  # without its memory
+    assert not works(torch.device("cpu"), torch.float32)
+    assert "no native dot product of gathered rows for torch.float32 on cpu" in caplog.text
 
 
 @pytest.mark.parametrize(

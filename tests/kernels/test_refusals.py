@@ -19,11 +19,7 @@ def make_case() -> tuple[Tensor, Tensor, Tensor, SaeWeights]:
 
 BAD_CALLS = {
     "backend is 'trch', expected one of auto, reference, torch, triton. Did you mean 'torch'?": {"backend": "trch"},
-    "want is 'all', expected one of list, sum, both": {"want": "all"},
     "precision is 'tf32', expected one of exact, bfloat16": {"precision": "tf32"},
-    "nonfinite is 'drop', expected one of raise, skip": {"nonfinite": "drop"},
-    "threshold is -1.0, expected a finite number >= 0": {"threshold": -1.0},
-    "threshold is nan, expected": {"threshold": float("nan")},
     "clean has shape (9, 7), expected [9, 8]": {"clean": torch.zeros(9, 7).double()},
     "clean has shape (8,), expected [T, 8]": {"clean": torch.zeros(8).double()},
     "baseline has shape (3, 8), expected [9, 8]": {"baseline": torch.zeros(3, 8).double()},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.attribution_bounds import attribution_bounds
+from support.close import assert_close
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,7 +20,6 @@ import circuitgraph_kernels
 from circuitgraph_kernels import ACTIVATIONS, SaeAttribution, SaeWeights, encode, sae_attribution
 from circuitgraph_kernels import _torch_screen as torch_backend
 
-Tolerance = Callable[..., float]
 BACKENDS = pytest.mark.parametrize(
     "backend", ["reference", "torch", "triton"] if not torch.cuda.is_available() else ["reference", "torch"]
 )
@@ -89,7 +89,7 @@ def same_bits(left: SaeAttribution, right: SaeAttribution) -> bool:
 @given(seed=st.integers(0, 10**6), zero=st.booleans(), small_blocks=st.booleans(), scaled=st.booleans(), **SIZES)
 @settings(max_examples=25, deadline=None)
 def test_torch_equals_the_reference(
-    tolerance: Tolerance, activation: str, seed: int, zero: bool, small_blocks: bool, scaled: bool, **sizes: int
+    activation: str, seed: int, zero: bool, small_blocks: bool, scaled: bool, **sizes: int
 ) -> None:
     random = torch.Generator().manual_seed(seed)
     tokens, d_in, d_sae, d_out = (sizes[name] for name in ("tokens", "d_in", "d_sae", "d_out"))
@@ -99,29 +99,25 @@ def test_torch_equals_the_reference(
     weights = make_weights(random, activation, d_in, d_sae, d_out, **fields)
     clean, baseline = draw(random, 2, tokens, d_in)
     gradient = draw(random, 2, tokens, d_out)
-    outs = {"clean_out": draw(random, tokens, d_out)} | ({} if zero else {"baseline_out": draw(random, tokens, d_out)})
+    written = draw(random, 2, tokens, d_out)
+    outs = {"clean_out": written[0]} | ({} if zero else {"baseline_out": written[1]})
 
     with pytest.MonkeyPatch.context() as patch:
         if small_blocks:  # many blocks of tokens and of features, the last ones partial
             patch.setattr(torch_backend, "COLUMNS", 16)
             patch.setattr(torch_backend, "BUFFER_ELEMENTS", 100)
         got, expected = (
-            sae_attribution(clean, None if zero else baseline, gradient, weights, **outs, want="both", backend=name)
+            sae_attribution(clean, None if zero else baseline, gradient, weights, **outs, backend=name)
             for name in ("torch", "reference")
         )
 
     assert torch.equal(got.token, expected.token) and torch.equal(got.feature, expected.feature)
     assume(len(got.token) > 0)
-    assert got.attribution.abs().max() > 0 and got.feature_sum.abs().max() > 0 and got.error.abs().max() > 0
-    acts_scale = (d_in + 2) * float(clean.abs().max() + baseline.abs().max() + 1) * float(weights.W_enc.abs().max() + 1)
-    acts_scale *= float(weights.r_mag.exp().max()) + 1 if activation == "gated" else 1
-    attribution_scale = acts_scale * d_out * float(gradient.abs().max() * weights.W_dec.abs().max() + 1)
-    bounds = {"clean_acts": (d_in, acts_scale), "baseline_acts": (d_in, acts_scale)}
-    bounds |= {"attribution": (d_in + d_out, attribution_scale), "feature_sum": (tokens, tokens * attribution_scale)}
-    bounds |= {"error": (d_sae + d_out, 4 * d_sae * attribution_scale)}
-    for name, (terms, scale) in bounds.items():
-        difference = (getattr(got, name) - getattr(expected, name)).abs().max()
-        assert difference <= tolerance(torch.float64, terms, scale), name
+    assert got.attribution.abs().max() > 0 and got.error.abs().max() > 0
+    bounds = attribution_bounds(weights, torch.stack((clean, baseline)), gradient, written)
+    for name, (n_terms, scale) in bounds.items():
+        zeros = name.endswith("acts")  # one of the runs may have no active feature
+        assert_close(getattr(got, name), getattr(expected, name), n_terms=n_terms, scale=scale, zeros=zeros, name=name)
 
 
 @pytest.mark.parametrize("activation", ["relu", "jumprelu", "topk", "batchtopk", "identity"])
@@ -130,58 +126,56 @@ def test_torch_equals_the_reference(
 def test_narrow_types_are_computed_in_float32(activation: str, dtype: torch.dtype, mixed: bool) -> None:
     """On the grid every sum is exact, ties at thresholds and among the k largest included: equality, not closeness."""
     *runs, weights = make_case(activation=activation, grid=True)
-    expected = sae_attribution(*runs, weights, want="both", backend="reference")
+    expected = sae_attribution(*runs, weights, backend="reference")
     weights = cast(weights, torch.float32 if mixed else dtype)
-    got = sae_attribution(*(run.to(dtype) for run in runs), weights, want="both")
+    got = sae_attribution(*(run.to(dtype) for run in runs), weights)
     assert got.attribution.dtype == got.error.dtype == torch.float32 and got.precision == "float32"
     assert expected.attribution.abs().max() > 0 and expected.error.abs().max() > 0
-    for name in ("token", "feature", "clean_acts", "baseline_acts", "attribution", "error", "feature_sum"):
+    for name in ("token", "feature", "clean_acts", "baseline_acts", "attribution", "error"):
         assert torch.equal(getattr(got, name).double(), getattr(expected, name).double()), name
 
 
 @pytest.mark.parametrize("zero", [False, True])
-def test_float32_stays_within_the_rounding_bound(tolerance: Tolerance, zero: bool) -> None:
+def test_float32_stays_within_the_rounding_bound(zero: bool) -> None:
     clean, baseline, gradient, weights = make_case(tokens=33, d=48, d_sae=300)
     arguments = clean, None if zero else baseline, gradient
-    expected = sae_attribution(*arguments, weights, want="both", backend="reference")
+    expected = sae_attribution(*arguments, weights, backend="reference")
     narrow = (None if x is None else x.float() for x in arguments)
-    got = sae_attribution(*narrow, cast(weights, torch.float32), want="both")
+    got = sae_attribution(*narrow, cast(weights, torch.float32))
     scale = float(weights.W_enc.norm(dim=0).max() * (clean.norm(dim=1).max() + baseline.norm(dim=1).max()) + 2)
     writes = float(gradient.norm(dim=1).max() * weights.W_dec.norm(dim=1).max())
-    difference = (dense(got, 33, 300) - dense(expected, 33, 300)).abs().amax(dim=(1, 2))
-    assert dense(expected, 33, 300)[2].abs().max() > 1
-    assert difference[:2].max() <= tolerance(torch.float32, 48, scale)
-    assert difference[2] <= tolerance(torch.float32, 96, scale * writes)
-    assert (got.error - expected.error).abs().max() <= tolerance(torch.float32, 300, 300 * scale * writes)
+    tables = dense(got, 33, 300), dense(expected, 33, 300)
+    assert tables[1][2].abs().max() > 1
+    assert_close(tables[0][:2], tables[1][:2], n_terms=48, dtype=torch.float32, scale=scale)
+    assert_close(tables[0][2], tables[1][2], n_terms=96, dtype=torch.float32, scale=scale * writes)
+    assert_close(got.error, expected.error, n_terms=300, scale=300 * scale * writes)
 
 
 @BACKENDS
 @pytest.mark.parametrize("zero", [False, True])
-def test_error_is_the_gradient_times_what_the_decoder_misses(tolerance: Tolerance, backend: str, zero: bool) -> None:
+def test_error_is_the_gradient_times_what_the_decoder_misses(backend: str, zero: bool) -> None:
     clean, baseline, gradient, weights = make_case()
-    result = sae_attribution(clean, None if zero else baseline, gradient, weights, want="both", backend=backend)
+    result = sae_attribution(clean, None if zero else baseline, gradient, weights, backend=backend)
     acts = [torch.relu(run @ weights.W_enc + weights.b_enc) for run in (clean, baseline)]
     errors = [run - (act @ weights.W_dec + weights.b_dec) for run, act in zip((clean, baseline), acts, strict=True)]
     if zero:
         acts[1], errors[1] = torch.zeros_like(acts[1]), torch.zeros_like(errors[1])
     by_hand = (acts[0] - acts[1]) * (gradient @ weights.W_dec.T)
     assert by_hand.abs().max() > 0.1 and result.error.abs().max() > 0.1
-    bound = tolerance(torch.float64, 40, 1e3)
-    assert (dense(result, 9, 40)[2] - by_hand).abs().max() <= bound
-    assert (result.feature_sum - by_hand.sum(dim=0)).abs().max() <= bound
-    assert (result.error - (gradient * (errors[0] - errors[1])).sum(dim=1)).abs().max() <= bound
+    assert_close(dense(result, 9, 40)[2], by_hand, n_terms=40, scale=1e3)
+    assert_close(result.error, (gradient * (errors[0] - errors[1])).sum(dim=1), n_terms=40, scale=1e3)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_many_gradients_give_the_bits_of_single_calls(activation: str) -> None:
     clean, baseline, gradient, weights = make_case(activation=activation)
     gradients = torch.stack((gradient, 2 - gradient, gradient.flip(0)))
-    together = sae_attribution(clean, baseline, gradients, weights, want="both")
+    together = sae_attribution(clean, baseline, gradients, weights)
     assert together.attribution.shape == (3, len(together.token)) and together.error.shape == (3, 9)
     for index, each in enumerate(gradients):
-        alone = sae_attribution(clean, baseline, each, weights, want="both")
+        alone = sae_attribution(clean, baseline, each, weights)
         assert alone.attribution.abs().max() > 0
-        rows = {name: getattr(together, name)[index] for name in ("attribution", "error", "feature_sum")}
+        rows = {name: getattr(together, name)[index] for name in ("attribution", "error")}
         assert same_bits(alone, replace(together, **rows))
 
 
@@ -208,9 +202,7 @@ def test_fields_that_are_strided_in_memory_change_nothing(backend: str) -> None:
         ]
         wide = {name: torch.stack([getattr(weights, name)] * 3, dim=1)[:, 0] for name in names}
         assert not wide["b_enc"].is_contiguous()
-        got, expected = (
-            sae_attribution(*runs, w, want="both", backend=backend) for w in (replace(weights, **wide), weights)
-        )
+        got, expected = (sae_attribution(*runs, w, backend=backend) for w in (replace(weights, **wide), weights))
         assert same_bits(got, expected) and got.attribution.abs().max() > 0
 
 
@@ -237,9 +229,9 @@ def test_weights_that_change_in_place_are_noticed(backend: str) -> None:
 def test_autocast_changes_nothing(backend: str) -> None:
     clean, baseline, gradient, weights = make_case(tokens=3, d_sae=20)
     runs, narrow = [x.float() for x in (clean, baseline, gradient)], cast(weights, torch.bfloat16)
-    expected = sae_attribution(*runs, narrow, want="both", backend=backend)
+    expected = sae_attribution(*runs, narrow, backend=backend)
     with torch.autocast("cpu", torch.bfloat16):
-        got = sae_attribution(*runs, narrow, want="both", backend=backend)
+        got = sae_attribution(*runs, narrow, backend=backend)
     assert same_bits(got, expected) and got.attribution.abs().max() > 0
 
 
@@ -271,57 +263,37 @@ def test_topk_ranks_before_it_scales() -> None:
         assert sae_attribution(x, None, torch.ones(1, 4), weights, backend=backend).feature.tolist() == [1]
 
 
-def test_threshold_drops_small_entries_and_nothing_else() -> None:
-    clean, baseline, gradient, weights = make_case()
-    gradients = torch.stack((gradient, gradient.flip(0)))
-    whole = sae_attribution(clean, baseline, gradients, weights, want="both")
-    limit = float(whole.attribution.abs().median())
-    short = sae_attribution(clean, baseline, gradients, weights, want="both", threshold=limit)
-    kept = (whole.attribution.abs() > limit).any(dim=0)
-    assert 0 < kept.sum() < len(kept)
-    lists = ("token", "feature", "clean_acts", "baseline_acts", "attribution")
-    assert same_bits(short, replace(whole, **{name: getattr(whole, name)[..., kept] for name in lists}))
-
-
-def test_want_chooses_the_list_or_the_sum() -> None:
-    case = make_case()
-    both, only_list, only_sum = (sae_attribution(*case, want=want) for want in ("both", "list", "sum"))
-    assert both.feature_sum.abs().max() > 0 and len(both.token) > 0
-    assert same_bits(only_list, replace(both, feature_sum=None))
-    assert torch.equal(only_sum.feature_sum, both.feature_sum) and torch.equal(only_sum.error, both.error)
-    assert [len(getattr(only_sum, name)) for name in ("token", "feature", "clean_acts", "attribution")] == [0] * 4
-
-
 @BACKENDS
-def test_tokens_equal_in_both_runs_are_left_out(backend: str) -> None:
+def test_tokens_equal_in_both_runs_have_attribution_and_error_zero(backend: str) -> None:
     clean, baseline, gradient, weights = make_case()
-    whole = sae_attribution(clean, baseline, gradient, weights, want="both", backend=backend)
+    whole = sae_attribution(clean, baseline, gradient, weights, backend=backend)
     baseline = torch.cat((clean[:4], baseline[4:]))
-    result = sae_attribution(clean, baseline, gradient, weights, want="both", backend=backend)
-    assert result.token.min() == 4 and torch.equal(result.error[:4], torch.zeros(4).double())
-    assert torch.allclose(result.error[4:], whole.error[4:], rtol=1e-12) and result.error[4:].abs().min() > 0
+    result = sae_attribution(clean, baseline, gradient, weights, backend=backend)
+    equal = result.token < 4
+    assert torch.equal(
+        result.clean_acts[equal], dense(result, 9, 40)[0][encode(clean, weights) > 0][: int(equal.sum())]
+    )
+    assert equal.sum() > 20 and not result.attribution[equal].any() and not result.error[:4].any()
+    assert_close(result.error[4:], whole.error[4:], n_terms=40)
+    assert result.error[4:].abs().min() > 0
     other_out = clean + 1.0  # now only the output side differs: features keep equal activations, attribution 0
     result = sae_attribution(clean, clean, gradient, weights, clean_out=clean, baseline_out=other_out, backend=backend)
     assert len(result.token) > 0 and not result.attribution.any()
     assert torch.equal(result.clean_acts, result.baseline_acts) and result.clean_acts.min() > 0
-    assert torch.allclose(result.error, -gradient.sum(dim=1), rtol=1e-12)
-    nothing = sae_attribution(clean, clean, gradient, weights, want="both", backend=backend)
-    assert len(nothing.token) == 0 and not nothing.error.any() and not nothing.feature_sum.any()
-    asked = sae_attribution(clean, clean, gradient, weights, want="both", backend=backend, skip_equal_rows=False)
-    assert torch.equal(asked.clean_acts, dense(asked, 9, 40)[0][encode(clean, weights) > 0]) and len(asked.token) > 0
-    assert not asked.attribution.any() and not asked.feature_sum.any() and not asked.error.any()
+    assert_close(result.error, -gradient.sum(dim=1), n_terms=16)
 
 
 @BACKENDS
 @pytest.mark.parametrize("activation", ["relu", "topk"])
 def test_no_tokens_none_active_and_all_active(backend: str, activation: str) -> None:
     clean, baseline, gradient, weights = make_case(activation=activation)
-    empty = sae_attribution(clean[:0], baseline[:0], gradient[:0], weights, want="both", backend=backend)
-    assert len(empty.token) == len(empty.error) == 0 and torch.equal(empty.feature_sum, torch.zeros(40).double())
+    empty = sae_attribution(clean[:0], baseline[:0], gradient[:0], weights, backend=backend)
+    assert len(empty.token) == len(empty.error) == 0
     silent = replace(weights, b_enc=torch.full((40,), -1e3).double())
-    none = sae_attribution(clean, baseline, gradient, silent, want="both", backend=backend)
+    none = sae_attribution(clean, baseline, gradient, silent, backend=backend)
     total = (gradient * (clean - baseline)).sum(dim=1)
-    assert len(none.token) == 0 and total.abs().min() > 0 and torch.allclose(none.error, total, rtol=1e-9)
+    assert len(none.token) == 0 and total.abs().min() > 0
+    assert_close(none.error, total, n_terms=8)
     loud = replace(weights, b_enc=torch.full((40,), 1e3).double(), **({"k": 40} if activation == "topk" else {}))
     everything = sae_attribution(clean, baseline, gradient, loud, backend=backend)
     assert torch.equal(everything.token * 40 + everything.feature, torch.arange(9 * 40))
@@ -357,7 +329,7 @@ def test_no_tensor_is_as_large_as_tokens_times_features(activation: str) -> None
         weights = replace(weights, **{bias: getattr(weights, bias) - 7})
     with pytest.MonkeyPatch.context() as patch, Largest() as largest:
         patch.setattr(torch_backend, "COLUMNS", 64)
-        result = sae_attribution(clean, baseline, gradient, weights, want="both")
+        result = sae_attribution(clean, baseline, gradient, weights)
     assert len(result.token) > 0
     assert activation == "identity" or largest.elements < 50 * 500
 
@@ -386,35 +358,13 @@ def test_bfloat16_weights_are_those_rounded_by_hand(backend: str) -> None:
     clean, baseline, gradient, weights = make_case()
     runs, weights = (clean.float(), baseline.float(), gradient.float()), cast(weights, torch.float32)
     rounded = replace(weights, W_enc=weights.W_enc.bfloat16(), W_dec=weights.W_dec.bfloat16())
-    got = sae_attribution(*runs, weights, precision="bfloat16", want="both", backend=backend)
-    expected = sae_attribution(*runs, rounded, want="both", backend=backend)
+    got = sae_attribution(*runs, weights, precision="bfloat16", backend=backend)
+    expected = sae_attribution(*runs, rounded, backend=backend)
     assert got.precision == "float32, weights in bfloat16" and expected.precision == "float32"
     assert same_bits(got, replace(expected, precision=got.precision)) and got.attribution.abs().max() > 0
-    exact = sae_attribution(*runs, weights, want="both", backend=backend)
-    difference = (got.feature_sum - exact.feature_sum).abs().max()
-    assert 0 < difference < 0.1 * exact.feature_sum.abs().max()
-
-
-@BACKENDS
-def test_nonfinite_rows_are_left_out_and_named_on_request(backend: str) -> None:
-    clean, baseline, gradient, weights = make_case()
-    whole = sae_attribution(clean, baseline, gradient, weights, want="both", backend=backend)
-    clean, baseline = clean.clone(), baseline.clone()
-    clean[3, 2], baseline[5, 0], gradients = torch.nan, torch.inf, torch.stack((gradient, gradient))
-    gradients[1, 7, 1] = torch.nan
-    result = sae_attribution(clean, baseline, gradients, weights, want="both", backend=backend, nonfinite="skip")
-    assert result.skipped.tolist() == [3, 5, 7] and len(whole.skipped) == 0
-    kept = ~torch.isin(whole.token, result.skipped)
-    assert kept.sum() > 50 and torch.equal(result.token, whole.token[kept])
-    rows = [0, 1, 2, 4, 6, 8]
-    if backend == "reference":  # one dense product, whose bits depend on the number of rows
-        assert torch.allclose(result.attribution[0], whole.attribution[kept]) and result.error[:, rows].isfinite().all()
-    else:
-        assert torch.equal(result.attribution[0], whole.attribution[kept])
-        assert torch.equal(result.error[0, rows], whole.error[rows])
-    assert result.error[:, [3, 5, 7]].isnan().all() and result.feature_sum.isfinite().all()
-    with pytest.raises(ValueError, match=r"clean\[3\] holds a NaN or Inf, expected finite numbers; nonfinite='skip'"):
-        sae_attribution(clean, baseline, gradient, weights, backend=backend)
+    exact = sae_attribution(*runs, weights, backend=backend)
+    tables = dense(got, 9, 40)[2], dense(exact, 9, 40)[2]
+    assert 0 < (tables[0] - tables[1]).abs().max() < 0.1 * tables[1].abs().max()
 
 
 @BACKENDS
@@ -441,7 +391,7 @@ def test_neurons_need_no_products(monkeypatch: pytest.MonkeyPatch, backend: str,
     gradient = draw(random, 2, 7, 6)
     eye, zeros = torch.eye(6).double(), torch.zeros(6).double()
     weights = SaeWeights(eye, zeros, eye, zeros, "identity")
-    arguments = {"baseline": base if baseline == "given" else None, "gradient": gradient, "want": "both"}
+    arguments = {"baseline": base if baseline == "given" else None, "gradient": gradient}
     if where == "elsewhere":
         arguments |= {"clean_out": clean_out, "baseline_out": base_out if baseline == "given" else None}
     expected = sae_attribution(clean, weights=weights, backend="reference", **arguments)
@@ -449,8 +399,9 @@ def test_neurons_need_no_products(monkeypatch: pytest.MonkeyPatch, backend: str,
     found = sae_attribution(clean, weights=weights, backend=backend, **arguments)
     assert len(found.token) == 7 * 6 - 1 and float(found.attribution.abs().min()) > 0
     assert torch.equal(found.token, expected.token) and torch.equal(found.feature, expected.feature)
-    for name in ("clean_acts", "baseline_acts", "attribution", "error", "feature_sum"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    for name in ("clean_acts", "baseline_acts", "attribution", "error"):
+        zeros = (name == "baseline_acts" and baseline == "zero") or (name == "error" and where == "same")
+        assert_close(getattr(found, name), getattr(expected, name), n_terms=12, scale=10, zeros=zeros, name=name)
     assert (float(found.error.abs().max()) > 0.1) == (where == "elsewhere")
     weights.W_enc[0, 1] = 0.5
     assert not weights.basis, "a dictionary that mixes coordinates is no neurons"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from support.close import assert_close
 from torch import Tensor
 
 from circuitgraph_kernels import ACTIVATIONS, SaeWeights, decode, encode, pre_activations
@@ -53,9 +53,7 @@ def saes() -> Any:
         ("JumpReLUTranscoder", "jumprelu", False),
     ],
 )
-def test_encode_and_decode_equal_sae_lens(
-    saes: Any, tolerance: Callable[..., float], name: str, activation: str, scaled: bool, centered: bool
-) -> None:
+def test_encode_and_decode_equal_sae_lens(saes: Any, name: str, activation: str, scaled: bool, centered: bool) -> None:
     centered = centered and "Transcoder" not in name
     options: dict[str, Any] = {"d_in": D_IN, "d_sae": D_SAE, "apply_b_dec_to_input": centered}
     fields: dict[str, Any] = {"apply_b_dec_to_input": centered}
@@ -76,9 +74,9 @@ def test_encode_and_decode_equal_sae_lens(
     acts = encode(x, weights)
     norm = weights.W_dec.norm(dim=-1) if scaled else 1.0
     assert 0 < (acts != 0).sum() < acts.numel() and torch.equal(acts != 0, their_acts != 0)
-    assert (acts * norm - their_acts).abs().max() <= tolerance(torch.float32, D_IN, 8 * their_acts.abs().max())
+    assert_close(acts * norm, their_acts, n_terms=D_IN, scale=8 * their_acts.abs().max())
     scale = (their_acts.abs().unsqueeze(-1) * weights.W_dec.abs()).sum(dim=-2).max()
-    assert (decode(acts, weights) - their_x_hat).abs().max() <= tolerance(torch.float32, D_SAE, scale)
+    assert_close(decode(acts, weights), their_x_hat, n_terms=D_SAE, scale=scale)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -90,7 +88,8 @@ def test_the_active_set_is_a_constant_of_the_derivative(activation: str) -> None
     (gradient,) = torch.autograd.grad((acts * upstream).sum(), x)
     gain = weights.r_mag.exp() if weights.r_mag is not None else 1.0
     expected = (upstream * (acts != 0) * gain).detach() @ weights.W_enc.T
-    assert expected.abs().min() > 0 and torch.allclose(gradient, expected, rtol=1e-5, atol=1e-5)
+    assert expected.abs().min() > 0
+    assert_close(gradient, expected, n_terms=D_SAE)
     assert torch.equal(acts[acts != 0], pre_activations(x, weights)[acts != 0])
 
 

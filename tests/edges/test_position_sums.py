@@ -1,0 +1,174 @@
+"""Sums over positions are the edges of single positions added up, before any is selected."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+
+import pytest
+import torch
+from support.aligned_pairs import EVERYTHING, FIRST, SECOND
+from support.dictionary_kinds import dictionary_set
+from support.families import save_family
+
+from circuitgraph.discovery import discover
+from circuitgraph.edges.trace import attribute_edges
+from circuitgraph.graphs.schema import check_graph
+from circuitgraph.models.model import load_model
+from circuitgraph.nodes import Node
+from circuitgraph.prompts import PromptPair
+
+SUMMED = {"positions": "sum", **EVERYTHING}
+CASES = [
+    ("gpt2", "transcoders", {}),
+    ("gpt2", "transcoders", {"baseline": "zero", "qk": "ablate"}),
+    ("gpt2", "output_saes", {"baseline": "zero"}),
+    ("llama", "transcoders", {"method": "integrated", "steps": 3}),
+    ("llama", "transcoders", {"targets": [" c", " d"], "mlp": "frozen"}),
+    ("gemma2", "cross_layer", {}),
+]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """family -> our model of it, float64."""
+    root = tmp_path_factory.mktemp("summed")
+    return functools.cache(lambda family: load_model(save_family(root / family, family), dtype=torch.float64))
+
+
+def name(key):
+    return key.rpartition("@")[0]
+
+
+def added_up(graph):
+    """(source, target, kind) -> weight and node -> attribution of a graph of single positions, by names without positions."""
+    weights, attributions = defaultdict(float), defaultdict(float)
+    for u, v, kind, weight in graph.edges(keys=True, data="weight"):
+        weights[name(u), name(v), kind] += weight
+    for key, attribution in graph.nodes(data="attribution"):
+        attributions[name(key)] += attribution
+    return weights, attributions
+
+
+@pytest.mark.parametrize(("family", "dictionaries", "settings"), CASES)
+def test_every_edge_is_the_sum_over_positions_and_its_absolute_that_of_each_examples_sum(
+    loaded, family, dictionaries, settings
+):
+    model = loaded(family)
+    graph_of = functools.partial(discover, model=model, dictionaries=dictionary_set(model, dictionaries), **settings)
+    parts = [added_up(graph_of([pair], **EVERYTHING)) for pair in (FIRST, SECOND)]
+    graph = graph_of([FIRST, SECOND], align="role", **SUMMED)
+    check_graph(graph)
+    found = {(name(u), name(v), kind): data for u, v, kind, data in graph.edges(keys=True, data=True)}
+    assert len(found) == graph.number_of_edges() > 100
+    assert set(found) == set(parts[0][0]) | set(parts[1][0])
+    differs = 0
+    for key, data in found.items():
+        sums = [part[0].get(key, 0.0) for part in parts]
+        assert data["weight"] == pytest.approx(sum(sums) / 2, rel=1e-8, abs=1e-12), key
+        assert data["weight_abs"] == pytest.approx(sum(map(abs, sums)) / 2, rel=1e-8, abs=1e-12), key
+        differs += data["weight_abs"] > 1.01 * abs(data["weight"])
+        assert sum(data.get("heads", [data["local_weight"]])) == pytest.approx(data["local_weight"], abs=1e-9)
+    assert differs > 10
+    for key, attribution in graph.nodes(data="attribution"):
+        assert Node.parse(key).pos == 0
+        both = [part[1][name(key)] for part in parts]
+        if all(both) and graph.nodes[key]["kind"] == "feature":
+            assert attribution == pytest.approx(sum(both) / 2, rel=1e-8, abs=1e-12), key
+    assert graph.graph["tokens"] == {"clean": ["all positions"], "corrupted": ["all positions"]}
+
+
+def test_what_sums_read_of_all_sources_is_what_they_read_of_the_stream(loaded, monkeypatch):
+    model, traced = loaded("gpt2"), []
+
+    def trace(*arguments, **settings):
+        traced.append(attribute_edges(*arguments, **settings))
+        return traced[-1]
+
+    monkeypatch.setattr("circuitgraph.edges.trace.attribute_edges", trace)
+    found = dictionary_set(model, "transcoders")
+    graph = discover([FIRST, SECOND], model, found, align="role", baseline="zero", **SUMMED)
+    stream, inflow = (
+        torch.tensor([each[i] for i in traced[0].stream_input])
+        for each in (traced[0].stream_input, traced[0].total_input)
+    )
+    assert len(stream) > 25 and int((stream.abs() > 1e-2).sum()) > 25
+    assert float((stream - inflow).abs().max()) < 1e-12 * float(stream.abs().max())
+    ids = {str(traced[0].table.nodes[i]): value for i, value in traced[0].stream_input.items()}
+    shown = dict(graph.nodes(data="stream_input"))
+    assert {key: shown[key] for key in ids if key in shown} == {key: v for key, v in ids.items() if key in shown}
+
+
+def test_opposite_weights_at_two_positions_cancel_before_the_threshold(loaded):
+    """The threshold is one of sums: what passes alone at two positions may not pass together, and the other way round."""
+    model = loaded("gpt2")
+    graph_of = functools.partial(discover, [FIRST], model, dictionary_set(model, "transcoders"))
+    everything, _ = added_up(graph_of(**EVERYTHING))
+    metric = graph_of().graph["metric"]
+    unit = abs(metric["clean"] - metric["corrupted"])
+    graph = graph_of(positions="sum", edge_threshold=0.02, max_nodes=100_000)
+    kept = {(name(u), name(v), kind) for u, v, kind in graph.edges(keys=True)}
+    into_kept = {key for key in everything if key[1] in {name(node) for node in graph}}
+    assert kept == {key for key in into_kept if abs(everything[key]) > 0.02 * unit} and 30 < len(kept) < len(into_kept)
+
+
+@pytest.mark.parametrize("settings", [{"memory": 1e-6}, {"max_traced": 100_000}])
+def test_memory_and_the_order_of_tracing_change_no_sum(loaded, settings):
+    model = loaded("llama")
+    graph_of = functools.partial(discover, [FIRST, SECOND], model, dictionary_set(model, "transcoders"))
+    one, other = graph_of(align="role", **SUMMED), graph_of(align="role", **SUMMED, **settings)
+    assert set(one.edges(keys=True)) == set(other.edges(keys=True)) and one.number_of_edges() > 100
+    for u, v, kind, data in one.edges(keys=True, data=True):
+        for key in ("weight", "local_weight", "weight_abs"):
+            assert other.edges[u, v, kind][key] == pytest.approx(data[key], rel=1e-9, abs=1e-12)
+
+
+def test_few_readers_are_the_most_influential_sums(loaded):
+    model = loaded("gpt2")
+    graph_of = functools.partial(discover, [FIRST], model, dictionary_set(model, "transcoders"))
+    graph = graph_of(max_traced=5, **SUMMED)
+    readers = {v for _, v in graph.edges() if graph.nodes[v]["kind"] == "feature"}
+    assert len(readers) == 5
+
+
+def test_top_k_and_max_nodes_count_sums(loaded):
+    model = loaded("gpt2")
+    graph_of = functools.partial(discover, [FIRST], model, dictionary_set(model, "transcoders"))
+    graph = graph_of(positions="sum", edge_threshold=0.0, max_nodes=20, top_k=3)
+    assert graph.graph["reports"][0].startswith("max_nodes 20: 20 of ")
+    assert max(d for _, d in graph.in_degree()) == 3 and 4 < len(graph) <= 21
+
+
+def test_a_prompt_of_one_token_at_each_position_sums_to_itself(tiny_model, tiny_dictionaries):
+    """Nothing is added up where the metric reads one position: its edges are those of the end."""
+    pair = PromptPair("a b", "a c", (" g",), (" h",))
+    each = discover([pair], tiny_model, tiny_dictionaries, **EVERYTHING)
+    total = discover([pair], tiny_model, tiny_dictionaries, **SUMMED)
+    into, summed = (
+        {name(u): weight for u, v, weight in graph.edges(data="weight") if v.startswith("metric")}
+        for graph in (each, total)
+    )
+    assert summed == pytest.approx(into, rel=1e-12) and len(into) > 20
+
+
+def test_prompts_that_are_the_same_make_a_stated_empty_graph(tiny_model, tiny_dictionaries):
+    pair = PromptPair("a b c", "a b c", (" g",), (" h",))
+    graph = discover([pair], tiny_model, tiny_dictionaries, **SUMMED)
+    assert list(graph) == ["metric@0"] and graph.graph["reports"][-1].startswith("the graph is empty: no node changes")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"errors_as_targets": True}, {"errors_as_targets": True, "baseline": "zero"}, {"targets": ["mlp_out.0/f1@7"]}],
+)
+def test_errors_and_features_that_are_targets_are_added_up_like_any_other(loaded, settings):
+    model = loaded("gpt2")
+    graph_of = functools.partial(discover, [FIRST], model, dictionary_set(model, "residual"), **settings)
+    expected, _ = added_up(graph_of(**EVERYTHING))
+    graph = graph_of(**SUMMED)
+    check_graph(graph)
+    found = {(name(u), name(v), kind): w for u, v, kind, w in graph.edges(keys=True, data="weight")}
+    into = {v for _, v, _ in found if v.endswith("error") or "/p" in v}
+    assert set(found) == set(expected) and len(found) > 10 and into
+    for key, weight in found.items():
+        assert weight == pytest.approx(expected[key], rel=1e-8, abs=1e-12), key

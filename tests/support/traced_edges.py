@@ -1,0 +1,100 @@
+"""Edges of small random models with every role that a component may have, traced as discover does it.
+
+In come a model, dictionaries, pairs and settings; out comes a `Traced`, with everything on the way to the edges. Knows nothing
+of graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from circuitgraph.attribution.attribute import run_attribution
+from circuitgraph.attribution.tables import FeatureTable
+from circuitgraph.attribution.targets import Objective
+from circuitgraph.dictionaries.collection import Dictionaries
+from circuitgraph.edges.trace import TracedEdges, attribute_edges
+from circuitgraph.settings import Nodes
+from support.dictionary_kinds import random_kind
+
+
+@dataclass
+class Traced:
+    """Node tables and what edges are traced from; `edges` traces them."""
+
+    model: Any
+    clean: Any
+    corrupted: Any
+    base: Any
+    tables: Any
+    gradient: Any
+    targets: Any
+    slopes: Any
+    frozen: Any
+    tokens: Any
+
+    @property
+    def nodes(self) -> list:
+        """The nodes of all tables, in the order in which edges number them."""
+        return [node for table in self.tables for node in table.nodes()]
+
+    def edges(self, **settings: Any) -> TracedEdges:
+        return attribute_edges(
+            self.model,
+            settings.pop("tables", self.tables),
+            self.clean.values,
+            self.gradient,
+            base=self.base.values,
+            targets=self.targets,
+            slopes=self.slopes,
+            maps=list(self.frozen.values()),
+            **settings,
+        )
+
+
+def trace(
+    model: Any,
+    dictionaries: Any,
+    pairs: Any,
+    *,
+    baseline: str = "corrupted",
+    attention: str = "node",
+    mlp: str = "node",
+    metric: Any = "logit_difference",
+    objective: Objective | None = None,
+    method: str = "gradient",
+    steps: int = 1,
+    errors_as_targets: bool = False,
+) -> Traced:
+    """Everything up to the edges of these dictionaries, (reads, writes, activation, settings) each or made already."""
+    if isinstance(dictionaries, dict):
+        dictionaries = Dictionaries(dictionaries)
+    elif not isinstance(dictionaries, Dictionaries):
+        made = [random_kind(model, *kind[:3], **(kind[3] if kind[3:] else {})) for kind in dictionaries]
+        dictionaries = Dictionaries(made)
+    rule = "midpoint" if steps > 1 else "left"
+    settings = Nodes(
+        baseline=baseline, attention=attention, mlp=mlp, metric=metric, method=method, steps=steps, rule=rule,
+        errors_as_targets=errors_as_targets,
+    )  # fmt: skip
+    run = run_attribution(model, dictionaries, pairs, settings, objective=objective, scores=True)
+    return Traced(
+        model, run.clean, run.corrupted, run.baseline, run.tables, run.stream_gradient, run.targets, run.slopes, run.frozen,
+        run.tokens.clean,
+    )  # fmt: skip
+
+
+def vector(table: Any, column: int) -> torch.Tensor:
+    """What a node of a one-example table adds to the stream in all, clean minus baseline, [d_model]."""
+    if isinstance(table, FeatureTable):
+        return table.writes[column].sum(0) * table.amount[0, column]
+    return table.vectors[0, column]
+
+
+def shrunk(table: Any, factor: float) -> Any:
+    """The table with every difference between clean and baseline multiplied by the factor."""
+    if isinstance(table, FeatureTable):
+        return replace(table, baseline_acts=table.acts - factor * table.delta)
+    return replace(table, vectors=factor * table.vectors)
