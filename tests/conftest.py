@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # in programs that tests start as well
 
 import pytest
 import torch
@@ -28,6 +30,23 @@ def tiny_model(tiny_folder):
     from circuitgraph.models.model import load_model
 
     return load_model(tiny_folder, dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """family -> the folder of its tiny checkpoint, written once."""
+    from support.families import save_family
+
+    root = tmp_path_factory.mktemp("families")
+    return functools.cache(lambda family: save_family(root / family, family))
+
+
+@pytest.fixture(scope="session")
+def loaded(folder):
+    """family -> our model of its checkpoint in float64, loaded once."""
+    from circuitgraph.models.model import load_model
+
+    return functools.cache(lambda family: load_model(folder(family), dtype=torch.float64))
 
 
 @pytest.fixture(scope="session")

@@ -5,107 +5,20 @@ Each test's name is the law. Compared numbers are asserted to be non-zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 import torch
+from support.cases import assert_close, build_case, integrated_sum
 
-from circuitgraph.attribution.attribute import run_attribution
-from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
+from circuitgraph.attribution.gradients import metric_gradients
 from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import baseline_of, run_clean, run_corrupted, sites_of
-from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discovery import discover
-from circuitgraph.edges.selection import Selection
-from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.evaluation.circuits import circuit_mask, node_values, run_with_nodes
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.graphs.prune import prune_graph
 from circuitgraph.nodes import Node, Site
-from circuitgraph.settings import Nodes
-
-
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, *, terms: int = 1000, quadrature: float = 0.0) -> None:
-    """Equal within dtype epsilon * sqrt(terms) * 8, relative to the largest expected value, which must not be zero, plus
-    the error of a quadrature rule where there is one."""
-    actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
-    assert actual.shape == expected.shape
-    scale = float(expected.abs().max())
-    assert scale > 1e-9, "the compared numbers are all zero"
-    error = float((actual - expected).abs().max())
-    bound = torch.finfo(expected.dtype).eps * terms**0.5 * 8 * max(scale, 1.0) + quadrature
-    assert error <= bound, f"error {error:.3g} exceeds {bound:.3g}"
-
-
-@dataclass
-class Case:
-    """One run of everything up to node tables."""
-
-    model: Any
-    dictionaries: Any
-    tokens: Any
-    metric: Any
-    clean: Any
-    corrupted: Any
-    base: Any
-    gradients: Any
-    tables: Any
-
-    @property
-    def last(self) -> Site:
-        return Site("resid_post", self.model.n_layers - 1)
-
-    def edges(self, **settings: Any) -> list:
-        gradient = metric_gradients(self.clean, [self.last])[self.last]
-        selection = Selection(**{key: settings.pop(key) for key in ("threshold", "top_k") if key in settings})
-        settings.setdefault("slopes", mlp_slopes(self.clean, [d.reads for d in self.dictionaries.values()]))
-        traced = attribute_edges(
-            self.model,
-            self.tables,
-            self.clean.values,
-            gradient,
-            base=self.base.values,
-            selection=selection,
-            **settings,
-        )
-        return list(traced.table)
-
-    def total(self, site: Site, kinds: tuple[str, ...] = ("feature", "error")) -> torch.Tensor:
-        """Summed attribution [batch, pos] of the tables at a site."""
-        total = torch.zeros(self.tokens.clean.shape, dtype=torch.float64)
-        for table in self.tables:
-            if table.site == site and table.kind in kinds:
-                total.index_add_(1, table.pos, table.attribution)
-        return total
-
-
-def build_case(
-    model,
-    dictionaries,
-    pairs,
-    *,
-    baseline="corrupted",
-    method="gradient",
-    steps=10,
-    rule="gauss-legendre",
-    metric="logit_difference",
-):
-    settings = Nodes(baseline=baseline, method=method, steps=steps, rule=rule, metric=metric)
-    run = run_attribution(model, Dictionaries(dictionaries), pairs, settings)
-    return Case(
-        model,
-        run.dictionaries,
-        run.tokens,
-        run.metric,
-        run.clean,
-        run.corrupted,
-        run.baseline,
-        run.gradients,
-        run.tables,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -175,16 +88,9 @@ def test_with_baseline_zero_features_error_and_bias_sum_to_gradient_times_activa
 # 4 -------------------------------------------------------------------------------------------------------------------
 
 
-def _integrated_sum(case, site, **settings):
-    gradient = integrated_gradients(
-        case.model, case.tokens, case.clean.values, {site: case.base.values[site]}, case.metric, **settings
-    )[site]
-    return (gradient * (case.clean.values[site] - case.base.values[site])).sum((1, 2))
-
-
 @pytest.mark.parametrize("layer", [0, 1])
 def test_integrated_gradients_of_the_residual_stream_sum_to_the_metric_difference(case, layer):
-    total = _integrated_sum(case, Site("resid_post", layer), steps=40)
+    total = integrated_sum(case, Site("resid_post", layer), steps=40)
     assert_close(total, case.clean.metric - case.corrupted.metric, quadrature=1e-9)
 
 
@@ -192,7 +98,7 @@ def test_integrated_gradients_of_the_residual_stream_sum_to_the_metric_differenc
 def test_integrated_gradients_of_a_component_sum_to_the_effect_of_patching_it(case, site):
     site = Site.parse(site)
     patched, _ = case.model.run(case.tokens.clean, replace={site: lambda x, recorded: case.base.values[site]})
-    assert_close(_integrated_sum(case, site, steps=40), case.clean.metric - case.metric(patched), quadrature=1e-9)
+    assert_close(integrated_sum(case, site, steps=40), case.clean.metric - case.metric(patched), quadrature=1e-9)
 
 
 def test_integrated_embedding_attributions_sum_to_the_metric_difference(case, tiny_pairs):
@@ -207,7 +113,7 @@ def test_the_left_rule_converges_like_one_over_n_and_midpoint_like_its_square(ca
     total = case.clean.metric - case.corrupted.metric
     for rule, factor in (("left", 2), ("midpoint", 4)):
         errors = [
-            (_integrated_sum(case, Site("resid_post", 0), steps=n, rule=rule) - total).abs().max() for n in (40, 80)
+            (integrated_sum(case, Site("resid_post", 0), steps=n, rule=rule) - total).abs().max() for n in (40, 80)
         ]
         assert errors[1] > 1e-9
         assert float(errors[0] / errors[1]) == pytest.approx(factor, rel=0.15)
@@ -222,7 +128,7 @@ def test_symmetric_rules_are_antisymmetric_under_clean_and_corrupted(case, tiny_
     other = build_case(case.model, case.dictionaries, swapped)
     site = Site("resid_post", 0)
     assert_close(
-        -_integrated_sum(other, site, steps=steps, rule=rule), _integrated_sum(case, site, steps=steps, rule=rule)
+        -integrated_sum(other, site, steps=steps, rule=rule), integrated_sum(case, site, steps=steps, rule=rule)
     )
 
 
@@ -230,7 +136,7 @@ def test_the_left_rule_is_not_antisymmetric(case, tiny_pairs):
     swapped = [type(p)(p.corrupted, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
     other = build_case(case.model, case.dictionaries, swapped)
     site = Site("resid_post", 0)
-    difference = _integrated_sum(other, site, steps=4, rule="left") + _integrated_sum(case, site, steps=4, rule="left")
+    difference = integrated_sum(other, site, steps=4, rule="left") + integrated_sum(case, site, steps=4, rule="left")
     assert float(difference.abs().max()) > 1e-3
 
 

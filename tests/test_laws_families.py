@@ -10,11 +10,11 @@ import functools
 
 import pytest
 import torch
+from support.cases import assert_close, build_case
 from support.dictionary_kinds import SETS, dictionary_set, random_kind
-from support.families import FAMILIES, hf_model, hooked_transformer, save_family
+from support.families import FAMILIES, hf_model, hooked_transformer
 from support.frozen_blocks import FrozenBlocks, change_of, run_without
 from support.traced_edges import trace
-from test_laws import assert_close, build_case
 
 from circuitgraph.attribution.node_gradients import path_start
 from circuitgraph.attribution.treatment import error_targets, node_sites
@@ -47,19 +47,6 @@ ATTENTION = ("z", "attn_out")
 WHOLE = [(family, "transcoders") for family in FAMILIES] + [
     (family, name) for family in ("gpt2", "gemma2") for name in SETS if name != "transcoders"
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """family -> the folder of its checkpoint."""
-    root = tmp_path_factory.mktemp("families")
-    return functools.cache(lambda family: save_family(root / family, family))
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    """family -> our model of it, float64."""
-    return functools.cache(lambda family: load_model(folder(family), dtype=torch.float64))
 
 
 @pytest.fixture(scope="module")
@@ -508,7 +495,7 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
                 (1, len(case.tokens.clean)),
             )
             edited = {}
-            reads = sorted({other.reads for _, other in writers}, key=lambda s: s.depth)
+            reads = sorted({other.reads for other in writers})
             case.model.run(
                 case.tokens.clean,
                 record=reads,

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
-import torch
 from support.dictionary_kinds import SETS, dictionary_set, random_kind
-from support.families import save_family
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.presets import PRESETS, find_preset
 
 EVERYTHING = {"max_nodes": 10**6, "edge_threshold": 0.0, "node_influence": None, "edge_influence": None}
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    root = tmp_path_factory.mktemp("families")
-    return functools.cache(lambda family: load_model(save_family(root / family, family), dtype=torch.float64))
 
 
 def some(model):

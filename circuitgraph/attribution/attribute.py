@@ -223,7 +223,7 @@ def run_attribution(
         backend: As of `attribute`.
         progress: As of `attribute`.
     """
-    has_corrupted = all(pair.corrupted is not None for pair in pairs)
+    has_corrupted = any(pair.corrupted is not None for pair in pairs)  # some is refused with the tokens
     check_baseline(settings.baseline, len(pairs), has_corrupted=has_corrupted)
     resolved = _backend(backend, model)
     treatment = ComponentTreatment(settings.attention, settings.mlp)

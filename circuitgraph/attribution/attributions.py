@@ -143,7 +143,7 @@ class Attributions:
         return pandas.DataFrame(columns)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into one safetensors file; sites and facts are JSON in its header. `load` reads it."""
+        """Write everything into one safetensors file; sites and facts are JSON in its header. `load_attributions` reads it."""
         from safetensors.torch import save
 
         check_writable(path)
@@ -156,24 +156,24 @@ class Attributions:
         tensors = {name: getattr(self, name).contiguous() for name in _COLUMNS}
         write_atomically(path, save(tensors, metadata={_FORMAT: json.dumps(header, ensure_ascii=False)}))
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Attributions:
-        """What `save` wrote. GraphError, in one line, for any other file."""
-        from safetensors import SafetensorError, safe_open
 
-        if not Path(path).is_file():
-            raise GraphError(f"attribution file {os.fspath(path)} does not exist")
-        try:
-            with safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {}).get(_FORMAT, "")
-                tensors = {name: file.get_tensor(name) for name in file.keys() if name in _COLUMNS}  # noqa: SIM118
-            header = json.loads(text or "{}")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise GraphError(f"attribution file {os.fspath(path)} cannot be read: {error}") from None
-        return _checked(cls, os.fspath(path), header, tensors)
+def load_attributions(path: str | os.PathLike[str]) -> Attributions:
+    """What `Attributions.save` wrote. GraphError, in one line, for any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise GraphError(f"attribution file {os.fspath(path)} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_FORMAT, "")
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name in _COLUMNS}  # noqa: SIM118
+        header = json.loads(text or "{}")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise GraphError(f"attribution file {os.fspath(path)} cannot be read: {error}") from None
+    return _checked(os.fspath(path), header, tensors)
 
 
-def _checked(cls: type[Attributions], path: str, header: Any, tensors: dict[str, Tensor]) -> Attributions:
+def _checked(path: str, header: Any, tensors: dict[str, Tensor]) -> Attributions:
     """The value of a file's header and tensors; GraphError unless they fit together."""
     if not isinstance(header, dict) or header.get("format") != _FORMAT or set(tensors) != set(_COLUMNS):
         raise GraphError(f"{path} holds no attributions; expected a file that Attributions.save wrote")
@@ -188,4 +188,4 @@ def _checked(cls: type[Attributions], path: str, header: Any, tensors: dict[str,
     for name, known in (("site", sites), ("kind", NODE_KINDS)):
         if n and not 0 <= int(tensors[name].min()) <= int(tensors[name].max()) < len(known):
             raise GraphError(f"{path}: column {name!r} counts beyond its {len(known)} names; the file is broken")
-    return cls(sites, **tensors, facts=header["facts"])
+    return Attributions(sites, **tensors, facts=header["facts"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 
 import pytest
 import torch
 from support.aligned_pairs import EVERYTHING, FIRST, PLACES, SECOND, counted, places_of
+from support.cases import build_case
 from support.dictionary_kinds import dictionary_set
-from support.families import save_family
-from test_laws import build_case
 
 from circuitgraph.attribution.aligned_model import align_model
 from circuitgraph.attribution.alignment import align_pairs
@@ -18,19 +16,11 @@ from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, run_with_nodes
 from circuitgraph.evaluation.evaluate import evaluate_circuit, measure_graph
-from circuitgraph.models.model import load_model
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
 from circuitgraph.prompts import PromptPair
 
 ALL_MEASURED = {"n_patched": 10_000, "n_edges": 10_000, "n_dropped": 0, "curves": False, "baselines": ("zero",)}
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """family -> our model of it, float64."""
-    root = tmp_path_factory.mktemp("placed")
-    return functools.cache(lambda family: load_model(save_family(root / family, family), dtype=torch.float64))
 
 
 def place(key, places):

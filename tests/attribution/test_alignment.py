@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.aligned_pairs import EVERYTHING, FIRST, PLACES, SECOND, counted, places_of
 from support.dictionary_kinds import dictionary_set
-from support.families import hooked_transformer, save_family
+from support.families import hooked_transformer
 
 from circuitgraph import embedded
 from circuitgraph.attribution.alignment import align_pairs, position_names
@@ -40,13 +40,6 @@ CASES = [
     ("gpt_neox", "output_saes", {}),
 ]
 THROUGH = {"attention": "frozen", "mlp": "frozen"}
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """family -> our model of it, float64."""
-    root = tmp_path_factory.mktemp("aligned")
-    return functools.cache(lambda family: load_model(save_family(root / family, family), dtype=torch.float64))
 
 
 @pytest.fixture(scope="module")
@@ -258,9 +251,9 @@ def test_padding_is_refused_where_attention_looks_ahead(tiny_model, monkeypatch)
         tokenize_pairs(tiny_model, [FIRST, SECOND], by_role=True)
 
 
-def test_a_hooked_transformer_keeps_its_angles_to_itself_and_gives_the_same_graph(loaded, tmp_path):
+def test_a_hooked_transformer_keeps_its_angles_to_itself_and_gives_the_same_graph(loaded, folder):
     bridge = loaded("llama")
-    library = hooked_transformer(save_family(tmp_path / "llama", "llama"))
+    library = hooked_transformer(folder("llama"))
     library.set_tokenizer(bridge.library.tokenizer)
     library.cfg.default_prepend_bos = bridge.library.cfg.default_prepend_bos
     hooked = load_model(library)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
+from support.cases import assert_close
 from support.dictionary_kinds import dictionary_set, random_dictionary
-from support.families import FAMILIES, save_family
+from support.families import FAMILIES
 from support.traced_edges import shrunk, trace
-from test_laws import assert_close
 
 from circuitgraph.attribution.targets import Probe, given_targets, recorded_objective
 from circuitgraph.dictionaries.collection import Dictionaries
@@ -22,18 +20,9 @@ from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
 from circuitgraph.nodes import DICTIONARY_SITES, Node, Site
 
 POS = 4
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    root = tmp_path_factory.mktemp("families")
-    return functools.cache(
-        lambda family: load_model(save_family(root / family, family), dtype=torch.float64),
-    )
 
 
 def near(actual, expected, share):

@@ -6,9 +6,8 @@ import json
 
 import pytest
 import torch
-from support.families import save_family
+from support.cases import assert_close
 from support.traced_edges import trace
-from test_laws import assert_close
 
 from circuitgraph.attribution.runs import CleanRun
 from circuitgraph.attribution.targets import LogitTarget, Objective, given_targets, likeliest_logits, target_nodes
@@ -19,7 +18,6 @@ from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.formats.neuronpedia import neuronpedia_value
 from circuitgraph.formats.neuronpedia_read import value_from_neuronpedia
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
 
 TOKENS = (6, 9, 4)
@@ -58,9 +56,9 @@ def test_a_logits_reading_vector_is_its_gradient_with_the_final_norms_scale_froz
         assert_close(target.gradient, gradient)
 
 
-def test_a_soft_cap_on_the_logits_is_differentiated(tmp_path, tiny_pairs):
+def test_a_soft_cap_on_the_logits_is_differentiated(loaded, tiny_pairs):
     """Gemma 2: autograd through the frozen norm, the unembedding and the cap, written out."""
-    model = load_model(save_family(tmp_path / "gemma2", "gemma2"), dtype=torch.float64)
+    model = loaded("gemma2")
     chosen = Objective((LogitTarget("d", (6,)), LogitTarget("b -a", (4, 3), (1.0, -1.0))), (0.7, -2.0))
     case = trace(model, Dictionaries(), tiny_pairs, objective=chosen)
     stream = case.clean.values[Site("resid_post", 1)].clone().requires_grad_()

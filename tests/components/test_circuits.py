@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import ROOT
 from support.command import model_options, run
-from support.families import FAMILIES, TOKENS, save_family
+from support.families import FAMILIES, TOKENS
 from support.graph_files import component_graph
 
 from circuitgraph.components.edge_masks import (
@@ -31,7 +31,6 @@ from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
 from circuitgraph.formats import load, save
 from circuitgraph.formats.eap import component_edges, component_names, value_from_eap
 from circuitgraph.metrics import Metric
-from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.render import render_html
 from circuitgraph.studies.programs import build_model, gate
@@ -119,9 +118,8 @@ def tolerance(family):
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox", "gemma2"])
-def family(request, tmp_path_factory):
-    folder = save_family(tmp_path_factory.mktemp("families") / request.param, request.param)
-    return load_model(folder, dtype=torch.float64), tolerance(request.param)
+def family(request, loaded):
+    return loaded(request.param), tolerance(request.param)
 
 
 def test_all_edges_are_the_model_and_none_the_other_run(family):

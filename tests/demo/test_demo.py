@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from click.testing import CliRunner
-from test_laws import assert_close, build_case
+from support.cases import assert_close, build_case, integrated_sum
 
 from circuitgraph.cli.main import main
 from circuitgraph.dictionaries.load import load_dictionaries
@@ -115,9 +115,7 @@ def test_keeping_every_node_of_the_trained_model_changes_nothing(trained):
 
 
 def test_integrated_gradients_sum_to_the_metric_difference_on_the_trained_model(trained):
-    from test_laws import _integrated_sum
-
-    total = _integrated_sum(trained, Site("resid_post", 1), steps=40)
+    total = integrated_sum(trained, Site("resid_post", 1), steps=40)
     assert_close(total, trained.clean.metric - trained.corrupted.metric, quadrature=1e-3)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.circuit_tracer_files import config, cross_layer, per_layer, randn, save_clt, save_set
+from support.close import assert_close
 from support.sae_lens_files import save
 
 from circuitgraph.dictionaries.load import load_dictionaries
@@ -29,11 +30,6 @@ def encoded(x, W_enc, b_enc, threshold=None):
     return acts
 
 
-def close(ours, expected):
-    assert float(expected.abs().max()) > 0.1
-    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=0)
-
-
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("threshold", [False, True])
@@ -47,8 +43,8 @@ def test_per_layer_transcoders(tiny_model, tmp_path, threshold, skip, lazy):
         t = per_layer(layer, threshold=threshold, skip=skip)
         acts = encoded(rows(), t["W_enc"], t["b_enc"], t.get("activation_function.threshold"))
         y = acts @ t["W_dec"].double() + t["b_dec"].double()
-        close(dictionary.encode(rows()), acts)
-        close(dictionary.decode(acts, rows()), y + rows() @ t["W_skip"].double().T if skip else y)
+        assert_close(dictionary.encode(rows()), acts)
+        assert_close(dictionary.decode(acts, rows()), y + rows() @ t["W_skip"].double().T if skip else y)
 
 
 def test_a_set_with_a_fixed_number_of_features(tiny_model, tmp_path):
@@ -58,7 +54,7 @@ def test_a_set_with_a_fixed_number_of_features(tiny_model, tmp_path):
     t = per_layer(1)
     pre = rows() @ t["W_enc"].double().T + t["b_enc"].double()
     kept = torch.zeros_like(pre).scatter(-1, pre.topk(4).indices, 1.0)
-    close(dictionary.encode(rows()), pre.relu() * kept)
+    assert_close(dictionary.encode(rows()), pre.relu() * kept)
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -76,7 +72,7 @@ def test_a_cross_layer_transcoder(tiny_model, tmp_path, threshold, skip, lazy):
     for layer, ((e, d), dictionary) in enumerate(zip(files, (first, second), strict=True)):
         x = rows() + layer
         acts = encoded(x, e[f"W_enc_{layer}"], e[f"b_enc_{layer}"], e.get(f"threshold_{layer}"))
-        close(dictionary.encode(x), acts)
+        assert_close(dictionary.encode(x), acts)
         expected[layer:] += torch.einsum("nf,fld->lnd", acts, d[f"W_dec_{layer}"].double())
         expected[layer] += e[f"b_dec_{layer}"].double()
         if skip:
@@ -84,7 +80,7 @@ def test_a_cross_layer_transcoder(tiny_model, tmp_path, threshold, skip, lazy):
         decoded = dictionary.decode(acts, x)
         for site in dictionary.sites:
             ours[site.layer] += decoded[:, dictionary.columns(site)]
-    close(ours, expected)
+    assert_close(ours, expected)
 
 
 def test_hooks_decide_where_it_reads(tiny_model, tmp_path):
@@ -122,8 +118,8 @@ def test_a_set_lists_files_of_gemma_scope(tiny_model, tmp_path):
         t = gemma_2(layer)
         acts = encoded(rows(), t["w_enc"].T, t["b_enc"], t["threshold"])
         y = acts @ t["w_dec"].double() + t["b_dec"].double()
-        close(dictionary.encode(rows()), acts)
-        close(dictionary.decode(acts, rows()), y if layer else y + rows() @ t["affine_skip_connection"].double())
+        assert_close(dictionary.encode(rows()), acts)
+        assert_close(dictionary.decode(acts, rows()), y if layer else y + rows() @ t["affine_skip_connection"].double())
 
 
 def test_a_cross_layer_set_lists_files_of_gemma_scope_2(tiny_model, tmp_path):
@@ -134,11 +130,11 @@ def test_a_cross_layer_set_lists_files_of_gemma_scope_2(tiny_model, tmp_path):
     config(folder, model_kind="cross_layer_transcoder", transcoders=["p0.safetensors", "p1.safetensors"])
     first, second = load_dictionaries(folder, tiny_model).values()
     acts = first.encode(rows())
-    close(
+    assert_close(
         first.decode(acts, rows())[:, D:],
         torch.einsum("nf,fd->nd", acts, gemma_2(0, cross=True)["w_dec"][:, 1].double()),
     )
-    close(second.weights.W_dec, gemma_2(1, cross=True)["w_dec"][:, 1].double())
+    assert_close(second.weights.W_dec, gemma_2(1, cross=True)["w_dec"][:, 1].double())
 
 
 def test_params_of_gemma_scope_2_are_placed_by_their_config(tiny_model, tmp_path):

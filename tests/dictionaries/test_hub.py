@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.circuit_tracer_files import config, save_clt, save_set
+from support.close import assert_close
 from support.published_files import attention
 from support.sae_lens_files import save
 
@@ -153,7 +154,7 @@ def test_attention_saes_of_the_registry_were_trained_on_a_processed_model(tiny_m
     del published[:]
     plain = load_dictionaries("gpt2-small/z?processing=none", tiny_model)[Site("z", 1)]
     bias = tiny_model.value_bias(Site("z", 1), norm=True)
-    torch.testing.assert_close(ours.weights.b_dec, plain.weights.b_dec + bias)
+    assert_close(ours.weights.b_dec, plain.weights.b_dec + bias)
     assert float(bias.abs().max()) > 0.1
     other = load_dictionaries("pythia-70m-deduped-res-sm/blocks.0.hook_resid_post", tiny_model)
     assert float(other[Site("resid_post", 0)].weights.W_enc.mean(0).abs().max()) > 0.01

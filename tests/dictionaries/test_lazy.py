@@ -39,7 +39,10 @@ def living(monkeypatch):
         made.append(weakref.ref(self))
 
     monkeypatch.setattr(SaeWeights, "__post_init__", note)
-    return made
+    gc.collect()
+    gc.freeze()  # what was there before need not be looked through again
+    yield made
+    gc.unfreeze()
 
 
 def alive(made):

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.close import assert_close
 from support.sae_lens_files import D_SAE, D, save
 
 from circuitgraph.dictionaries.load import load_dictionaries
@@ -29,8 +30,8 @@ def test_encode_and_decode_equal_sae_lens(tiny_model, tmp_path, architecture):
     x = torch.randn(7, D)
     acts = ours.encode(x.double())
     assert 0 < int((acts != 0).sum()) < acts.numel()
-    torch.testing.assert_close(acts.float(), theirs.encode(x))
-    torch.testing.assert_close(ours.decode(acts).float(), theirs.decode(theirs.encode(x)))
+    assert_close(acts.float(), theirs.encode(x))
+    assert_close(ours.decode(acts).float(), theirs.decode(theirs.encode(x)))
 
 
 def test_a_folder_of_folders_loads_in_forward_order(tiny_model, tmp_path):

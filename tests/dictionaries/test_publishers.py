@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.close import assert_close
 from support.published_files import Canary, cut, gemma_tensors, learned, randn, rows, save_gemma, save_learned
 from support.sae_lens_files import save
 
@@ -24,8 +25,8 @@ def compare(dictionary, acts, x_hat):
     """The dictionary's own numbers on rows() are the publisher's, and neither is trivial."""
     assert 0 < int((acts != 0).sum()) < acts.numel() and float(x_hat.abs().min()) > 0
     ours = dictionary.encode(rows())
-    torch.testing.assert_close(ours, acts, atol=1e-6, rtol=0)
-    torch.testing.assert_close(dictionary.decode(ours), x_hat, atol=1e-6, rtol=0)
+    assert_close(ours, acts)
+    assert_close(dictionary.decode(ours), x_hat)
 
 
 # Gemma Scope ---------------------------------------------------------------------------------------------------
@@ -125,8 +126,8 @@ def test_effects_are_the_same_with_and_without_renormalised_decoders(tiny_model,
     gradient = randn(D, seed=9).double()
     effects = [d.encode(rows()) * (d.weights.W_dec @ gradient) for d in (plain, scaled)]
     assert float(effects[0].abs().max()) > 0.1
-    torch.testing.assert_close(effects[1], effects[0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(scaled.encode(rows()), plain.encode(rows()) * norm, atol=1e-5, rtol=0)
+    assert_close(effects[1], effects[0], dtype=torch.float32)  # the weights were rescaled in that
+    assert_close(scaled.encode(rows()), plain.encode(rows()) * norm, dtype=torch.float32)
 
 
 # broken files --------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.close import assert_close
 from support.sae_lens_files import D_SAE, D, save
 
 from circuitgraph.dictionaries.load import load_dictionaries
@@ -61,10 +62,10 @@ def compare(ours, theirs):
         expected, whole = theirs.encode(x), theirs(x)
     if ours.weights.normalize == "none" and not ours.weights.rescale_acts_by_decoder_norm:
         assert 0 < int((expected != 0).sum()) < expected.numel()
-        torch.testing.assert_close(ours.encode(x), expected, atol=1e-6, rtol=1e-6)
+        assert_close(ours.encode(x), expected)
     acts = ours.encode(x)
     assert torch.equal(acts != 0, expected != 0)  # theirs are in units of the norm there
-    torch.testing.assert_close(ours.decode(acts, x), whole, atol=1e-6, rtol=1e-6)
+    assert_close(ours.decode(acts, x), whole)
 
 
 def test_every_architecture_is_supported_or_refused():
@@ -113,7 +114,7 @@ def test_a_skip_connection_that_is_not_square_is_turned_the_right_way(narrow_mod
     save_file(tensors, folder / "sae_weights.safetensors")
     (ours,) = load_dictionaries(folder, narrow_model).values()
     x = torch.randn(3, 64)
-    torch.testing.assert_close(ours.skipped(x), x @ tensors["W_skip"].T)
+    assert_close(ours.skipped(x), x @ tensors["W_skip"].T)
     save_file(tensors | {"W_skip": torch.randn(64, D)}, folder / "sae_weights.safetensors")
     for lazy in (False, True):
         with pytest.raises(
@@ -142,8 +143,8 @@ def test_a_finetuned_factor_multiplies_activations_before_decoding(narrow_model,
     x = torch.randn(5, D)
     acts = ours.encode(x)
     assert float(acts.max()) > 0.1
-    torch.testing.assert_close(acts, plain.encode(x))
-    torch.testing.assert_close(ours.decode(acts), plain.decode(acts * factor))
+    assert_close(acts, plain.encode(x))
+    assert_close(ours.decode(acts), plain.decode(acts * factor))
 
 
 def test_a_factor_of_ones_changes_nothing_and_an_unused_one_is_refused(narrow_model, tmp_path):
@@ -263,12 +264,8 @@ def test_the_module_that_was_read_decides_where_a_cfg_names_it(narrow_model, tmp
 
 
 @pytest.mark.parametrize("hook", ["attn", "mlp"])
-def test_a_hook_before_a_post_norm_is_refused_where_the_model_has_one(tmp_path, tiny_model, hook):
-    from support.families import save_family
-
-    from circuitgraph.models.model import load_model
-
-    gemma = load_model(save_family(tmp_path / "gemma2", "gemma2"))
+def test_a_hook_before_a_post_norm_is_refused_where_the_model_has_one(loaded, tmp_path, tiny_model, hook):
+    gemma = loaded("gemma2")
     inner, added = f"blocks.1.{hook}.hook_out", f"blocks.1.hook_{hook}_out"
     for number, (name, model, refused) in enumerate(
         [(inner, tiny_model, False), (added, tiny_model, False), (inner, gemma, True), (added, gemma, False)]

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from support.close import assert_close
 from support.sae_lens_files import D_SAE, D, save
 
 from circuitgraph.dictionaries.load import load_dictionaries
@@ -15,14 +16,14 @@ from circuitgraph.nodes import Site
 
 
 def same_numbers(ours, theirs):
-    """encode and decode equal those of sae-lens' own class, to 1e-6 in float64."""
+    """encode and decode equal those of sae-lens' own class, in float64."""
     theirs = theirs.to(dtype=torch.float64)
     x = torch.randn(7, D, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     expected = theirs.encode(x)
     acts = ours.encode(x)
     assert 0 < int((expected != 0).sum()) < expected.numel()
-    torch.testing.assert_close(acts, expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(ours.decode(acts), theirs.decode(expected), atol=1e-6, rtol=0)
+    assert_close(acts, expected)
+    assert_close(ours.decode(acts), theirs.decode(expected))
 
 
 # places --------------------------------------------------------------------------------------------------------

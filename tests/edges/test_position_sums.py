@@ -9,12 +9,10 @@ import pytest
 import torch
 from support.aligned_pairs import EVERYTHING, FIRST, SECOND
 from support.dictionary_kinds import dictionary_set
-from support.families import save_family
 
 from circuitgraph.discovery import discover
 from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node
 from circuitgraph.prompts import PromptPair
 
@@ -27,13 +25,6 @@ CASES = [
     ("llama", "transcoders", {"targets": [" c", " d"], "mlp": "frozen"}),
     ("gemma2", "cross_layer", {}),
 ]
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """family -> our model of it, float64."""
-    root = tmp_path_factory.mktemp("summed")
-    return functools.cache(lambda family: load_model(save_family(root / family, family), dtype=torch.float64))
 
 
 def name(key):

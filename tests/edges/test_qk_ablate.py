@@ -6,17 +6,16 @@ one MLP, whose true edges are known. Its weights are read from ../shared/data/tr
 
 from __future__ import annotations
 
-import functools
 import json
 
 import numpy as np
 import pytest
 import torch
 from support import ROOT
+from support.cases import assert_close
 from support.dictionary_kinds import in_dtype, random_kind
-from support.families import FAMILIES, save_family
+from support.families import FAMILIES
 from support.traced_edges import shrunk, trace, vector
-from test_laws import assert_close
 
 from circuitgraph.attribution.runs import CleanRun
 from circuitgraph.dictionaries.collection import Dictionaries
@@ -38,13 +37,6 @@ COVERED = (
     ("z.1", "z.1", "topk"),
     ("mlp_in.1", "mlp_out.1", "relu"),
 )
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """family -> our model of it, float64."""
-    root = tmp_path_factory.mktemp("families")
-    return functools.cache(lambda family: load_model(save_family(root / family, family), dtype=torch.float64))
 
 
 def close(family, actual, expected):
@@ -141,11 +133,11 @@ def test_recomputing_through_frozen_components_is_refused(loaded, tiny_pairs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_model_in_half_precision_hides_the_same_keys(tmp_path, tiny_pairs, dtype):
+def test_a_model_in_half_precision_hides_the_same_keys(folder, tiny_pairs, dtype):
     """Its mask is the smallest number of its own type, which is not small for float16."""
-    folder, found = save_family(tmp_path / "mistral", "mistral"), []
+    found = []
     for each in (torch.float32, dtype):
-        model = load_model(folder, dtype=each)
+        model = load_model(folder("mistral"), dtype=each)
         made = [in_dtype(random_kind(model, *kind), torch.float32) for kind in COVERED if kind[0].startswith("z")]
         traced = trace(model, Dictionaries(made), tiny_pairs[:1])
         edges = traced.edges(qk="ablate").table

@@ -9,14 +9,13 @@ import functools
 
 import pytest
 import torch
-from support.families import FAMILIES, hf_model, save_family
+from support.cases import assert_close
+from support.families import FAMILIES, hf_model
 from support.frozen_blocks import FrozenBlocks
 from support.traced_edges import trace
-from test_laws import assert_close
 
 from circuitgraph.edges.influence import node_influence
 from circuitgraph.edges.selection import Selection
-from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.paths.linear_maps import skip_map
 
@@ -41,17 +40,6 @@ TREATMENTS = {
     "residual_between": ((("resid_post.0", "resid_post.0", "relu"), ("z.1", "z.1", "relu")), "frozen", "frozen"),
     "ends": ((("mlp_out.1", "mlp_out.1", "relu"), ("resid_post.1", "resid_post.1", "topk")), "frozen", "frozen"),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("families")
-    return functools.cache(lambda family: save_family(root / family, family))
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return functools.cache(lambda family: load_model(folder(family), dtype=torch.float64))
 
 
 def close(family, actual, expected):

@@ -6,26 +6,24 @@ import random
 
 import pytest
 import torch
+from support.cases import build_case
 from support.dictionary_kinds import random_dictionary
-from support.families import FAMILIES, save_family
+from support.families import FAMILIES
 from support.naive_circuits import Naive
-from test_laws import build_case
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import GraphError
 from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, circuit_metrics, node_values
 from circuitgraph.evaluation.patching import patch_effects
-from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
 
 RESID = Site("resid_post", 0)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox", "gemma2"])
-def family(request, tmp_path_factory, tiny_pairs):
+def family(request, loaded, tiny_pairs):
     """A case of that family with a z-SAE, an SAE of the residual stream and a transcoder, its naive runs, and its rounding."""
-    folder = save_family(tmp_path_factory.mktemp("families") / request.param, request.param)
-    model = load_model(folder, dtype=torch.float64)
+    model = loaded(request.param)
     found = [
         random_dictionary("z.0", "z.0", d=model.width(Site("z", 0)), d_sae=12, seed=1),
         random_dictionary("resid_post.0", "resid_post.0", activation="topk", d_sae=16, seed=2),

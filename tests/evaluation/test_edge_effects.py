@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.cases import build_case
 from support.dictionary_kinds import random_kind
-from support.families import FAMILIES, save_family
-from test_laws import build_case
+from support.families import FAMILIES
 
 from circuitgraph.attribution.attribute import run_attribution
 from circuitgraph.attribution.treatment import ComponentTreatment
@@ -19,7 +19,6 @@ from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.edge_effects import measure_edges
 from circuitgraph.metrics import Metric
-from circuitgraph.models.model import load_model
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
 from circuitgraph.settings import Nodes
@@ -44,9 +43,8 @@ CASES = {
 
 
 @pytest.fixture(scope="module", params=["gpt2", "gpt_neox", "gemma2"])
-def family(request, tmp_path_factory):
-    folder = save_family(tmp_path_factory.mktemp("families") / request.param, request.param)
-    return load_model(folder, dtype=torch.float64), FAMILIES[request.param].precision == torch.float64
+def family(request, loaded):
+    return loaded(request.param), FAMILIES[request.param].precision == torch.float64
 
 
 def traced(model, kinds, treatment, pairs):

@@ -6,16 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import assert_close
 from support.dictionary_kinds import random_dictionary
-from support.families import save_family
-from test_laws import assert_close
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary, reconstruct
 from circuitgraph.errors import CircuitGraphError, PromptError
 from circuitgraph.interventions.language import Delete, Patch, Scale, Set, SitePart, Span, Steer, parse_intervention
 from circuitgraph.interventions.run import run_intervention_sets, run_with_interventions
-from circuitgraph.models.model import load_model
 from circuitgraph.nodes import Node, Site
 
 Z0, MLP0, MLP1 = Site("z", 0), Site("mlp_out", 0), Site("mlp_out", 1)
@@ -157,11 +155,9 @@ def test_settings_that_make_no_sense_are_refused(tiny_model, tiny_dictionaries, 
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama", "gemma2", "gpt_neox"])
-def family(request, tmp_path_factory):
+def family(request, loaded):
     """A model of the family with a z-SAE, a skip transcoder, a cross-layer transcoder and a residual SAE."""
-    model = load_model(
-        save_family(tmp_path_factory.mktemp("families") / request.param, request.param), dtype=torch.float64
-    )
+    model = loaded(request.param)
     width = model.width(Z0)
     z = random_dictionary("z.0", "z.0", d=width, seed=1)
     plain = random_dictionary("mlp_in.1", "mlp_out.1", activation="jumprelu", seed=2)

@@ -9,8 +9,8 @@ import shutil
 
 import pytest
 import torch
-from support.families import FAMILIES, N_LAYERS, TOKENS, WORDS, hf_blocks, hf_model, hooked_transformer, save_family
-from test_laws import assert_close
+from support.cases import assert_close
+from support.families import FAMILIES, N_LAYERS, TOKENS, WORDS, hf_blocks, hf_model, hooked_transformer
 
 from circuitgraph.errors import GraphError, ModelError
 from circuitgraph.models import layout as model_layout
@@ -24,19 +24,6 @@ SERIAL = [family for family in FAMILIES if family != "gpt_neox"]
 def each(families=FAMILIES):
     """The test once per family."""
     return pytest.mark.parametrize("family", families)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """family -> the folder of its checkpoint."""
-    root = tmp_path_factory.mktemp("families")
-    return functools.cache(lambda family: save_family(root / family, family))
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    """family -> our model of it, float64."""
-    return functools.cache(lambda family: load_model(folder(family), dtype=torch.float64))
 
 
 @pytest.fixture(scope="module")

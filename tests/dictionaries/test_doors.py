@@ -9,10 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import random_dictionary
-from test_dictionary_formats import D_SAE, D, save
-from test_dictionary_formats_published import gemma_tensors, learned, save_gemma, save_learned
-from test_dictionary_transcoders import save_clt, save_set
+from support.circuit_tracer_files import save_clt, save_set
+from support.dictionary_kinds import random_dictionary
+from support.published_files import gemma_tensors, learned, save_gemma, save_learned
+from support.sae_lens_files import D_SAE, D, save
 
 from circuitgraph.dictionaries import Dictionaries, Dictionary, load_dictionaries
 from circuitgraph.doors import as_dictionaries

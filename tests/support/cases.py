@@ -1,0 +1,104 @@
+"""Everything up to node tables, for tests of what is computed from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from circuitgraph.attribution.attribute import run_attribution
+from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
+from circuitgraph.dictionaries.collection import Dictionaries
+from circuitgraph.edges.selection import Selection
+from circuitgraph.edges.trace import attribute_edges
+from circuitgraph.nodes import Site
+from circuitgraph.settings import Nodes
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, *, terms: int = 1000, quadrature: float = 0.0) -> None:
+    """Equal within dtype epsilon * sqrt(terms) * 8, relative to the largest expected value, which must not be zero, plus
+    the error of a quadrature rule where there is one."""
+    actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
+    assert actual.shape == expected.shape
+    scale = float(expected.abs().max())
+    assert scale > 1e-9, "the compared numbers are all zero"
+    error = float((actual - expected).abs().max())
+    bound = torch.finfo(expected.dtype).eps * terms**0.5 * 8 * max(scale, 1.0) + quadrature
+    assert error <= bound, f"error {error:.3g} exceeds {bound:.3g}"
+
+
+@dataclass
+class Case:
+    """One run of everything up to node tables."""
+
+    model: Any
+    dictionaries: Any
+    tokens: Any
+    metric: Any
+    clean: Any
+    corrupted: Any
+    base: Any
+    gradients: Any
+    tables: Any
+
+    @property
+    def last(self) -> Site:
+        return Site("resid_post", self.model.n_layers - 1)
+
+    def edges(self, **settings: Any) -> list:
+        gradient = metric_gradients(self.clean, [self.last])[self.last]
+        selection = Selection(**{key: settings.pop(key) for key in ("threshold", "top_k") if key in settings})
+        settings.setdefault("slopes", mlp_slopes(self.clean, [d.reads for d in self.dictionaries.values()]))
+        traced = attribute_edges(
+            self.model,
+            self.tables,
+            self.clean.values,
+            gradient,
+            base=self.base.values,
+            selection=selection,
+            **settings,
+        )
+        return list(traced.table)
+
+    def total(self, site: Site, kinds: tuple[str, ...] = ("feature", "error")) -> torch.Tensor:
+        """Summed attribution [batch, pos] of the tables at a site."""
+        total = torch.zeros(self.tokens.clean.shape, dtype=torch.float64)
+        for table in self.tables:
+            if table.site == site and table.kind in kinds:
+                total.index_add_(1, table.pos, table.attribution)
+        return total
+
+
+def build_case(
+    model,
+    dictionaries,
+    pairs,
+    *,
+    baseline="corrupted",
+    method="gradient",
+    steps=10,
+    rule="gauss-legendre",
+    metric="logit_difference",
+):
+    settings = Nodes(baseline=baseline, method=method, steps=steps, rule=rule, metric=metric)
+    run = run_attribution(model, Dictionaries(dictionaries), pairs, settings)
+    return Case(
+        model,
+        run.dictionaries,
+        run.tokens,
+        run.metric,
+        run.clean,
+        run.corrupted,
+        run.baseline,
+        run.gradients,
+        run.tables,
+    )
+
+
+def integrated_sum(case, site, **settings):
+    """Integrated gradients at a site times its change, summed over positions and widths, [batch]."""
+    gradient = integrated_gradients(
+        case.model, case.tokens, case.clean.values, {site: case.base.values[site]}, case.metric, **settings
+    )[site]
+    return (gradient * (case.clean.values[site] - case.base.values[site])).sum((1, 2))
