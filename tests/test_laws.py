@@ -350,15 +350,15 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
     kept.features[site][table.pos[i], table.feature[i]] = False
     dictionary = case.dictionaries[site]
     edited = {}
-    original = type(case.model).run
+    original = type(case.model).run_variants
 
-    def run(self, tokens, *, record, replace, start=None):
-        seen = {site: lambda x, r: edited.setdefault("x", replace[site](x, r))}
-        return original(self, tokens, record=record, replace={**replace, **seen})
+    def run(self, tokens, edits, n, **settings):
+        seen = {site: lambda x, values: edited.setdefault("x", edits[site](x, values))}
+        return original(self, tokens, {**edits, **seen}, n, **settings)
 
-    monkeypatch.setattr(type(case.model), "run", run)
+    monkeypatch.setattr(type(case.model), "run_variants", run)
     run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, kept)
-    change = (edited["x"] - case.clean.values[site])[0, table.pos[i]]
+    change = (edited["x"][0] - case.clean.values[site])[0, table.pos[i]]
     assert_close(change, -table.acts[0, i] * dictionary.weights.W_dec[table.feature[i]])
 
 

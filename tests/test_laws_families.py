@@ -24,7 +24,7 @@ from circuitgraph.dictionaries.dictionary import check_fit
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.circuits import (
-    _edit,
+    circuit_edits,
     circuit_mask,
     node_values,
     run_with_nodes,
@@ -33,7 +33,7 @@ from circuitgraph.evaluation.circuits import (
 from circuitgraph.evaluation.dictionary_check import check_splice
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.evaluation.patching import patch_effects
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import compute_dtype
 
@@ -486,27 +486,19 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
         kept = everything_kept(case)
         kept.features[key][pos, feature] = False
         for site in d.sites:
-            writers = case.dictionaries.writers(site)
-            baseline_nodes, one = node_values(case.model, case.dictionaries, case.base.values), stack_masks([kept])
-            edit = _edit(
-                site,
-                writers,
-                baseline_nodes.errors[site],
-                baseline_nodes,
-                one.errors[site],
-                one,
-                (1, len(case.tokens.clean)),
-            )
+            baseline_nodes = node_values(case.model, case.dictionaries, case.base.values)
+            edits, read = circuit_edits(case.dictionaries, baseline_nodes, stack_masks([kept]))
             edited = {}
-            reads = sorted({other.reads for other in writers})
-            case.model.run(
+            case.model.run_variants(
                 case.tokens.clean,
-                record=reads,
-                replace={site: lambda x, r, e=edit, to=edited: to.setdefault("x", e(x, r))},
+                {site: lambda x, values, e=edits[site], to=edited: to.setdefault("x", e(x, values))},
+                1,
+                clean={},
+                read=read,
             )
             expected = torch.zeros_like(clean[site])
             expected[:, pos] = -acts[:, pos, feature, None] * d.weights.W_dec[feature, d.columns(site)]
-            assert_close(edited["x"] - clean[site], expected)
+            assert_close(edited["x"][0] - clean[site], expected)
 
 
 # 11 ------------------------------------------------------------------------------------------------------------------

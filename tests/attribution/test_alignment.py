@@ -17,7 +17,7 @@ from circuitgraph.discovery import discover
 from circuitgraph.edges.trace import attribute_edges
 from circuitgraph.errors import PromptError
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
 from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs, word_span

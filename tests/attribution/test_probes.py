@@ -9,7 +9,8 @@ from support.dictionary_kinds import dictionary_set, random_dictionary
 from support.families import FAMILIES
 from support.traced_edges import assert_explained, shrunk, trace
 
-from circuitgraph.attribution.targets import Probe, given_targets, recorded_objective
+from circuitgraph.attribution.objective import given_targets, recorded_objective
+from circuitgraph.attribution.targets import Probe
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discovery import discover
 from circuitgraph.edges.products import EdgeProducts

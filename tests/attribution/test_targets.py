@@ -10,8 +10,9 @@ from support.close import assert_close
 from support.families import FAMILIES
 from support.traced_edges import assert_explained, trace
 
+from circuitgraph.attribution.objective import given_targets, likeliest_logits
 from circuitgraph.attribution.runs import CleanRun
-from circuitgraph.attribution.targets import LogitTarget, Objective, given_targets, likeliest_logits, target_nodes
+from circuitgraph.attribution.targets import LogitTarget, Objective, target_nodes
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, MetricError

@@ -16,7 +16,7 @@ from circuitgraph.embedded import DICTIONARIES, MODEL, circuit_dictionaries
 from circuitgraph.evaluation.circuits import circuit_mask, run_with_nodes
 from circuitgraph.formats import load
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.tasks import TASKS, make_pairs
 

@@ -21,7 +21,7 @@ from circuitgraph.attribution.runs import CleanRun
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.paths.softmax import Softmax
 from circuitgraph.prompts import PromptPair

@@ -15,7 +15,7 @@ from support.families import FAMILIES, N_LAYERS, TOKENS, WORDS, hf_blocks, hf_mo
 from circuitgraph.errors import GraphError, ModelError
 from circuitgraph.models import layout as model_layout
 from circuitgraph.models.layout import site_of_hook
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 
 SERIAL = [family for family in FAMILIES if family != "gpt_neox"]

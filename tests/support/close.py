@@ -40,10 +40,10 @@ def assert_close(
         actual: a tensor of any shape, a number, or a list of numbers.
         expected: as many numbers in the same shape.
         n_terms: see `tolerance`.
-        dtype: what the numbers were computed in; by default the coarser type of both sides. Python's floats are float64.
+        dtype: what the numbers were computed in; by default the coarser type of both sides. A Python float is float64.
         scale: see `tolerance`; by default the largest absolute expected number.
         allowance: what the two may differ by beside rounding: a quadrature's error, what a finite step leaves out.
-        zeros: whether only zeros, or nothing at all, may be compared. Without it such a comparison fails: it shows nothing.
+        zeros: whether only zeros, or nothing at all, may be compared. It shows nothing, so it fails by default.
         name: what is compared, for the message.
     """
     left, right = _tensor(actual), _tensor(expected)
