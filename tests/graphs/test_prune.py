@@ -126,7 +126,7 @@ def test_a_metric_that_does_not_change_has_no_shares_and_pruning_says_so(graph):
     assert pruned.number_of_edges() == 3
     assert [line for line in pruned.graph["reports"] if "undefined" in line] == [
         "node_threshold 0.5 removed nothing: the metric is the same clean and corrupted, so shares of it are undefined",
-        "edge_threshold inf removed nothing: the metric is the same clean and corrupted, so shares of it are undefined",
+        "edge_threshold 1e+300 removed nothing: the metric is the same clean and corrupted, so shares of it are undefined",
     ]
 
 
