@@ -89,7 +89,7 @@ def examples(
     from circuitgraph.corpus.files import write_corpus_examples
     from circuitgraph.formats import load
 
-    resolve(Examples, None, settings)
+    resolve(Examples, None, {name: value for name, value in settings.items() if name != "scan"})
     circuit, texts = load(graph), read_texts(corpus)
     with progress_bar(quiet) as progress:
         loaded, found, _ = load_all(None, model, dictionaries, None, None, 0, device, progress, dtype=dtype, lazy=lazy)
