@@ -31,7 +31,7 @@ from circuitgraph.evaluation.circuits import (
     stack_masks,
 )
 from circuitgraph.evaluation.dictionary_check import check_splice
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evidence import evaluate
 from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
@@ -509,7 +509,7 @@ def test_the_whole_graph_is_perfectly_faithful_and_the_empty_one_not_at_all(load
     model = loaded(family)
     dictionaries = dictionary_set(model, name)
     graph = discover(tiny_pairs, model, dictionaries, edge_threshold=0.0, max_nodes=10_000)
-    evaluation = evaluate_circuit(graph, model, dictionaries, n_patched=10)
+    evaluation = evaluate(graph, model, dictionaries, n_patched=10)
     metrics = [evaluation.metric_clean, evaluation.metric_empty]
     assert abs(metrics[0] - metrics[1]) > 1e-2
     rounding = {"dtype": FAMILIES[family].precision, "scale": max(map(abs, metrics))}
