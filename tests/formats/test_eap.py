@@ -6,7 +6,6 @@ import json
 
 import networkx as nx
 import pytest
-from support import ROOT
 from support.graph_files import eap_file
 from support.graphs import example_graph
 
@@ -16,17 +15,11 @@ from circuitgraph.formats.eap import component_edges, value_from_eap
 from circuitgraph.graphs.pruning import prune
 from circuitgraph.graphs.summary import summary_text
 
-REAL = ROOT.parent / "shared" / "data" / "graphs" / "mib_ioi-eap-ig.json"
 
-
-@pytest.fixture(params=["small", "real"])
+@pytest.fixture(params=[(2, 2), (12, 12)], ids=["small", "as large as GPT-2's"])
 def file(request, tmp_path):
-    if request.param == "real":
-        if not REAL.exists():
-            pytest.skip("the real GPT-2 graph is not beside this checkout")
-        return REAL
-    eap_file(tmp_path / "small.json")
-    return tmp_path / "small.json"
+    eap_file(tmp_path / "scores.json", *request.param)
+    return tmp_path / "scores.json"
 
 
 def test_a_file_is_written_back_byte_for_byte_also_through_our_own(file, tmp_path):
