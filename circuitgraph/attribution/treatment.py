@@ -12,29 +12,31 @@ from circuitgraph.errors import CircuitGraphError, DictionaryError, did_you_mean
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
 from circuitgraph.paths.linear_maps import LinearMap, frozen_component
+from circuitgraph.settings import TREATMENTS
 
 
 @dataclass(frozen=True)
 class ComponentTreatment:
-    """What attention and MLPs without a dictionary are: "node" (one node per position, explained by nothing), "frozen"
-    (a linear map, frozen at the clean run, that input directions pass) or "dropped" (left out: what they add is missing)."""
+    """What attention and MLPs without a dictionary are.
+
+    "node"       one node per position, which nothing explains
+    "frozen"     a linear map, frozen at the clean run, that paths pass
+    "dropped"    left out: what they add is missing
+    """
 
     attention: str = "node"
     mlp: str = "node"
 
     def __post_init__(self) -> None:
-        for name, role in (("attention", self.attention), ("mlp", self.mlp)):
-            if role not in TREATMENTS:
+        for name, value in (("attention", self.attention), ("mlp", self.mlp)):
+            if value not in TREATMENTS:
                 raise CircuitGraphError(
-                    f"{name} is {role!r}; expected one of {', '.join(TREATMENTS)}.{did_you_mean(role, TREATMENTS)}"
+                    f"{name} is {value!r}; expected one of {', '.join(TREATMENTS)}.{did_you_mean(value, TREATMENTS)}"
                 )
 
     def of(self, site: Site) -> str:
-        """The role of the component that writes at the site."""
-        return self.attention if site.kind in ("z", "attn_out") else self.mlp
-
-
-TREATMENTS = ("node", "frozen", "dropped")
+        """How the component that writes at the site is treated."""
+        return self.attention if site.part == "attention" else self.mlp
 
 
 def component_sites(model: Model, dictionaries: Dictionaries) -> list[Site]:
@@ -56,25 +58,22 @@ def component_sites(model: Model, dictionaries: Dictionaries) -> list[Site]:
 
 
 def node_sites(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment | None = None) -> list[Site]:
-    """Every site that has nodes of its own besides the embeddings: dictionaries and components, in forward order.
-
-    Components that are not "node" are left out; `frozen_outputs` are those that only pass on.
-    """
-    treatment, written = treatment or ComponentTreatment(), set(dictionaries.written)
-    own = {site for site in component_sites(model, dictionaries) if treatment.of(site) == "node"}
-    return sorted(own | written)
+    """Every site that has nodes of its own besides the embeddings, in forward order: those where dictionaries write, and
+    those of components that are treated as nodes."""
+    treatment = treatment or ComponentTreatment()
+    components = {site for site in component_sites(model, dictionaries) if treatment.of(site) == "node"}
+    return sorted(components.union(dictionaries.written))
 
 
 def frozen_outputs(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment) -> list[Site]:
-    """The outputs of components without a dictionary whose role is "frozen", in forward order."""
+    """The outputs of components without a dictionary that are frozen, in forward order."""
     sites = set(component_sites(model, dictionaries)) - set(dictionaries.written)
-    found = [site.output for site in sites if treatment.of(site) == "frozen"]
-    return sorted(found)
+    return sorted(site.output for site in sites if treatment.of(site) == "frozen")
 
 
 def error_targets(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment | None = None) -> list[Site]:
-    """The sites whose errors can be targets, in forward order: components without a dictionary, and dictionaries that read
-    where they alone write. A transcoder's error is the difference of two components and stays a source only."""
+    """The sites whose errors can be targets, in forward order: those of components without a dictionary, and those where
+    dictionaries write what they read. A transcoder's error is the difference of two components and stays a source only."""
     return [
         site
         for site in node_sites(model, dictionaries, treatment)
@@ -87,11 +86,19 @@ def frozen_components(
     dictionaries: Dictionaries,
     clean: CleanRun,
     treatment: ComponentTreatment,
-    places: Alignment | None = None,
+    alignment: Alignment | None = None,
 ) -> dict[Site, LinearMap]:
-    """Output site -> the map of every component that is through, between the places of an alignment if one is given."""
+    """The map of every frozen component, by its output site.
+
+    Args:
+        model: The model.
+        dictionaries: Its dictionaries; a component that one of them explains is not frozen.
+        clean: The clean run, with its autograd graph.
+        treatment: How components are treated.
+        alignment: Make maps between aligned positions; None for those of the run.
+    """
     sites = frozen_outputs(model, dictionaries, treatment)
-    slopes = mlp_slopes(clean, (), [site.layer for site in sites if site.kind == "mlp_out"])
-    if places is not None:
-        slopes, clean = places.gather(slopes), places.of_run(model, clean)
+    slopes = mlp_slopes(clean, (), [site.layer for site in sites if site.part == "mlp"])
+    if alignment is not None:
+        slopes, clean = alignment.gather(slopes), alignment.of_run(model, clean)
     return {site: frozen_component(model, site, clean.values, slopes) for site in sites}

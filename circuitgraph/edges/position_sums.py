@@ -22,7 +22,6 @@ from torch import Tensor
 from circuitgraph.attribution.tables import FeatureTable, NodeTable, VectorTable
 from circuitgraph.nodes import Node
 
-POSITIONS = ("each", "sum")
 ALL = "all positions"
 
 

@@ -48,8 +48,6 @@ from circuitgraph.paths.stream import StreamChange
 from circuitgraph.progress import Progress, no_progress
 from circuitgraph.settings import Compute, Edges
 
-QK = ("derivative", "ablate")
-
 # Sites whose value is added to the stream, or is the stream.
 _ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 

@@ -85,6 +85,9 @@ class DictionaryCheck:
     loss_clean: float
     sites: tuple[SiteCheck, ...]
 
+    def __repr__(self) -> str:
+        return check_text(self).rstrip()
+
     def record(self) -> dict[str, Any]:
         """The check as JSON values."""
         return asdict(self)

@@ -61,7 +61,7 @@ def _tokens(run: Attribution, *, sums: bool) -> dict[str, list[str] | None]:
     elif run.settings.align == "position":
         shown = [run.model.token_strings(tokens[0].tolist()) for tokens in ids.values()]
     else:
-        shown = run.alignment.shown(list(ids.values()), lambda token: run.model.token_strings([token])[0])
+        shown = run.alignment.token_texts(list(ids.values()), lambda token: run.model.token_strings([token])[0])
     return {"corrupted": None, **dict(zip(ids, shown, strict=True))}
 
 

@@ -28,6 +28,11 @@ class Generation:
     texts: tuple[str, ...]
     logits: Tensor
 
+    def __repr__(self) -> str:
+        shown = [repr(text) for text in self.texts[:5]]
+        more = [f"and {len(self.texts) - 5} more"] if len(self.texts) > 5 else []
+        return "\n".join([f"{self.logits.shape[1]} tokens after each of {len(self.texts)} prompts", *shown, *more])
+
 
 def generate(
     model: Model,

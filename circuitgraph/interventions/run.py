@@ -42,6 +42,10 @@ class IntervenedRun:
     logits: Tensor
     activations: Mapping[Site, Tensor]
 
+    def __repr__(self) -> str:
+        tensors = {"logits": self.logits} | {str(site): values for site, values in self.activations.items()}
+        return ", ".join(f"{name} {list(values.shape)}" for name, values in tensors.items())
+
 
 def run_with_interventions(
     model: Model,

@@ -119,7 +119,7 @@ def test_prune_render_and_show_go_on_from_the_file(workplace, tmp_path):
 def test_check_prints_every_site_and_writes_the_same_figures(workplace, tiny_folder, tmp_path):
     from circuitgraph.dictionaries.load import load_dictionaries
     from circuitgraph.evaluation.dictionary_check import check_dictionaries
-    from circuitgraph.models.model import load_model
+    from circuitgraph.models.load import load_model
     from circuitgraph.prompts import read_pairs
 
     out = tmp_path / "check.json"
@@ -190,7 +190,7 @@ def errors(workplace, tiny_folder, out):
         "unwritable": (["discover", pairs, *good, "--length", 6, "-o", "/proc/nowhere/x.json"], "cannot write"),
         "negative threshold": (["prune", graph, "--edge-threshold", -1], "edge_threshold is -1.0; expected a number >= 0"),
         "not a graph": (["prune", pairs], "GraphError: .*pairs.jsonl"),
-        "unknown suffix": (["render", graph, "-o", workplace / "x.jpeg"], "RenderError: .*jpeg"),
+        "unknown suffix": (["render", graph, "-o", workplace / "x.jpeg"], r"GraphError: cannot tell the format of .*jpeg.* Did you mean .\.png"),
     }  # fmt: skip
 
 

@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 from click.testing import CliRunner
-from support.cases import assert_close, build_case, integrated_sum
+from support.cases import build_case, integrated_sum
+from support.close import assert_close
 
 from circuitgraph.cli.main import main
 from circuitgraph.dictionaries.load import load_dictionaries
@@ -15,7 +16,7 @@ from circuitgraph.embedded import DICTIONARIES, MODEL, circuit_dictionaries
 from circuitgraph.evaluation.circuits import circuit_mask, run_with_nodes
 from circuitgraph.formats import load
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.tasks import TASKS, make_pairs
 
@@ -38,7 +39,7 @@ def test_the_circuit_has_at_most_200_nodes_and_is_faithful(demo_run):
     circuit = load(folder / "circuit.json")
     check_graph(circuit)
     evidence = circuit.graph["evidence"]
-    assert len(circuit) - 1 <= 200 and evidence["n_nodes"] == len(circuit) - 1
+    assert len(circuit) <= 200 and evidence["n_nodes"] == len(circuit) - 1
     assert evidence["faithfulness"] >= 0.8
     assert evidence["n_patched"] == 50 and evidence["pearson_r"] > 0.8
     assert {kind for *_, kind in circuit.edges(data="kind")} >= {"ov", "k", "mlp", "metric"}
@@ -52,6 +53,16 @@ def test_the_circuit_has_at_most_200_nodes_and_is_faithful(demo_run):
         r"^edges \d+ \(\d+ ov, ", printed, re.MULTILINE
     )
     assert printed.splitlines()[-3:] == [str(folder / f"circuit.{suffix}") for suffix in ("json", "svg", "html")]
+
+
+def test_max_nodes_counts_every_node_of_the_file(tmp_path):
+    options = ["--task", "subject-verb-agreement", "--max-nodes", "60", "--out", str(tmp_path), "--quiet"]
+    result = CliRunner().invoke(main, ["demo", *options])
+    assert result.exit_code == 0, result.output
+    assert len(load(tmp_path / "circuit.json")) == 60 and "nodes 60 (" in result.stdout
+    alone = CliRunner().invoke(main, ["demo", "--max-nodes", "1", "--out", str(tmp_path / "none"), "--quiet"])
+    assert alone.exit_code == 1 and "max_nodes is 1; expected a whole number >= 2" in alone.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_running_it_again_gives_the_same_bytes(demo_run, tmp_path):
@@ -116,7 +127,7 @@ def test_keeping_every_node_of_the_trained_model_changes_nothing(trained):
 
 def test_integrated_gradients_sum_to_the_metric_difference_on_the_trained_model(trained):
     total = integrated_sum(trained, Site("resid_post", 1), steps=40)
-    assert_close(total, trained.clean.metric - trained.corrupted.metric, quadrature=1e-3)
+    assert_close(total, trained.clean.metric - trained.corrupted.metric, allowance=1e-3)
 
 
 def test_residual_dictionaries_give_node_attributions_too(trained):

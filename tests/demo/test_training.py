@@ -16,15 +16,15 @@ from circuitgraph.embedded import DICTIONARIES, MODEL
 
 pytest.importorskip("sae_lens")
 from circuitgraph.demo.corpus import build_tokenizer, text_batches
+from circuitgraph.demo.hook_points import hook_points, load_dictionaries, load_model, record, spliced
 from circuitgraph.demo.measure import measure_dictionary, score_task
-from circuitgraph.demo.places import load_dictionaries, load_model, places, record, spliced
 from circuitgraph.demo.train import README, write_tables
 from circuitgraph.tasks import TASKS
 
 N_LAYERS = 4
-PLACES = [place for layer in range(N_LAYERS) for place in places(layer)]
+HOOK_POINTS = [points for layer in range(N_LAYERS) for points in hook_points(layer)]
 SOLVED = [task for task in TASKS if task != "capital-of-city-country"]
-EACH_PLACE = pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name)
+EACH_DICTIONARY = pytest.mark.parametrize("points", HOOK_POINTS, ids=lambda points: points.name)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,9 @@ def text(model):
 
 @pytest.fixture(scope="module")
 def activations(model, text):
-    return record(model, text, {hook for place in PLACES for hook in (place.hook_in, place.hook_out)}, bos=False)
+    return record(
+        model, text, {hook for points in HOOK_POINTS for hook in (points.hook_in, points.hook_out)}, bos=False
+    )
 
 
 @pytest.mark.parametrize("task", SOLVED)
@@ -56,25 +58,25 @@ def test_the_shipped_model_names_capitals_outright_in_sentences_it_never_saw_the
     assert score_task(model, model.tokenizer, "capital-country", 256, seed=78).top1 >= 0.98
 
 
-@EACH_PLACE
-def test_each_dictionary_is_sparse_and_explains_its_site(place, dictionaries, activations):
-    quality = measure_dictionary(dictionaries[place], activations[place.hook_in], activations[place.hook_out])
+@EACH_DICTIONARY
+def test_each_dictionary_is_sparse_and_explains_its_site(points, dictionaries, activations):
+    quality = measure_dictionary(dictionaries[points], activations[points.hook_in], activations[points.hook_out])
     assert 1 < quality.l0 <= 20
     assert quality.explained_variance >= 0.9
     assert quality.n_alive >= 64
 
 
-@EACH_PLACE
-def test_each_dictionary_says_where_it_belongs_and_stays_float16_on_disk(place):
-    config = json.loads((DICTIONARIES / place.name / "cfg.json").read_text())
-    weights = load_file(DICTIONARIES / place.name / "sae_weights.safetensors")
-    assert (config["metadata"]["hook_name"], config["metadata"]["hook_name_out"]) == (place.hook_in, place.hook_out)
+@EACH_DICTIONARY
+def test_each_dictionary_says_where_it_belongs_and_stays_float16_on_disk(points):
+    config = json.loads((DICTIONARIES / points.name / "cfg.json").read_text())
+    weights = load_file(DICTIONARIES / points.name / "sae_weights.safetensors")
+    assert (config["metadata"]["hook_name"], config["metadata"]["hook_name_out"]) == (points.hook_in, points.hook_out)
     assert (config["normalize_activations"], config["apply_b_dec_to_input"], config["dtype"]) == (
         "none",
         False,
         "float32",
     )
-    assert config["reshape_activations"] == ("hook_z" if place.kind == "z" else "none")
+    assert config["reshape_activations"] == ("hook_z" if points.kind == "z" else "none")
     assert all(value.dtype == torch.float16 and value.isfinite().all() for value in weights.values())
     assert torch.allclose(weights["W_dec"].float().norm(dim=1), torch.ones(1024), atol=2e-3)
 
@@ -82,7 +84,7 @@ def test_each_dictionary_says_where_it_belongs_and_stays_float16_on_disk(place):
 @pytest.mark.parametrize("kinds", [("z", "mlp_out"), ("resid_post",)], ids="+".join)
 @pytest.mark.parametrize("task", SOLVED)
 def test_the_model_solves_the_tasks_through_its_dictionaries_alone(task, kinds, model, dictionaries):
-    chosen = {place: dictionary for place, dictionary in dictionaries.items() if place.kind in kinds}
+    chosen = {points: dictionary for points, dictionary in dictionaries.items() if points.kind in kinds}
     plain = score_task(model, model.tokenizer, task, 128, seed=79).right_above_wrong
     with spliced(model, chosen):
         through = score_task(model, model.tokenizer, task, 128, seed=79).right_above_wrong
@@ -92,8 +94,8 @@ def test_the_model_solves_the_tasks_through_its_dictionaries_alone(task, kinds, 
 def test_splicing_changes_every_site_and_leaves_no_hook_behind(model, dictionaries, text):
     ids = text[0]
     before = model(ids)
-    for place, dictionary in dictionaries.items():
-        with spliced(model, {place: dictionary}):
+    for points, dictionary in dictionaries.items():
+        with spliced(model, {points: dictionary}):
             assert not torch.equal(model(ids), before)
     assert torch.equal(model(ids), before)
 
@@ -129,7 +131,7 @@ def test_both_folders_together_stay_below_15_megabytes():
 
 def test_the_readme_holds_the_tables_of_all_tasks_and_dictionaries(tmp_path: Path):
     text = README.read_text()
-    for name in (*TASKS, *(place.name for place in PLACES)):
+    for name in (*TASKS, *(points.name for points in HOOK_POINTS)):
         assert re.search(rf"^\| {re.escape(name)} \|", text, re.MULTILINE), name
     copy = tmp_path / "README.md"
     copy.write_text(text)

@@ -17,7 +17,7 @@ from support.sae_lens_files import D_SAE, D, save
 from circuitgraph.dictionaries import Dictionaries, Dictionary, load_dictionaries
 from circuitgraph.doors import as_dictionaries
 from circuitgraph.errors import DictionaryError
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 
 MLP_OUT, Z = Site("mlp_out", 0), Site("z", 1)
@@ -44,7 +44,7 @@ def test_nonsense_is_refused_in_one_line(tiny_model, source, load):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", [[], (), {}, Dictionaries(), iter([])], ids=str)
+@pytest.mark.parametrize("source", [[], (), {}, Dictionaries(), iter([])], ids=lambda source: type(source).__name__)
 def test_no_source_at_all_is_one_line(tiny_model, source):
     with pytest.raises(DictionaryError, match=r"^no dictionaries were given; expected at least one folder"):
         load_dictionaries(source, tiny_model)
@@ -103,8 +103,12 @@ def test_a_mapping_gives_the_site_that_each_source_writes(tiny_model, tmp_path, 
     }
     found = load(sources, tiny_model)
     assert {str(d.writes): str(d.reads) for d in found.values()} == {
-        "z.0": "z.0", "mlp_out.0": "ln2_normalized.0", "z.1": "z.1", "mlp_post.1": "mlp_post.1", "resid_post.1": "resid_post.1"
-    }  # fmt: skip
+        "z.0": "z.0",
+        "mlp_out.0": "ln2_normalized.0",
+        "z.1": "z.1",
+        "mlp_post.1": "mlp_post.1",
+        "resid_post.1": "resid_post.1",
+    }
     x = torch.randn(5, D, dtype=torch.float64)
     again = load_dictionaries(f"resid_post.1={gemma}", tiny_model)
     assert bool(found[Site("resid_post", 1)].encode(x).any())

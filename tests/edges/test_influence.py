@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cases import assert_close
+from support.close import assert_close
 
 from circuitgraph.edges.influence import edge_influence, graph_scores, node_influence, prune_by_influence
 from circuitgraph.edges.table import EdgeCollector, EdgeTable
@@ -49,12 +49,12 @@ def random_dag(seed):
     return make(nodes, [edges[i] for i in order]), weights
 
 
-def dense(table, *, signed=False):
+def dense(table):
     """N [target, source]: each row's entries divided by the sum of their absolute values, edge by edge."""
     total, matrix = (torch.zeros(len(table.nodes), len(table.nodes), dtype=torch.float64) for _ in range(2))
     for u, v, w in zip(table.source.tolist(), table.target.tolist(), table.local_weight.tolist(), strict=True):
         total[v, u] += abs(w)
-        matrix[v, u] += w if signed else abs(w)
+        matrix[v, u] += abs(w)
     rows = total.sum(1, keepdim=True)
     return torch.where(rows > 0, matrix / rows.clamp(min=1e-300), 0)
 
@@ -72,13 +72,11 @@ seeds = pytest.mark.parametrize("seed", range(6))
 
 
 @seeds
-@pytest.mark.parametrize("signed", [False, True])
-def test_influence_is_the_sum_of_all_powers_of_the_normalised_matrix(seed, signed):
+def test_influence_is_the_sum_of_all_powers_of_the_normalised_matrix(seed):
     table, weights = random_dag(seed)
-    influence = node_influence(table, weights, signed=signed)
+    influence = node_influence(table, weights)
     assert influence.dtype == torch.float64
-    assert_close(influence, all_paths(dense(table, signed=signed), weights))
-    assert bool((influence < 0).any()) == signed
+    assert_close(influence, all_paths(dense(table), weights))
 
 
 @seeds
@@ -101,16 +99,14 @@ def test_a_target_with_a_negative_weight_has_as_much_influence_and_is_pruned_ali
     assert graph_scores(table, falls) == graph_scores(table, weights)
     one, other = (prune_by_influence(table, w, node_share=0.7, edge_share=0.9) for w in (weights, falls))
     assert list(one) == list(other) and 0 < len(one) < len(table)
-    assert_close(node_influence(table, falls, signed=True), all_paths(dense(table, signed=True), falls))
 
 
-def test_suppression_cancels_support_where_influence_is_signed():
+def test_suppression_and_support_count_alike():
     nodes = [Node("embedding", Site("embed"), 0), *(Node("feature", Site("mlp_out", 0), 0, i) for i in range(2))]
     nodes.append(Node("metric", Site("metric"), 0))
     table = make(nodes, [(0, 1, 2.0), (0, 2, 5.0), (1, 3, 1.0), (2, 3, -3.0)])
     weights = torch.tensor([0.0, 0.0, 0.0, 1.0])
     assert node_influence(table, weights).tolist() == [1.0, 0.25, 0.75, 0.0]
-    assert node_influence(table, weights, signed=True).tolist() == [-0.5, 0.25, -0.75, 0.0]
 
 
 def plain_prune(table, weights, node_share, edge_share):

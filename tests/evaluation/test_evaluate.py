@@ -18,13 +18,13 @@ from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluation.agreement import auroc, compare, pearson, spearman
 from circuitgraph.evaluation.conditions import FRACTIONS, Curve, Point, cmd, cpr, ratio
 from circuitgraph.evaluation.edge_effects import measure_edges
-from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
+from circuitgraph.evaluation.evidence import attach_evidence, evaluate
 from circuitgraph.evaluation.report import evaluation_text
-from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.pruning import prune
 from circuitgraph.graphs.schema import check_graph
 from circuitgraph.interventions.language import Patch, SitePart
 from circuitgraph.interventions.run import run_with_interventions
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Node
 from circuitgraph.tasks import make_pairs
 
@@ -102,8 +102,8 @@ def trained(request):
     model = load_model(MODEL, dtype=torch.float64)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
     pairs = make_pairs(request.param, 2, template=0)
-    graph = prune_graph(discover(pairs, model, dictionaries), max_nodes=40)
-    evaluation = evaluate_circuit(graph, model, dictionaries, n_patched=12, n_dropped=6, curves=False)
+    graph = prune(discover(pairs, model, dictionaries), max_nodes=40)
+    evaluation = evaluate(graph, model, dictionaries, n_patched=12, n_dropped=6, curves=False)
     return graph, evaluation, Naive(model, dictionaries, attribute(pairs, model, dictionaries))
 
 
@@ -131,7 +131,7 @@ def test_faithfulness_and_completeness_are_those_of_the_naive_runs(trained):
         assert row.faithfulness.value == pytest.approx((row.metric_circuit - empty) / (full - empty))
         assert row.complement_faithfulness.value == pytest.approx((row.metric_complement - empty) / (full - empty))
     assert len({row.metric_circuit for row in evaluation.conditions}) >= 3
-    assert by_errors["residual"].metric_circuit == by_errors["remove"].metric_circuit  # no residual dictionaries here
+    assert by_errors["stream"].metric_circuit == by_errors["remove"].metric_circuit  # no residual dictionaries here
 
 
 def test_effects_of_single_nodes_are_those_of_one_naive_run_each(trained):
@@ -163,12 +163,12 @@ def test_drops_are_those_of_one_naive_run_each(trained):
 @pytest.fixture(scope="module")
 def tiny_graph(tiny_model, tiny_dictionaries, tiny_pairs):
     whole = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
-    return whole, prune_graph(whole, max_nodes=30)
+    return whole, prune(whole, max_nodes=30)
 
 
 @pytest.fixture(scope="module")
 def evaluation(tiny_graph, tiny_model, tiny_dictionaries):
-    return evaluate_circuit(
+    return evaluate(
         tiny_graph[1],
         tiny_model,
         tiny_dictionaries,
@@ -182,7 +182,7 @@ def evaluation(tiny_graph, tiny_model, tiny_dictionaries):
 
 def test_every_baseline_is_measured_with_every_treatment_of_errors(evaluation):
     rows = [(row.baseline, row.errors) for row in evaluation.conditions]
-    errors = ["keep", "circuit", "residual", "remove"]
+    errors = ["keep", "circuit", "stream", "remove"]
     assert rows == [(b, e) for b in ("corrupted", "zero", "mean", "resample") for e in errors]
     assert len({row.metric_circuit for row in evaluation.conditions}) >= 12
     assert all(row.faithfulness.low <= row.faithfulness.high for row in evaluation.conditions)
@@ -197,7 +197,7 @@ def test_with_two_pairs_resampling_is_the_corrupted_run_of_the_other(
         type(first)(first.clean, second.corrupted, first.answers, first.wrong_answers),
         type(first)(second.clean, first.corrupted, second.answers, second.wrong_answers),
     ]
-    other = evaluate_circuit(tiny_graph[1], tiny_model, tiny_dictionaries, prompts=crossed, n_patched=5)
+    other = evaluate(tiny_graph[1], tiny_model, tiny_dictionaries, prompts=crossed, n_patched=5)
     resampled = {row.errors: row for row in evaluation.conditions if row.baseline == "resample"}
     corrupted = [row for row in other.conditions if row.baseline == "corrupted"]
     assert len(corrupted) == len(resampled) >= 3
@@ -225,7 +225,7 @@ def test_a_point_of_the_curve_is_the_circuit_of_that_many_nodes(tiny_graph, tiny
         key=lambda key: -abs(whole.nodes[key]["attribution"]),
     )
     graph = whole.subgraph([*keys[: point.n_chosen], "metric@5"]).copy()
-    alone = evaluate_circuit(graph, tiny_model, tiny_dictionaries, n_patched=1)
+    alone = evaluate(graph, tiny_model, tiny_dictionaries, n_patched=1)
     assert point.n_chosen > 10 and alone.faithfulness_errors_of_circuit == pytest.approx(point.faithfulness, abs=1e-9)
 
 
@@ -315,7 +315,7 @@ def test_a_graph_with_its_evidence_is_written_and_read_back(tiny_graph, evaluati
 
 def test_what_cannot_be_evaluated_is_refused(tiny_graph, tiny_model, tiny_dictionaries, tiny_pairs):
     def run(**settings):
-        evaluate_circuit(tiny_graph[1], tiny_model, tiny_dictionaries, **settings)
+        evaluate(tiny_graph[1], tiny_model, tiny_dictionaries, **settings)
 
     with pytest.raises(CircuitGraphError, match="baseline 'maen' is unknown.*Did you mean 'mean'"):
         run(baselines=["maen"])

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.cases import assert_close
+from support.close import assert_close
 from support.dictionary_kinds import random_dictionary
 
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.dictionaries.dictionary import Dictionary, reconstruct
+from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, PromptError
 from circuitgraph.interventions.language import Delete, Patch, Scale, Set, SitePart, Span, Steer, parse_intervention
 from circuitgraph.interventions.run import run_intervention_sets, run_with_interventions
@@ -264,9 +264,9 @@ def test_errors_heads_neurons_and_whole_vectors(family):
         return run.activations[site]
 
     for site in (Z0, MLP1, Site("resid_post", 0)):
-        assert_close(after(f"{site}/error=0", site), reconstruct(dictionaries, site, values))
-    error = values[Z0] - reconstruct(dictionaries, Z0, values)
-    theirs = other[Z0] - reconstruct(dictionaries, Z0, other)
+        assert_close(after(f"{site}/error=0", site), dictionaries.reconstruct(site, values))
+    error = values[Z0] - dictionaries.reconstruct(Z0, values)
+    theirs = other[Z0] - dictionaries.reconstruct(Z0, other)
     assert_close(after("z.0/error@3=other", Z0)[:, 3], (values[Z0] - error + theirs)[:, 3])
     size, head = model.d_head, values[Z0].clone()
     head[:, 2:, size : 2 * size] = other[Z0][:, 2:, size : 2 * size]
@@ -402,7 +402,7 @@ def test_with_the_final_norm_frozen_logits_are_linear_in_the_end_of_the_stream(f
     if model.library.cfg.output_logits_soft_cap > 0:
         assert float((change(1, **frozen) - change(1)).abs().max()) > 1e-4
         return
-    assert_close(change(2, **frozen), 2 * change(1, **frozen), quadrature=1e-5)
+    assert_close(change(2, **frozen), 2 * change(1, **frozen), allowance=1e-5)
     assert float((change(2) - 2 * change(1)).abs().max()) > 1e-4
 
 
@@ -429,7 +429,7 @@ def test_with_attention_and_norms_frozen_attention_is_linear_in_its_input(family
         return run.activations[site] - base
 
     # transformers computes RMSNorm in float32 whatever the model's dtype is
-    assert_close(change(2, ["attention", "norms"]), 2 * change(1, ["attention", "norms"]), quadrature=1e-5)
+    assert_close(change(2, ["attention", "norms"]), 2 * change(1, ["attention", "norms"]), allowance=1e-5)
     assert float((change(2, []) - 2 * change(1, [])).abs().max()) > 1e-4
 
 

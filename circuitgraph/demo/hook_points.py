@@ -1,7 +1,7 @@
-"""Where the demo's dictionaries sit in the demo model: reading activations there, and splicing reconstructions in.
+"""The hook points of the demo's dictionaries: recording activations there, and splicing reconstructions in.
 
-In come a folder, token ids and dictionaries of sae-lens; out come a model, activations, and a model that computes with
-reconstructions. This module does not know how dictionaries are trained.
+This serves training and measuring with sae-lens' own objects. Everything else loads the dictionaries by
+`circuitgraph.dictionaries`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ Hook = Callable[[torch.nn.Module, object, torch.Tensor], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
-class Place:
-    """A dictionary's name (that of its site) and the hooks it reads and writes; they differ for a transcoder."""
+class HookPoints:
+    """Where one dictionary reads and writes.
+
+    Args:
+        name: The dictionary's name, which is the site it writes: "z.0".
+        hook_in: TransformerLens' name of the hook that it reads.
+        hook_out: The one that it writes; only a transcoder's is another.
+    """
 
     name: str
     hook_in: str
@@ -28,18 +34,18 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """The name without its layer: "z", "mlp_out" or "resid_post"."""
+        """The kind of site: "z", "mlp_out" or "resid_post"."""
         return self.name.partition(".")[0]
 
 
-def places(layer: int) -> tuple[Place, Place, Place]:
-    """The three dictionaries of a layer: attention's z (heads concatenated), the MLP's transcoder, the residual stream."""
+def hook_points(layer: int) -> tuple[HookPoints, HookPoints, HookPoints]:
+    """Those of a layer's dictionaries: of z (heads concatenated), of the MLP (a transcoder), of the residual stream."""
     block = f"blocks.{layer}"
     z, resid = f"{block}.attn.hook_z", f"{block}.hook_resid_post"
     return (
-        Place(f"z.{layer}", z, z),
-        Place(f"mlp_out.{layer}", f"{block}.ln2.hook_normalized", f"{block}.hook_mlp_out"),
-        Place(f"resid_post.{layer}", resid, resid),
+        HookPoints(f"z.{layer}", z, z),
+        HookPoints(f"mlp_out.{layer}", f"{block}.ln2.hook_normalized", f"{block}.hook_mlp_out"),
+        HookPoints(f"resid_post.{layer}", resid, resid),
     )
 
 
@@ -50,9 +56,10 @@ def load_model(folder: Path) -> TransformerBridge:
     return model
 
 
-def load_dictionaries(folder: Path, n_layers: int) -> dict[Place, SAE]:
-    """The saved dictionaries of all layers in float32, without gradients."""
-    loaded = {place: SAE.load_from_disk(folder / place.name) for layer in range(n_layers) for place in places(layer)}
+def load_dictionaries(folder: Path, n_layers: int) -> dict[HookPoints, SAE]:
+    """The saved dictionaries of all layers, as sae-lens loads them, in float32, without gradients."""
+    every = [points for layer in range(n_layers) for points in hook_points(layer)]
+    loaded = {points: SAE.load_from_disk(folder / points.name) for points in every}
     for dictionary in loaded.values():
         dictionary.requires_grad_(False)
     return loaded
@@ -62,7 +69,14 @@ def load_dictionaries(folder: Path, n_layers: int) -> dict[Place, SAE]:
 def record(
     model: TransformerBridge, batches: Iterable[torch.Tensor], hooks: Iterable[str], *, bos: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Activations [token, d] at `hooks` for all tokens but padding (and <bos>, if not `bos`); one row order for all hooks."""
+    """Activations [token, d] at some hooks, at every token but padding, in one order of tokens for all hooks.
+
+    Args:
+        model: The demo model.
+        batches: Token ids [batch, pos], right-padded.
+        hooks: TransformerLens' names.
+        bos: Whether to include the first token, <bos>.
+    """
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in hooks}
     for ids in batches:
         mask = ids != model.tokenizer.pad_token_id
@@ -75,19 +89,19 @@ def record(
 
 
 @contextmanager
-def spliced(model: TransformerBridge, dictionaries: Mapping[Place, SAE]) -> Iterator[None]:
-    """While open, the model computes with the dictionaries' outputs in place of its own activations: no error terms."""
+def spliced(model: TransformerBridge, dictionaries: Mapping[HookPoints, SAE]) -> Iterator[None]:
+    """Inside this context the model computes with reconstructions, without error terms, at the dictionaries' hooks."""
     with ExitStack() as stack:
-        for place, dictionary in dictionaries.items():
+        for points, dictionary in dictionaries.items():
             inputs: list[torch.Tensor] = []
-            stack.callback(model.hook_dict[place.hook_in].register_forward_hook(_appending(inputs)).remove)
+            stack.callback(model.hook_dict[points.hook_in].register_forward_hook(_appending(inputs)).remove)
             hook = _replacing(dictionary, inputs)
-            stack.callback(model.hook_dict[place.hook_out].register_forward_hook(hook).remove)
+            stack.callback(model.hook_dict[points.hook_out].register_forward_hook(hook).remove)
         yield
 
 
 def _appending(rows: list[torch.Tensor], keep: torch.Tensor | None = None) -> Hook:
-    """Appends the activation [batch, pos, d], or only its tokens [token, d] where `keep` [batch, pos] holds."""
+    """A hook that appends the activation [batch, pos, d], or [token, d] where `keep` [batch, pos] is true."""
 
     def hook(_module: torch.nn.Module, _inputs: object, value: torch.Tensor) -> None:
         rows.append(value.flatten(2) if keep is None else value.flatten(2)[keep])
@@ -96,7 +110,7 @@ def _appending(rows: list[torch.Tensor], keep: torch.Tensor | None = None) -> Ho
 
 
 def _replacing(dictionary: SAE, inputs: list[torch.Tensor]) -> Hook:
-    """Returns the reconstruction of what `_appending` put last into `inputs`; torch calls hooks in order of entry."""
+    """A hook that returns the reconstruction of the last input. The hook that appends it must be registered before."""
 
     def hook(_module: torch.nn.Module, _inputs: object, value: torch.Tensor) -> torch.Tensor:
         return reconstruct(dictionary, inputs.pop()).view_as(value)
@@ -105,12 +119,12 @@ def _replacing(dictionary: SAE, inputs: list[torch.Tensor]) -> Hook:
 
 
 def encode(dictionary: SAE, x: torch.Tensor) -> torch.Tensor:
-    """Feature activations [..., d_sae] of `x` [..., d_in]; sae-lens wants the heads of z apart, whatever their number."""
+    """Feature activations [..., d_sae] of x [..., d_in]; sae-lens wants z by heads, and one head will do."""
     acts: torch.Tensor = dictionary.encode(x.unsqueeze(-2) if dictionary.cfg.reshape_activations == "hook_z" else x)
     return acts
 
 
 def reconstruct(dictionary: SAE, x: torch.Tensor) -> torch.Tensor:
-    """What the dictionary makes of `x` [..., d_in]: [..., d_out]."""
+    """The reconstruction [..., d_out] from x [..., d_in]."""
     output: torch.Tensor = dictionary.decode(encode(dictionary, x))
     return output.reshape(*x.shape[:-1], -1)
