@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import networkx as nx
 import pytest
-from support import ROOT
 from support.graph_files import eap_file
 from support.graphs import example_graph
 
@@ -16,14 +16,12 @@ from circuitgraph.formats.eap import component_edges, value_from_eap
 from circuitgraph.graphs.pruning import prune
 from circuitgraph.graphs.summary import summary_text
 
-REAL = ROOT.parent / "shared" / "data" / "graphs" / "mib_ioi-eap-ig.json"
+REAL = Path(__file__).parent / "data" / "mib_gpt2_excerpt.json"  # 20 components of MIB's IOI graph of GPT-2 by EAP-IG
 
 
 @pytest.fixture(params=["small", "real"])
 def file(request, tmp_path):
     if request.param == "real":
-        if not REAL.exists():
-            pytest.skip("the real GPT-2 graph is not beside this checkout")
         return REAL
     eap_file(tmp_path / "small.json")
     return tmp_path / "small.json"
@@ -61,7 +59,8 @@ def test_a_pruned_graph_becomes_the_circuit_and_is_drawn(file, tmp_path):
         small.edges(keys=True)
     )
     assert {key for key, kept in again.nodes(data="in_graph") if kept} == set(small)
-    assert again.number_of_edges() == graph.number_of_edges()
+    layers, heads = graph.graph["n_layers"], graph.graph["components"]["n_heads"]
+    assert again.number_of_edges() == sum(1 for _ in component_edges(layers, heads, False))  # every edge of the model
     save(small, tmp_path / "small.svg")
     assert "a0.h" in (tmp_path / "small.svg").read_text() or "m0" in (tmp_path / "small.svg").read_text()
     assert f"{small.number_of_edges()} edges" in summary_text(small)
