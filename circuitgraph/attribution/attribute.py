@@ -20,6 +20,7 @@ from circuitgraph.attribution.attributions import Attributions
 from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
 from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.attribution.node_gradients import node_gradients
+from circuitgraph.attribution.objective import find_objective, likeliest_logits
 from circuitgraph.attribution.runs import (
     Baseline,
     CleanRun,
@@ -31,7 +32,7 @@ from circuitgraph.attribution.runs import (
     sites_of,
 )
 from circuitgraph.attribution.tables import NodeTable
-from circuitgraph.attribution.targets import Objective, TargetNode, find_objective, likeliest_logits, target_nodes
+from circuitgraph.attribution.targets import Objective, TargetNode, target_nodes
 from circuitgraph.attribution.treatment import ComponentTreatment, error_targets, frozen_components
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.doors import DictionariesLike, ModelLike, PairsLike, as_dictionaries, as_model, as_pairs, choose_pairs

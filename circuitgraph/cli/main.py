@@ -137,7 +137,7 @@ def discover(
     changes = {name: value for name, value in settings.items() if start is None or name in given}
     resolve(Discovery, start, changes)  # before anything heavy is imported
 
-    from circuitgraph.attribution.targets import read_targets
+    from circuitgraph.attribution.objective import read_targets
     from circuitgraph.discovery import discover as find_graph
 
     if ctx.get_parameter_source("targets") != click.core.ParameterSource.DEFAULT or target_weights:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from circuitgraph.attribution.aligned_model import align_model
 from circuitgraph.attribution.attribute import Attribution, run_attribution
-from circuitgraph.attribution.targets import Target, recorded_objective
+from circuitgraph.attribution.objective import recorded_objective
+from circuitgraph.attribution.targets import Target
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.edges.position_sums import ALL
 from circuitgraph.errors import GraphError
