@@ -11,7 +11,7 @@ from support.command import model_options, run
 from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.formats import load
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 
 
 def test_evaluate_writes_a_report_and_plots_and_prints_the_table(workplace, tiny_folder, tmp_path):

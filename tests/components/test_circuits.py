@@ -31,7 +31,7 @@ from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
 from circuitgraph.formats import load, save
 from circuitgraph.formats.eap import component_edges, component_names, value_from_eap
 from circuitgraph.metrics import Metric
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.render import render_html
 from circuitgraph.studies.programs import build_model, gate

@@ -15,7 +15,7 @@ from circuitgraph.errors import CircuitGraphError, DictionaryError, ModelError, 
 from circuitgraph.evaluation.evaluate import evaluate_circuit, measure_graph
 from circuitgraph.evaluation.node_circuits import NodeCircuit, node_circuits
 from circuitgraph.graphs.prune import prune_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Node, Site
 
 FEW = {"n_patched": 5, "n_edges": 5, "n_dropped": 3}
@@ -118,7 +118,7 @@ def test_names_folders_lists_and_texts_are_as_good_as_loaded_things(workplace, t
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"model": 7}, ModelError, "the model is of type int; expected a name"),
+        ({"model": 7}, ModelError, "model is .*int; expected a name, a folder"),
         ({"dictionaries": 7}, DictionaryError, "int"),
         ({"prompts": 7}, PromptError, "the prompts are of type int; expected a text"),
         ({"prompts": []}, PromptError, "there are no prompts; expected at least one"),
