@@ -16,9 +16,9 @@ from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import baseline_of, run_clean, run_corrupted, sites_of
 from circuitgraph.discovery import discover
 from circuitgraph.evaluation.circuits import circuit_mask, node_values, run_with_nodes
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evidence import evaluate
 from circuitgraph.evaluation.patching import patch_effects
-from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.pruning import prune
 from circuitgraph.nodes import Node, Site
 
 
@@ -366,9 +366,9 @@ def test_the_full_circuit_is_perfectly_faithful_and_the_empty_one_not_at_all(
     tiny_model, tiny_dictionaries, tiny_pairs, baseline
 ):
     graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, baseline=baseline, edge_threshold=0.0)
-    assert evaluate_circuit(graph, tiny_model, tiny_dictionaries).faithfulness == pytest.approx(1.0, abs=1e-9)
+    assert evaluate(graph, tiny_model, tiny_dictionaries).faithfulness == pytest.approx(1.0, abs=1e-9)
     empty = graph.subgraph([n for n, kind in graph.nodes(data="kind") if kind == "metric"]).copy()
-    evaluation = evaluate_circuit(empty, tiny_model, tiny_dictionaries)
+    evaluation = evaluate(empty, tiny_model, tiny_dictionaries)
     assert evaluation.faithfulness_errors_removed == pytest.approx(0.0, abs=1e-9)
     assert evaluation.metric_clean != pytest.approx(evaluation.metric_empty, abs=1e-3)
     if baseline == "corrupted":
@@ -377,11 +377,11 @@ def test_the_full_circuit_is_perfectly_faithful_and_the_empty_one_not_at_all(
 
 def test_the_errors_of_the_circuit_are_those_among_its_nodes(tiny_model, tiny_dictionaries, tiny_pairs):
     graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
-    whole = evaluate_circuit(graph, tiny_model, tiny_dictionaries)
+    whole = evaluate(graph, tiny_model, tiny_dictionaries)
     assert whole.faithfulness_errors_of_circuit == pytest.approx(1.0, abs=1e-9)
     assert whole.faithfulness_errors_removed != pytest.approx(1.0, abs=1e-2)
     without = graph.subgraph([node for node, kind in graph.nodes(data="kind") if kind != "error"]).copy()
-    evaluation = evaluate_circuit(without, tiny_model, tiny_dictionaries)
+    evaluation = evaluate(without, tiny_model, tiny_dictionaries)
     assert evaluation.faithfulness_errors_of_circuit == evaluation.faithfulness_errors_removed
     assert evaluation.faithfulness_errors_of_circuit != pytest.approx(evaluation.faithfulness, abs=1e-2)
 
@@ -458,9 +458,9 @@ def test_larger_thresholds_give_sub_graphs_and_pruning_is_idempotent(tiny_model,
     previous = graph
     sizes = []
     for threshold in (0.001, 0.01, 0.1):
-        pruned = prune_graph(graph, node_threshold=threshold, edge_threshold=threshold)
+        pruned = prune(graph, node_threshold=threshold, edge_threshold=threshold)
         assert set(pruned.edges(keys=True)) <= set(previous.edges(keys=True)) and set(pruned) <= set(previous)
-        again = prune_graph(pruned, node_threshold=threshold, edge_threshold=threshold)
+        again = prune(pruned, node_threshold=threshold, edge_threshold=threshold)
         assert set(again.edges(keys=True)) == set(pruned.edges(keys=True)) and set(again) == set(pruned)
         previous = pruned
         sizes.append(len(pruned))
@@ -474,8 +474,8 @@ def test_pruning_by_count_is_idempotent_and_keeps_every_path_to_the_metric(
     import networkx as nx
 
     graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
-    pruned = prune_graph(graph, **settings)
-    again = prune_graph(pruned, **settings)
+    pruned = prune(graph, **settings)
+    again = prune(pruned, **settings)
     assert set(again.edges(keys=True)) == set(pruned.edges(keys=True)) and len(pruned) > 5
     assert nx.ancestors(pruned, "metric@5") | {"metric@5"} == set(pruned)
 

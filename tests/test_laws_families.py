@@ -31,7 +31,7 @@ from circuitgraph.evaluation.circuits import (
     stack_masks,
 )
 from circuitgraph.evaluation.dictionary_check import check_splice
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evidence import evaluate
 from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
@@ -505,7 +505,7 @@ def test_the_whole_graph_is_perfectly_faithful_and_the_empty_one_not_at_all(load
     model = loaded(family)
     dictionaries = dictionary_set(model, name)
     graph = discover(tiny_pairs, model, dictionaries, edge_threshold=0.0, max_nodes=10_000)
-    evaluation = evaluate_circuit(graph, model, dictionaries, n_patched=10)
+    evaluation = evaluate(graph, model, dictionaries, n_patched=10)
     tolerance = 100 * torch.finfo(FAMILIES[family].precision).eps ** 0.9
     assert evaluation.faithfulness == pytest.approx(1.0, abs=tolerance)
     assert evaluation.faithfulness_errors_of_circuit == pytest.approx(1.0, abs=tolerance)

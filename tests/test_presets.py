@@ -8,7 +8,7 @@ from support.dictionary_kinds import SETS, dictionary_set, random_kind
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evidence import evaluate
 from circuitgraph.graphs.schema import check_graph
 from circuitgraph.nodes import Site
 from circuitgraph.presets import PRESETS, find_preset
@@ -53,7 +53,7 @@ def test_a_presets_own_graph_is_evaluated(tiny_model, tiny_pairs, preset):
     graph = discover(tiny_pairs, tiny_model, dictionaries, preset=preset)
     check_graph(graph)
     assert graph.number_of_edges() > 20
-    found = evaluate_circuit(graph, tiny_model, dictionaries, n_patched=5, n_dropped=0, curves=False, baselines=())
+    found = evaluate(graph, tiny_model, dictionaries, n_patched=5, n_dropped=0, curves=False, baselines=())
     assert found.faithfulness is not None and found.faithfulness == pytest.approx(found.faithfulness)
     assert found.n_patched == 5 and any(abs(effect) > 1e-6 for effect in found.effects.values())
 

@@ -3,7 +3,7 @@
 A graph of components has a score for each edge (an EAP-IG or MIB file). There is no edge version for graphs of
 dictionary features: MIB's percentages are shares of all edges of a model, each of which has a score and can be cut
 because every component reads one sum of all writers before it. A feature graph has the edges that were traced and
-passed a threshold, and every feature at every position would read a stream of its own; `evaluate_circuit` measures such
+passed a threshold, and every feature at every position would read a stream of its own; `evaluate` measures such
 circuits by their nodes, and their edges one by one.
 """
 

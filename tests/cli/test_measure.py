@@ -9,7 +9,7 @@ import torch
 from support.command import model_options, run
 
 from circuitgraph.dictionaries.load import load_dictionaries
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evidence import evaluate
 from circuitgraph.formats import load
 from circuitgraph.models.load import load_model
 
@@ -101,7 +101,7 @@ def test_a_graph_of_a_narrow_model_is_measured_as_it_was_built(workplace, tiny_f
         model = load_model(tiny_folder, dtype=dtype)
         dictionaries = load_dictionaries([workplace / "dictionaries"], model)
         graph = load(workplace / "graph.json")
-        clean.append(evaluate_circuit(graph, model, dictionaries, curves=False, n_edges=0, **settings).metric_clean)
+        clean.append(evaluate(graph, model, dictionaries, curves=False, n_edges=0, **settings).metric_clean)
     assert report["metric_clean"] == clean[0] != clean[1]
     measured = tmp_path / "measured.json"
     result = run("measure", workplace / "graph.json", workplace / "pairs.jsonl", *how, *chosen, "-o", measured)

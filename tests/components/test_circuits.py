@@ -27,7 +27,7 @@ from circuitgraph.components.run import ComponentCircuits, component_shape, run_
 from circuitgraph.components.shape import ComponentShape
 from circuitgraph.errors import CircuitGraphError, GraphError, ModelError
 from circuitgraph.evaluation.conditions import FRACTIONS
-from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
+from circuitgraph.evaluation.evidence import attach_evidence, evaluate
 from circuitgraph.formats import load, save
 from circuitgraph.formats.eap import component_edges, component_names, value_from_eap
 from circuitgraph.metrics import Metric
@@ -400,7 +400,7 @@ def test_what_cannot_be_evaluated_is_refused(evaluated, tiny_model, tiny_pairs, 
     with pytest.raises(CircuitGraphError, match="baseline 'mean' .* needs at least two pairs; got 1"):
         evaluate_components(graph, tiny_model, tiny_pairs[:1], baselines=["mean"])
     with pytest.raises(GraphError, match="measured by its edges: use evaluate_components"):
-        evaluate_circuit(graph, tiny_model, None)
+        evaluate(graph, tiny_model, None)
     value = component_graph(tiny_model)
     value["cfg"]["n_layers"] = 3
     with pytest.raises(

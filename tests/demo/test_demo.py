@@ -61,7 +61,7 @@ def test_max_nodes_counts_every_node_of_the_file(tmp_path):
     assert result.exit_code == 0, result.output
     assert len(load(tmp_path / "circuit.json")) == 60 and "nodes 60 (" in result.stdout
     alone = CliRunner().invoke(main, ["demo", "--max-nodes", "1", "--out", str(tmp_path / "none"), "--quiet"])
-    assert alone.exit_code == 1 and "max_nodes is 1; expected at least 2" in alone.stderr
+    assert alone.exit_code == 1 and "max_nodes is 1; expected a whole number >= 2" in alone.stderr
     assert not (tmp_path / "none").exists()
 
 

@@ -16,9 +16,9 @@ from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluation.conditions import cmd, cpr
 from circuitgraph.evaluation.edge_effects import measure_edges
-from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
+from circuitgraph.evaluation.evidence import attach_evidence, evaluate
 from circuitgraph.evaluation.report import evaluation_text
-from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.pruning import prune
 from circuitgraph.graphs.schema import check_graph
 from circuitgraph.interventions.language import Patch, SitePart
 from circuitgraph.interventions.run import run_with_interventions
@@ -35,8 +35,8 @@ def trained(request):
     model = load_model(MODEL, dtype=torch.float64)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
     pairs = make_pairs(request.param, 2, template=0)
-    graph = prune_graph(discover(pairs, model, dictionaries), max_nodes=40)
-    evaluation = evaluate_circuit(graph, model, dictionaries, n_patched=12, n_dropped=6, curves=False)
+    graph = prune(discover(pairs, model, dictionaries), max_nodes=40)
+    evaluation = evaluate(graph, model, dictionaries, n_patched=12, n_dropped=6, curves=False)
     return graph, evaluation, Naive(model, dictionaries, attribute(pairs, model, dictionaries))
 
 
@@ -96,12 +96,12 @@ def test_drops_are_those_of_one_naive_run_each(trained):
 @pytest.fixture(scope="module")
 def tiny_graph(tiny_model, tiny_dictionaries, tiny_pairs):
     whole = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
-    return whole, prune_graph(whole, max_nodes=30)
+    return whole, prune(whole, max_nodes=30)
 
 
 @pytest.fixture(scope="module")
 def evaluation(tiny_graph, tiny_model, tiny_dictionaries):
-    return evaluate_circuit(
+    return evaluate(
         tiny_graph[1],
         tiny_model,
         tiny_dictionaries,
@@ -130,7 +130,7 @@ def test_with_two_pairs_resampling_is_the_corrupted_run_of_the_other(
         type(first)(first.clean, second.corrupted, first.answers, first.wrong_answers),
         type(first)(second.clean, first.corrupted, second.answers, second.wrong_answers),
     ]
-    other = evaluate_circuit(tiny_graph[1], tiny_model, tiny_dictionaries, prompts=crossed, n_patched=5)
+    other = evaluate(tiny_graph[1], tiny_model, tiny_dictionaries, prompts=crossed, n_patched=5)
     resampled = {row.errors: row for row in evaluation.conditions if row.baseline == "resample"}
     corrupted = [row for row in other.conditions if row.baseline == "corrupted"]
     assert len(corrupted) == len(resampled) >= 3
@@ -158,7 +158,7 @@ def test_a_point_of_the_curve_is_the_circuit_of_that_many_nodes(tiny_graph, tiny
         key=lambda key: -abs(whole.nodes[key]["attribution"]),
     )
     graph = whole.subgraph([*keys[: point.n_chosen], "metric@5"]).copy()
-    alone = evaluate_circuit(graph, tiny_model, tiny_dictionaries, n_patched=1)
+    alone = evaluate(graph, tiny_model, tiny_dictionaries, n_patched=1)
     assert point.n_chosen > 10 and alone.faithfulness_errors_of_circuit == pytest.approx(point.faithfulness, abs=1e-9)
 
 
@@ -241,7 +241,7 @@ def test_with_frozen_attention_q_and_k_edges_are_neither_measured_nor_compared(
     both = {pair for pair in predicted[True] if predicted[True][pair] != predicted[False][pair]}
     assert len(both) > 10 < len(only_qk) == len(predicted[False]) - len(predicted[True])
     for frozen, freeze in ((False, ["norms"]), (True, ["norms", "attention"])):
-        found = evaluate_circuit(whole, tiny_model, tiny_dictionaries, freeze=freeze, **settings)
+        found = evaluate(whole, tiny_model, tiny_dictionaries, freeze=freeze, **settings)
         assert set(found.edge_effects) == set(predicted[frozen]) and found.settings["freeze"] == freeze
         pairs = [tuple(name.split(" -> ")) for name, *_ in found.edges.worst]
         assert [number for _, number, _ in found.edges.worst] == [
@@ -286,7 +286,7 @@ def test_a_graph_with_its_evidence_is_written_and_read_back(tiny_graph, evaluati
 
 def test_what_cannot_be_evaluated_is_refused(tiny_graph, tiny_model, tiny_dictionaries, tiny_pairs):
     def run(**settings):
-        evaluate_circuit(tiny_graph[1], tiny_model, tiny_dictionaries, **settings)
+        evaluate(tiny_graph[1], tiny_model, tiny_dictionaries, **settings)
 
     with pytest.raises(CircuitGraphError, match="baseline 'maen' is unknown.*Did you mean 'mean'"):
         run(baselines=["maen"])

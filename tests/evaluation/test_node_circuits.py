@@ -12,9 +12,9 @@ from support.dictionary_kinds import dictionary_set, in_dtype
 from circuitgraph.attribution.attribute import attribute
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, DictionaryError, ModelError, PromptError
-from circuitgraph.evaluation.evaluate import evaluate_circuit, measure_graph
+from circuitgraph.evaluation.evidence import evaluate, measure
 from circuitgraph.evaluation.node_circuits import NodeCircuit, node_circuits
-from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.pruning import prune
 from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Node, Site
 
@@ -23,7 +23,7 @@ FEW = {"n_patched": 5, "n_edges": 5, "n_dropped": 3}
 
 @pytest.fixture(scope="module")
 def graph(tiny_model, tiny_dictionaries, tiny_pairs):
-    return prune_graph(discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0), max_nodes=30)
+    return prune(discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0), max_nodes=30)
 
 
 @pytest.mark.parametrize("baseline", ["corrupted", "mean"])
@@ -61,7 +61,7 @@ def test_prompts_that_are_the_same_have_no_faithfulness(graph, tiny_folder, tiny
     model = load_model(tiny_folder)
     narrow = [in_dtype(dictionary, torch.float32) for dictionary in tiny_dictionaries.values()]
     same = [replace(pair, corrupted=pair.clean) for pair in tiny_pairs]
-    found = evaluate_circuit(graph, model, narrow, prompts=same, baselines=["zero"], **FEW)
+    found = evaluate(graph, model, narrow, prompts=same, baselines=["zero"], **FEW)
     by_baseline = {name: [row for row in found.conditions if row.baseline == name] for name in ("corrupted", "zero")}
     assert 0 < abs(found.metric_clean - found.metric_empty) < 1e-5 < abs(found.metric_clean)
     assert all(row.faithfulness is row.complement_faithfulness is None for row in by_baseline["corrupted"])
@@ -72,18 +72,18 @@ def test_prompts_that_are_the_same_have_no_faithfulness(graph, tiny_folder, tiny
 
 def test_a_prompt_without_a_corrupted_one_is_measured_against_nothing(tiny_model, tiny_dictionaries):
     graph = discover("a b c d e", tiny_model, tiny_dictionaries, preset="attribution-graph")
-    found = evaluate_circuit(graph, tiny_model, tiny_dictionaries, **FEW)
+    found = evaluate(graph, tiny_model, tiny_dictionaries, **FEW)
     assert {row.baseline for row in found.conditions} == {"zero"} and len(found.conditions) == 4
     assert abs(found.faithfulness) > 1e-3 and found.noise == () and len(found.curves) == 3 and len(found.effects) == 5
     assert found.settings["metric"] == "logits" and found.edges.n == 5
     for name in ("corrupted", "mean", "resample"):
         with pytest.raises(CircuitGraphError, match=f"baseline '{name}' needs corrupted prompts, and there are none"):
-            evaluate_circuit(graph, tiny_model, tiny_dictionaries, baselines=[name])
+            evaluate(graph, tiny_model, tiny_dictionaries, baselines=[name])
 
 
 def test_a_graph_of_pairs_is_not_measured_on_a_prompt_without_a_corrupted_one(graph, tiny_model, tiny_dictionaries):
     with pytest.raises(CircuitGraphError, match="baseline 'corrupted' needs corrupted prompts"):
-        evaluate_circuit(graph, tiny_model, tiny_dictionaries, prompts="a b c d e")
+        evaluate(graph, tiny_model, tiny_dictionaries, prompts="a b c d e")
 
 
 def test_another_metric_is_measured_and_the_targets_of_the_graph_are_still_values(
@@ -91,7 +91,7 @@ def test_another_metric_is_measured_and_the_targets_of_the_graph_are_still_value
 ):
     """Edges into targets are measured whatever the metric is."""
     graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, targets=[" g", "mlp_out.1/f3@5"])
-    found = evaluate_circuit(graph, tiny_model, tiny_dictionaries, metric="logit_difference", **{**FEW, "n_edges": 200})
+    found = evaluate(graph, tiny_model, tiny_dictionaries, metric="logit_difference", **{**FEW, "n_edges": 200})
     targets = {target for _, target in found.edge_effects}
     assert found.settings["metric"] == "logit_difference" and any(found.edge_effects.values())
     assert {graph.nodes[target]["kind"] for target in targets} >= {"logit", "probe"}
@@ -105,12 +105,12 @@ def test_names_folders_lists_and_texts_are_as_good_as_loaded_things(workplace, t
     graph = discover(text, str(tiny_folder), dictionaries, preset="attribution-graph")
     loaded = load_model(tiny_folder)
     values = [
-        evaluate_circuit(graph, str(tiny_folder), dictionaries, n_dropped=0, curves=False),
-        evaluate_circuit(graph, loaded.library, folder, n_dropped=0, curves=False, prompts=text),
-        evaluate_circuit(graph, loaded, dictionaries, n_dropped=0, curves=False, prompts=[text]),
+        evaluate(graph, str(tiny_folder), dictionaries, n_dropped=0, curves=False),
+        evaluate(graph, loaded.library, folder, n_dropped=0, curves=False, prompts=text),
+        evaluate(graph, loaded, dictionaries, n_dropped=0, curves=False, prompts=[text]),
     ]
     assert values[0].record() == values[1].record() == values[2].record() and values[0].faithfulness
-    measured = measure_graph(graph, tiny_folder, folder, prompts=text, n_patched=4, n_edges=0)
+    measured = measure(graph, tiny_folder, folder, prompts=text, n_patched=4, n_edges=0)
     assert measured.graph["evidence"]["settings"]["n_patched"] == 4
     assert sum("effect" in data for _, data in measured.nodes(data=True)) == 4
 
@@ -131,15 +131,15 @@ def test_names_folders_lists_and_texts_are_as_good_as_loaded_things(workplace, t
 def test_what_makes_no_sense_is_one_line(graph, tiny_model, tiny_dictionaries, arguments, error, message):
     given = {"model": tiny_model, "dictionaries": tiny_dictionaries} | arguments
     with pytest.raises(error, match=message) as raised:
-        evaluate_circuit(graph, **given)
+        evaluate(graph, **given)
     assert "\n" not in str(raised.value)
 
 
 def test_settings_choose_among_the_prompts_and_are_recorded(graph, tiny_model, tiny_dictionaries, tiny_pairs):
     few = {"n_patched": 3, "n_edges": 0, "n_dropped": 0, "curves": False}
-    found = evaluate_circuit(graph, tiny_model, tiny_dictionaries, length=6, examples=1, seed=5, **few)
+    found = evaluate(graph, tiny_model, tiny_dictionaries, length=6, examples=1, seed=5, **few)
     chosen = random.Random(5).sample(tiny_pairs, 1)
-    alone = evaluate_circuit(graph, tiny_model, tiny_dictionaries, prompts=chosen, seed=5, **few)
+    alone = evaluate(graph, tiny_model, tiny_dictionaries, prompts=chosen, seed=5, **few)
     assert found.n_examples == 1 and found.prompts == alone.prompts and found.conditions == alone.conditions
     own = {name: found.settings[name] for name in ("length", "examples", "seed", "n_patched", "freeze", "metric")}
     assert own == {"length": 6, "examples": 1, "seed": 5, "n_patched": 3, "freeze": [], "metric": "logit_difference"}

@@ -13,7 +13,7 @@ from support.graphs import example_graph
 from circuitgraph.errors import GraphError
 from circuitgraph.formats import load, save
 from circuitgraph.formats.eap import component_edges, value_from_eap
-from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.pruning import prune
 from circuitgraph.graphs.summary import summary_text
 
 REAL = ROOT.parent / "shared" / "data" / "graphs" / "mib_ioi-eap-ig.json"
@@ -53,7 +53,7 @@ def test_a_pruned_graph_becomes_the_circuit_and_is_drawn(file, tmp_path):
     graph = load(file)
     weights = sorted((abs(w) for *_, w in graph.edges(data="weight")), reverse=True)
     unit = abs(graph.graph["metric"]["clean"])
-    small = prune_graph(graph, edge_threshold=weights[30] / unit)
+    small = prune(graph, edge_threshold=weights[30] / unit)
     assert 2 < small.number_of_edges() < graph.number_of_edges()
     save(small, tmp_path / "small.eap.json")
     again = load(tmp_path / "small.eap.json")

@@ -10,16 +10,16 @@ from support.graph_files import component_graph
 from circuitgraph.components.evaluate import evaluate_components
 from circuitgraph.discovery import discover
 from circuitgraph.errors import RenderError
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evidence import evaluate
 from circuitgraph.formats.eap import value_from_eap
-from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.pruning import prune
 from circuitgraph.render import plots
 
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_model, tiny_dictionaries, tiny_pairs):
-    graph = prune_graph(discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0), max_nodes=20)
-    return graph, evaluate_circuit(graph, tiny_model, tiny_dictionaries, baselines=(), n_edges=9, n_dropped=0)
+    graph = prune(discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0), max_nodes=20)
+    return graph, evaluate(graph, tiny_model, tiny_dictionaries, baselines=(), n_edges=9, n_dropped=0)
 
 
 def test_the_curves_and_the_noise_are_those_of_the_evaluation(evaluated):

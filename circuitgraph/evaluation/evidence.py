@@ -1,7 +1,7 @@
 """What the circuit of a graph does when the model really runs, against what the graph estimates.
 
-`evaluate_circuit` measures and returns an `Evaluation`; `attach_evidence` puts one into a copy of the graph;
-`measure_graph` does both, for the effects of single nodes and edges.
+`evaluate` measures and returns an `Evaluation`; `attach_evidence` puts one into a copy of the graph;
+`measure` does both, for the effects of single nodes and edges.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from circuitgraph.prompts import pairs_to_text
 from circuitgraph.settings import Evaluating, Measuring, as_record, resolve
 
 
-def evaluate_circuit(
+def evaluate(
     graph: nx.MultiDiGraph,
     model: ModelLike,
     dictionaries: DictionariesLike | None = None,
@@ -106,7 +106,7 @@ def evaluate_circuit(
     )
 
 
-def measure_graph(
+def measure(
     graph: nx.MultiDiGraph,
     model: ModelLike,
     dictionaries: DictionariesLike | None = None,
@@ -123,14 +123,14 @@ def measure_graph(
     The graph's own baseline is the only one, no node is dropped and no curve is drawn.
 
     Args:
-        graph, model, dictionaries, prompts, metric, freeze, progress: As of `evaluate_circuit`.
+        graph, model, dictionaries, prompts, metric, freeze, progress: As of `evaluate`.
         settings: How much to measure; None for the defaults.
         **changes: Fields of `settings.Measuring` over `settings`: n_patched, n_edges, length, examples, seed.
 
-    Raises as `evaluate_circuit` does.
+    Raises as `evaluate` does.
     """
     chosen = resolve(Measuring, settings, changes)
-    evaluation = evaluate_circuit(
+    evaluation = evaluate(
         graph,
         model,
         dictionaries,
