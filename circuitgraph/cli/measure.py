@@ -71,8 +71,8 @@ def evaluate(
 ) -> None:
     """Measure the circuit GRAPH by running the model, on the prompts it was built from or on the pairs in PROMPTS.
 
-    A graph of heads and MLPs (EAP-IG, MIB) is measured by its edges and needs PROMPTS; --dictionaries, --freeze, --n-...
-    and --top-k are for graphs of features, --selection for those of heads and MLPs.
+    A graph of heads and MLPs (EAP-IG, MIB) is measured by its edges and needs PROMPTS; --dictionaries, --freeze,
+    --n-... and --top-k are for graphs of features, --selection for those of heads and MLPs.
     """
     import json
 

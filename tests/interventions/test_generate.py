@@ -24,6 +24,7 @@ def test_without_interventions_it_writes_the_likeliest_tokens(tiny_model, tiny_d
         assert torch.equal(written.logits[:, step], logits)
         tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], 1)
     assert torch.equal(written.tokens, tokens)
+    assert repr(written) == "\n".join(["4 tokens after each of 2 prompts", *map(repr, written.texts)])
     assert written.texts[1] == "".join(tiny_model.token_strings(tokens[1, 6:].tolist())) != ""
 
 

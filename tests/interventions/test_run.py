@@ -213,6 +213,7 @@ def test_setting_a_feature_to_zero_changes_its_sites_by_minus_its_activation_tim
     run = run_with_interventions(
         model, dictionaries, TOKENS, [Set(SitePart(key, "feature", index, Span(3, 4)), 0)], cache=[key]
     )
+    assert repr(run) == f"logits {list(run.logits.shape)}, {key} {list(values[key].shape)}"
     change = run.activations[key] - values[key]
     assert_close(change[:, 3], -acts[:, None] * dictionary.weights.W_dec[index, dictionary.columns(key)])
     assert not change[:, :3].any() and not change[:, 4:].any()
