@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from circuitgraph.interventions.generate import generate as generate
     from circuitgraph.interventions.run import IntervenedRun as IntervenedRun
     from circuitgraph.interventions.run import run_with_interventions as run_with_interventions
+    from circuitgraph.models.load import load_model as load_model
     from circuitgraph.models.model import Model as Model
-    from circuitgraph.models.model import load_model as load_model
     from circuitgraph.nodes import Node as Node
     from circuitgraph.nodes import Site as Site
     from circuitgraph.presets import PRESETS as PRESETS
@@ -89,7 +89,7 @@ _HOMES = {
     "load": "formats",
     "load_attributions": "attribution.attributions",
     "load_dictionaries": "dictionaries.load",
-    "load_model": "models.model",
+    "load_model": "models.load",
     "make_pairs": "tasks",
     "measure_graph": "evaluation.evaluate",
     "prune_graph": "graphs.prune",

@@ -15,9 +15,9 @@ from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import check_fit
 from circuitgraph.dictionaries.load import DictionarySources, load_dictionaries
 from circuitgraph.embedded import DEMO, MODEL
-from circuitgraph.errors import ModelError, PromptError
-from circuitgraph.models.layout import is_library_model
-from circuitgraph.models.model import Model, load_model
+from circuitgraph.errors import PromptError
+from circuitgraph.models.load import load_model
+from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import pairs_of_length
 from circuitgraph.prompts import PromptPair, read_pairs
 from circuitgraph.settings import Prompts
@@ -32,20 +32,11 @@ def as_model(model: ModelLike) -> Model:
 
     Args:
         model: A `Model`; a name, a local folder or "demo"; a TransformerBridge, HookedTransformer or
-            HookedSAETransformer; or a Hugging Face causal language model with its tokenizer's folder as `name_or_path`.
+            HookedSAETransformer; or a causal language model of transformers, whose tokenizer is found by `name_or_path`.
 
     Raises ModelError for anything else, and for a model that cannot be loaded.
     """
-    if isinstance(model, Model):
-        return model
-    if isinstance(model, str | Path):
-        return load_model(MODEL if str(model) == DEMO else model)
-    if is_library_model(model):
-        return load_model(model)
-    raise ModelError(
-        f"the model is of type {type(model).__name__}; expected a name, a folder, a loaded Model, or a model of"
-        " TransformerLens or Hugging Face"
-    )
+    return model if isinstance(model, Model) else load_model(MODEL if model == DEMO else model)
 
 
 def as_dictionaries(dictionaries: DictionariesLike | None, model: Model) -> Dictionaries:

@@ -27,7 +27,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder):
     """The random two-layer GPT-2 in float64."""
-    from circuitgraph.models.model import load_model
+    from circuitgraph.models.load import load_model
 
     return load_model(tiny_folder, dtype=torch.float64)
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def loaded(folder):
     """family -> our model of its checkpoint in float64, loaded once."""
-    from circuitgraph.models.model import load_model
+    from circuitgraph.models.load import load_model
 
     return functools.cache(lambda family: load_model(folder(family), dtype=torch.float64))
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cases import assert_close, build_case, integrated_sum
+from support.cases import build_case, integrated_sum
+from support.close import assert_close
 
 from circuitgraph.attribution.gradients import metric_gradients
 from circuitgraph.attribution.node_attribution import attribute_nodes
@@ -44,9 +45,9 @@ def test_swapping_clean_and_corrupted_negates_the_total_effect(case, tiny_pairs)
     swapped = [type(p)(p.corrupted, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
     other = build_case(case.model, case.dictionaries, swapped)
     total = case.clean.metric - case.corrupted.metric
-    assert_close(-(other.clean.metric - other.corrupted.metric), total, terms=1)
+    assert_close(-(other.clean.metric - other.corrupted.metric), total, n_terms=1)
     both = build_case(case.model, case.dictionaries, [p.swapped() for p in tiny_pairs])
-    assert_close(both.clean.metric - both.corrupted.metric, total, terms=1)
+    assert_close(both.clean.metric - both.corrupted.metric, total, n_terms=1)
 
 
 # 2 -------------------------------------------------------------------------------------------------------------------
@@ -91,21 +92,21 @@ def test_with_baseline_zero_features_error_and_bias_sum_to_gradient_times_activa
 @pytest.mark.parametrize("layer", [0, 1])
 def test_integrated_gradients_of_the_residual_stream_sum_to_the_metric_difference(case, layer):
     total = integrated_sum(case, Site("resid_post", layer), steps=40)
-    assert_close(total, case.clean.metric - case.corrupted.metric, quadrature=1e-9)
+    assert_close(total, case.clean.metric - case.corrupted.metric, allowance=1e-9)
 
 
 @pytest.mark.parametrize("site", ["attn_out.0", "z.1", "mlp_out.0", "mlp_out.1"])
 def test_integrated_gradients_of_a_component_sum_to_the_effect_of_patching_it(case, site):
     site = Site.parse(site)
     patched, _ = case.model.run(case.tokens.clean, replace={site: lambda x, recorded: case.base.values[site]})
-    assert_close(integrated_sum(case, site, steps=40), case.clean.metric - case.metric(patched), quadrature=1e-9)
+    assert_close(integrated_sum(case, site, steps=40), case.clean.metric - case.metric(patched), allowance=1e-9)
 
 
 def test_integrated_embedding_attributions_sum_to_the_metric_difference(case, tiny_pairs):
     """Everything that differs between the two runs enters through the token embeddings."""
     integrated = build_case(case.model, case.dictionaries, tiny_pairs, method="integrated", steps=60)
     total = integrated.total(Site("embed"), ("embedding",)).sum(1)
-    assert_close(total, case.clean.metric - case.corrupted.metric, quadrature=1e-6)
+    assert_close(total, case.clean.metric - case.corrupted.metric, allowance=1e-6)
     assert float((total - case.total(Site("embed"), ("embedding",)).sum(1)).abs().min()) > 1e-3
 
 
@@ -345,15 +346,15 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
     kept.features[site][table.pos[i], table.feature[i]] = False
     dictionary = case.dictionaries[site]
     edited = {}
-    original = type(case.model).run
+    original = type(case.model).run_variants
 
-    def run(self, tokens, *, record, replace, start=None):
-        seen = {site: lambda x, r: edited.setdefault("x", replace[site](x, r))}
-        return original(self, tokens, record=record, replace={**replace, **seen})
+    def run(self, tokens, edits, n, **settings):
+        seen = {site: lambda x, values: edited.setdefault("x", edits[site](x, values))}
+        return original(self, tokens, {**edits, **seen}, n, **settings)
 
-    monkeypatch.setattr(type(case.model), "run", run)
+    monkeypatch.setattr(type(case.model), "run_variants", run)
     run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, kept)
-    change = (edited["x"] - case.clean.values[site])[0, table.pos[i]]
+    change = (edited["x"][0] - case.clean.values[site])[0, table.pos[i]]
     assert_close(change, -table.acts[0, i] * dictionary.weights.W_dec[table.feature[i]])
 
 

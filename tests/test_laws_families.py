@@ -10,7 +10,8 @@ import functools
 
 import pytest
 import torch
-from support.cases import assert_close, build_case
+from support.cases import build_case
+from support.close import assert_close
 from support.dictionary_kinds import SETS, dictionary_set, random_kind
 from support.families import FAMILIES, hf_model, hooked_transformer
 from support.frozen_blocks import FrozenBlocks, change_of, run_without
@@ -23,7 +24,7 @@ from circuitgraph.dictionaries.dictionary import check_fit
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.circuits import (
-    _edit,
+    circuit_edits,
     circuit_mask,
     node_values,
     run_with_nodes,
@@ -32,7 +33,7 @@ from circuitgraph.evaluation.circuits import (
 from circuitgraph.evaluation.dictionary_check import check_splice
 from circuitgraph.evaluation.evaluate import evaluate_circuit
 from circuitgraph.evaluation.patching import patch_effects
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import compute_dtype
 
@@ -105,12 +106,6 @@ def blocks(folder, single):
         return FrozenBlocks(hf_model(folder(family)), single(family, "transcoders", "corrupted").tokens.clean)
 
     return make
-
-
-def close(family, actual, expected):
-    """Equal in the precision that the family computes with inside."""
-    dtype = FAMILIES[family].precision
-    assert_close(actual.detach().to(dtype), expected.detach().to(dtype))
 
 
 def reading(case, node):
@@ -190,7 +185,7 @@ def test_integrated_attributions_sum_to_the_effect_of_each_site(cases, tiny_pair
             bias = case.total(site, ("bias",)).sum(1)
             passed = [(case.clean.values[d.reads] - case.base.values[d.reads]) @ d.W_skip for d in skips]
             found = found + bias + sum((case.gradients[site] * x).sum((1, 2)) for x in passed)
-        assert_close(found.float(), effect.float(), quadrature=5e-4)
+        assert_close(found.float(), effect.float(), allowance=5e-4)
         compared += 1
     assert compared >= 2
 
@@ -235,7 +230,11 @@ def test_with_baseline_zero_the_inflow_is_what_is_read_less_the_constants(single
         x = case.clean.values[site] - read_without_nodes(case, frozen, site)
         expected.append(float(x[0, node.pos] @ reading(case, node)))
     assert len(found) > 12
-    close(family, torch.tensor(found, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64))
+    assert_close(
+        torch.tensor(found, dtype=torch.float64),
+        torch.tensor(expected, dtype=torch.float64),
+        dtype=FAMILIES[family].precision,
+    )
 
 
 def read_without_nodes(case, frozen, site):
@@ -279,7 +278,7 @@ def test_the_blocks_written_out_are_those_of_the_model(single, blocks, family):
         found = frozen.attention(layer, frozen.seen["ln1", layer])
         found += frozen.mlp(layer, frozen.seen["ln2", layer])
         for kind, value in zip(("z", "attn_out", "mlp_post", "mlp_out"), found, strict=True):
-            close(family, value[None], clean[Site(kind, layer)])
+            assert_close(value[None], clean[Site(kind, layer)], dtype=FAMILIES[family].precision)
 
 
 @each
@@ -301,7 +300,7 @@ def test_taking_a_source_out_changes_what_every_feature_reads_by_the_local_weigh
         positions = [targets[i].pos for i in rows]
         expected = torch.einsum("srd,rd->rs", read[reads][:, positions], encoders)
         kind = "ov" if reads.kind in ATTENTION else "residual" if reads.kind.startswith("resid") else "mlp"
-        close(family, weights[kind][rows], expected)
+        assert_close(weights[kind][rows], expected, dtype=FAMILIES[family].precision)
         compared += int((expected.abs() > 1e-6).sum())
     assert compared > 60
 
@@ -331,7 +330,7 @@ def test_all_paths_together_are_the_gradient_of_the_component_written_out(
             expected.append(torch.einsum("pd,spd->s", gradient[0], stream[kind, layer]))
         kinds = ("ov", "q", "k") if kind == "attention" else ("mlp",)
         found = sum(weights[kind][rows] for kind in kinds)
-        close(family, found, torch.stack(expected))
+        assert_close(found, torch.stack(expected), dtype=FAMILIES[family].precision)
         assert all(bool(weights[kind][rows].any()) for kind in kinds)
         compared += int((torch.stack(expected).abs() > 1e-6).sum())
     assert compared > 60
@@ -354,7 +353,7 @@ def test_edges_into_the_metric_are_its_gradient_times_what_reaches_it(single, ed
     handle.remove()
     (gradient,) = torch.autograd.grad(case.metric(logits).sum(), found["x"])
     expected = torch.einsum("pd,spd->s", gradient[0], taken_out(family, name)[1]["metric", 2])
-    close(family, weights["metric"][row], expected)
+    assert_close(weights["metric"][row], expected, dtype=FAMILIES[family].precision)
     assert int((expected.abs() > 1e-6).sum()) >= 5
 
 
@@ -400,7 +399,7 @@ def test_an_error_as_target_reads_what_changes_its_part_of_the_metric(loaded, bl
         missed = value if dictionary is None else value - with_frozen_scale(dictionary, value)
         (gradient,) = torch.autograd.grad(missed[pos] @ case.gradients[site][0, pos], x)
         expected = torch.einsum("pd,spd->s", gradient[0], reached)
-        close(family, row, expected)
+        assert_close(row, expected, dtype=FAMILIES[family].precision)
         compared += int((expected.abs() > 1e-6).sum())
     own = [
         site for site in node_sites(model, dictionaries) if site not in dictionaries or dictionaries[site].reads == site
@@ -441,12 +440,12 @@ def test_splicing_dictionaries_with_their_errors_changes_neither_logits_nor_grad
     logits, recorded = case.model.run(
         case.tokens.clean, record=record, replace={site: spliced(site) for site in written}, differentiable=True
     )
-    close(family, logits, case.clean.logits)
+    assert_close(logits, case.clean.logits, dtype=FAMILIES[family].precision)
     gradients = torch.autograd.grad(case.metric(logits).sum(), [recorded[site] for site in sites])
     attached = [case.clean.attached[site] for site in sites]
     expected = torch.autograd.grad(case.clean.attached_metric.sum(), attached, retain_graph=True)
     for gradient, other in zip(gradients, expected, strict=True):
-        close(family, gradient, other)
+        assert_close(gradient, other, dtype=FAMILIES[family].precision)
 
 
 @each
@@ -456,7 +455,7 @@ def test_every_node_kept_is_the_model_bit_for_bit_and_none_the_corrupted_run(cas
     n_pos = case.tokens.clean.shape[1]
     nothing = circuit_mask(case.model, case.dictionaries, [], n_pos, "remove")
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, nothing)
-    close(family, logits, case.corrupted.logits)
+    assert_close(logits, case.corrupted.logits, dtype=FAMILIES[family].precision)
     everything = everything_kept(case)
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, everything)
     assert torch.equal(logits, case.clean.logits)
@@ -483,27 +482,19 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
         kept = everything_kept(case)
         kept.features[key][pos, feature] = False
         for site in d.sites:
-            writers = case.dictionaries.writers(site)
-            baseline_nodes, one = node_values(case.model, case.dictionaries, case.base.values), stack_masks([kept])
-            edit = _edit(
-                site,
-                writers,
-                baseline_nodes.errors[site],
-                baseline_nodes,
-                one.errors[site],
-                one,
-                (1, len(case.tokens.clean)),
-            )
+            baseline_nodes = node_values(case.model, case.dictionaries, case.base.values)
+            edits, read = circuit_edits(case.dictionaries, baseline_nodes, stack_masks([kept]))
             edited = {}
-            reads = sorted({other.reads for other in writers})
-            case.model.run(
+            case.model.run_variants(
                 case.tokens.clean,
-                record=reads,
-                replace={site: lambda x, r, e=edit, to=edited: to.setdefault("x", e(x, r))},
+                {site: lambda x, values, e=edits[site], to=edited: to.setdefault("x", e(x, values))},
+                1,
+                clean={},
+                read=read,
             )
             expected = torch.zeros_like(clean[site])
             expected[:, pos] = -acts[:, pos, feature, None] * d.weights.W_dec[feature, d.columns(site)]
-            assert_close(edited["x"] - clean[site], expected)
+            assert_close(edited["x"][0] - clean[site], expected)
 
 
 # 11 ------------------------------------------------------------------------------------------------------------------
@@ -543,7 +534,7 @@ def test_patching_a_node_is_the_run_without_what_it_is(single, family, name):
             replace[site] = lambda x, recorded, there=there: x - there
         logits, _ = case.model.run(case.tokens.clean, replace=replace)
         expected.append(case.clean.metric - case.metric(logits))
-    close(family, effects, torch.cat(expected))
+    assert_close(effects, torch.cat(expected), dtype=FAMILIES[family].precision)
     assert len(nodes) >= 8 and int((effects.abs() > 1e-6).sum()) >= 5
 
 
@@ -582,7 +573,7 @@ def test_the_edges_of_a_loaded_hookedtransformer_are_those_of_the_bridge(
     assert len(weights) >= 4
     for kind, dense in weights.items():
         dtype = torch.float64 if family == "gpt2" else torch.float32
-        assert_close(found[kind].to(dtype), dense.to(dtype), terms=10_000)
+        assert_close(found[kind].to(dtype), dense.to(dtype), n_terms=10_000)
 
 
 # refusals --------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from circuitgraph.models.tokens import TokenizedPairs
 from circuitgraph.nodes import Site
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class AlignedModel(Model):
     """The model for copies of these examples, [n * batch, aligned] at a time, in the order of the pairs."""
 

@@ -125,8 +125,8 @@ def load_all(
     from circuitgraph.dictionaries.load import load_dictionaries
     from circuitgraph.doors import as_dictionaries, choose_pairs
     from circuitgraph.embedded import DEMO, MODEL
+    from circuitgraph.models.load import load_model
     from circuitgraph.models.model import DTYPES as dtypes
-    from circuitgraph.models.model import load_model
     from circuitgraph.prompts import read_pairs
     from circuitgraph.settings import Prompts
 

@@ -216,8 +216,10 @@ def run_corpus(
 
 
 def windows_of(model: Model, texts: Iterable[str], n_tokens: int) -> Iterator[list[int]]:
-    """The token ids of each text in windows of at most n_tokens, each behind the BOS that the model was trained
-    with."""
+    """The token ids of each text in windows of at most n_tokens, each behind a BOS if the model was trained with one.
+
+    Raises CircuitGraphError if n_tokens leaves no room behind the BOS.
+    """
     start = model.tokens("")[:1]
     if n_tokens <= len(start):
         raise CircuitGraphError(f"n_tokens is {n_tokens}; expected at least {len(start) + 1}, BOS included")

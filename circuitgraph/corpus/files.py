@@ -1,5 +1,4 @@
-"""The files of top activations beside a graph: what its features do over a corpus, as Neuronpedia and circuit-tracer
-show it."""
+"""Files of top activations beside a graph: what its features do over a corpus, for Neuronpedia and circuit-tracer."""
 
 from __future__ import annotations
 

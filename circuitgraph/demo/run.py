@@ -16,7 +16,7 @@ from circuitgraph.evaluation.evaluate import measure_graph
 from circuitgraph.files import check_writable
 from circuitgraph.formats import save
 from circuitgraph.graphs.prune import prune_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
 from circuitgraph.progress import Progress, no_progress
 from circuitgraph.tasks import TASKS, make_pairs

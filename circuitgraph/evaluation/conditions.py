@@ -73,7 +73,7 @@ class Interval:
 class Condition:
     """A circuit C, its complement and the empty circuit 0 under one baseline and one treatment of error nodes.
 
-    errors: "keep" (all run freely), "circuit" (those of the circuit, or complement), "residual" (those of it at
+    errors: "keep" (all run freely), "circuit" (those of the circuit, or complement), "stream" (those of it at
     residual-stream dictionaries), "remove" (none); None for circuits of components, which have no error nodes. m(0) has
     every error removed. Shares are None where m(M) - m(0) is no larger than rounding.
     """

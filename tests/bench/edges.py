@@ -24,7 +24,8 @@ import torch
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.discovery import discover
-from circuitgraph.models.model import Model, load_model
+from circuitgraph.models.load import load_model
+from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
 from circuitgraph.presets import PRESETS
 from circuitgraph.prompts import PromptPair

@@ -119,7 +119,7 @@ def test_prune_render_and_show_go_on_from_the_file(workplace, tmp_path):
 def test_check_prints_every_site_and_writes_the_same_figures(workplace, tiny_folder, tmp_path):
     from circuitgraph.dictionaries.load import load_dictionaries
     from circuitgraph.evaluation.dictionary_check import check_dictionaries
-    from circuitgraph.models.model import load_model
+    from circuitgraph.models.load import load_model
     from circuitgraph.prompts import read_pairs
 
     out = tmp_path / "check.json"

@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 from click.testing import CliRunner
-from support.cases import assert_close, build_case, integrated_sum
+from support.cases import build_case, integrated_sum
+from support.close import assert_close
 
 from circuitgraph.cli.main import main
 from circuitgraph.dictionaries.load import load_dictionaries
@@ -15,7 +16,7 @@ from circuitgraph.embedded import DICTIONARIES, MODEL, circuit_dictionaries
 from circuitgraph.evaluation.circuits import circuit_mask, run_with_nodes
 from circuitgraph.formats import load
 from circuitgraph.graphs.schema import check_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.tasks import TASKS, make_pairs
 
@@ -126,7 +127,7 @@ def test_keeping_every_node_of_the_trained_model_changes_nothing(trained):
 
 def test_integrated_gradients_sum_to_the_metric_difference_on_the_trained_model(trained):
     total = integrated_sum(trained, Site("resid_post", 1), steps=40)
-    assert_close(total, trained.clean.metric - trained.corrupted.metric, quadrature=1e-3)
+    assert_close(total, trained.clean.metric - trained.corrupted.metric, allowance=1e-3)
 
 
 def test_residual_dictionaries_give_node_attributions_too(trained):

@@ -15,7 +15,7 @@ from support.sae_lens_files import save
 
 from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.errors import DictionaryError
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph_kernels import SaeWeights
 
 D = 16

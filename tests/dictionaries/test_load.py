@@ -67,7 +67,7 @@ def test_a_registered_name_loads_through_the_hub_cache(tiny_model, tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     program = (
-        "import sys; from circuitgraph.models.model import load_model; from circuitgraph.dictionaries.load import load_dictionaries;"
+        "import sys; from circuitgraph.models.load import load_model; from circuitgraph.dictionaries.load import load_dictionaries;"
         "model = load_model(sys.argv[1]); found = load_dictionaries('gpt2-small-res-jb/blocks.0.hook_resid_pre', model);"
         "d = next(iter(found.values())); print(d.name, d.writes, d.d_sae, float(d.weights.W_dec.abs().sum()) > 1)"
     )

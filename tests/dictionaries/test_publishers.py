@@ -327,7 +327,7 @@ def test_code_in_an_npz_is_not_executed(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("kind", ["npz", "pt"])
 def test_values_that_the_model_cannot_hold_are_refused(tiny_model, tiny_folder, tmp_path, kind):
-    from circuitgraph.models.model import load_model
+    from circuitgraph.models.load import load_model
 
     if kind == "npz":
         path = gemma_with(tmp_path, b_dec=np.full(D, 1e200))

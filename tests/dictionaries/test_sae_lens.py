@@ -12,7 +12,7 @@ from support.sae_lens_files import D_SAE, D, save
 
 from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.errors import DictionaryError
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 
 REFUSED = {"matching_pursuit", "temporal", "abstopk"}

@@ -113,7 +113,7 @@ def test_an_object_in_memory_loads_like_its_folder(tiny_model, tmp_path, archite
 def test_a_loaded_object_is_copied(tiny_folder, tmp_path):
     from sae_lens import SAE
 
-    from circuitgraph.models.model import load_model
+    from circuitgraph.models.load import load_model
 
     sae = SAE.load_from_disk(save(tmp_path / "one"))  # float32, as the model is: nothing needs converting
     (ours,) = load_dictionaries([sae], load_model(tiny_folder, dtype=torch.float32)).values()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support import ROOT
-from support.cases import assert_close
+from support.close import assert_close
 from support.dictionary_kinds import in_dtype, random_kind
 from support.families import FAMILIES
 from support.traced_edges import shrunk, trace, vector
@@ -21,7 +21,7 @@ from circuitgraph.attribution.runs import CleanRun
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.paths.softmax import Softmax
 from circuitgraph.prompts import PromptPair
@@ -37,11 +37,6 @@ COVERED = (
     ("z.1", "z.1", "topk"),
     ("mlp_in.1", "mlp_out.1", "relu"),
 )
-
-
-def close(family, actual, expected):
-    dtype = FAMILIES[family].precision
-    assert_close(actual.detach().to(dtype), expected.detach().to(dtype))
 
 
 def column(values):
@@ -95,10 +90,14 @@ def test_recomputed_q_and_k_edges_are_what_is_lost_without_the_source(loaded, ti
         measured.append(float(lost.sum()))
         per_head.append(lost)
         found.append(edge)
-        close(family, whole, clean[Site("pattern", layer)][0, :, pos])
+        assert_close(whole, clean[Site("pattern", layer)][0, :, pos], dtype=FAMILIES[family].precision)
     assert len(found) > 50
-    close(family, column(e.local_weight for e in found), column(measured))
-    close(family, torch.tensor([e.heads for e in found], dtype=torch.float64), torch.stack(per_head))
+    assert_close(column(e.local_weight for e in found), column(measured), dtype=FAMILIES[family].precision)
+    assert_close(
+        torch.tensor([e.heads for e in found], dtype=torch.float64),
+        torch.stack(per_head),
+        dtype=FAMILIES[family].precision,
+    )
     # no edge is missing: a source outside the window changes nothing
     derivative = [e for e in traced.edges().table if e.target.site == site and e.kind in ("q", "k")]
     assert {(e.source, e.target, e.kind) for e in edges} == {(e.source, e.target, e.kind) for e in derivative}

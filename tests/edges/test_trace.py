@@ -9,7 +9,7 @@ import functools
 
 import pytest
 import torch
-from support.cases import assert_close
+from support.close import assert_close
 from support.families import FAMILIES, hf_model
 from support.frozen_blocks import FrozenBlocks
 from support.traced_edges import trace
@@ -39,11 +39,6 @@ TREATMENTS = {
     "residual_between": ((("resid_post.0", "resid_post.0", "relu"), ("z.1", "z.1", "relu")), "frozen", "frozen"),
     "ends": ((("mlp_out.1", "mlp_out.1", "relu"), ("resid_post.1", "resid_post.1", "topk")), "frozen", "frozen"),
 }
-
-
-def close(family, actual, expected):
-    dtype = FAMILIES[family].precision
-    assert_close(actual.detach().to(dtype), expected.detach().to(dtype))
 
 
 def column(values):
@@ -107,7 +102,7 @@ def test_pulling_back_is_the_gradient_of_the_frozen_component(maps, folder, fami
         (gradient,) = torch.autograd.grad((out * r).sum(), stream)
         pulled, start = through.pull_back(r[None, None, None], 0)
         assert start == 0
-        close(family, pulled[0, 0, 0], gradient[0])
+        assert_close(pulled[0, 0, 0], gradient[0], dtype=FAMILIES[family].precision)
 
 
 @each
@@ -124,7 +119,11 @@ def test_applying_attention_is_what_the_real_model_does_with_its_pattern_and_sca
     frozen[Site("embed")] = lambda value, recorded: value - x
     tokens = traced.tokens
     _, recorded = model.run(tokens, record=[Site("attn_out", 0)], replace=frozen)
-    close(family, found["attn_out", 0].apply(x), clean[Site("attn_out", 0)] - recorded[Site("attn_out", 0)])
+    assert_close(
+        found["attn_out", 0].apply(x),
+        clean[Site("attn_out", 0)] - recorded[Site("attn_out", 0)],
+        dtype=FAMILIES[family].precision,
+    )
 
 
 # inflow --------------------------------------------------------------------------------------------------------------
@@ -139,7 +138,11 @@ def test_all_sources_together_are_what_each_target_reads_of_the_streams(loaded, 
         pytest.skip("the scale of a post-norm behind z is frozen: see the test of what is missing then")
     found = trace(loaded(family), kinds, tiny_pairs, baseline=baseline, attention=attention, mlp=mlp).edges()
     assert found.total_input.keys() == found.stream_input.keys() and len(found.stream_input) >= 5
-    close(family, column(found.total_input[i] for i in found.stream_input), column(found.stream_input.values()))
+    assert_close(
+        column(found.total_input[i] for i in found.stream_input),
+        column(found.stream_input.values()),
+        dtype=FAMILIES[family].precision,
+    )
 
 
 @each
@@ -151,7 +154,7 @@ def test_the_edges_of_a_target_sum_to_its_inflow(loaded, tiny_pairs, family, nam
     sums = torch.zeros(len(found.table.nodes), dtype=torch.float64).index_add_(0, targets, weights)
     moved = sorted(set(targets.tolist()))  # a feature without a gradient has no edges of any weight
     assert len(moved) > 10
-    close(family, sums[moved], column(found.stream_input[i] for i in moved))
+    assert_close(sums[moved], column(found.stream_input[i] for i in moved), dtype=FAMILIES[family].precision)
 
 
 def test_behind_a_post_norm_the_change_of_its_scale_is_no_node(loaded, tiny_pairs):
@@ -166,8 +169,8 @@ def test_behind_a_post_norm_the_change_of_its_scale_is_no_node(loaded, tiny_pair
         gap += (traced.gradient * rest).sum((1, 2))
     metric = len(found.table.nodes) - 1
     assert abs(float(gap.mean())) > 1e-3
-    close(
-        "gemma2", torch.tensor(found.stream_input[metric] - found.total_input[metric], dtype=torch.float64), gap.mean()
+    assert_close(
+        found.stream_input[metric] - found.total_input[metric], float(gap.mean()), dtype=FAMILIES["gemma2"].precision
     )
 
 
@@ -201,7 +204,7 @@ def test_what_a_skip_connection_passes_beyond_its_linear_map_is_no_node(loaded, 
         assert abs(float(measured)) < 2e-4 * max(1.0, abs(found.stream_input[metric]))
         assert family in ("llama", "gemma2") or abs(float(gap)) > 1e-3, "without the bias node this would be missing"
     else:
-        close(family, measured, gap)
+        assert_close(measured, gap, dtype=FAMILIES[family].precision)
         assert abs(float(gap)) > 1e-3
 
 
@@ -232,7 +235,7 @@ def test_with_attention_passed_the_inflow_is_the_pre_activation_less_the_constan
             rows = [i for i in range(len(table)) if first + i in found.total_input]
             pos, feature = table.pos[rows], table.feature[rows]
             expected = pre[pos, feature] - constant[feature]
-            close(family, column(found.total_input[first + i] for i in rows), expected)
+            assert_close(column(found.total_input[first + i] for i in rows), expected, dtype=FAMILIES[family].precision)
             compared += len(rows)
         first += len(table)
     assert compared > 20

@@ -61,7 +61,7 @@ def test_circuits_are_those_of_naive_runs_under_every_treatment_of_errors(family
             inside = (node in circuit) != complement
             if node.kind != "error" or errors == "circuit":
                 return inside
-            return errors == "keep" or (errors == "residual" and inside and node.site == RESID)
+            return errors == "keep" or (errors == "stream" and inside and node.site == RESID)
 
         values[errors] = naive.metric(keeps)
         assert value == pytest.approx(values[errors], abs=atol), errors
@@ -95,7 +95,7 @@ def test_the_effect_of_a_set_is_that_of_the_naive_run_with_all_of_it_at_the_base
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(case.model), "run", spy)
         effects = _effects(case, baseline_nodes, sets, batch_rows=2)
-    assert starts.count(1) == 3 and starts.count(None) == 4  # the clean run and the sets that touch layer 0
+    assert starts.count(1) == 4 and starts.count(None) == 3  # the clean run and the sets that touch layer 0
     full = float(case.clean.metric.mean())
     for chosen, effect in zip(sets, effects.mean(1).tolist(), strict=True):
         members = {chosen} if isinstance(chosen, Node) else set(chosen)

@@ -98,7 +98,7 @@ def test_across_a_skip_there_is_more_than_the_direct_path(family, tiny_pairs):
     model, _ = family
     case, tables, edges = traced(model, SKIPS, ComponentTreatment(), tiny_pairs[:1])
     across = [(e.source, e.target) for e in edges if e.source.site == Site("embed") and e.target.site == Site("z", 1)]
-    plain = {key: random_kind(model, *kind[:3]) for key, kind in zip(case.dictionaries, SKIPS, strict=True)}
+    plain = Dictionaries(random_kind(model, *kind[:3]) for kind in SKIPS)
     with_skip, without = (
         measure_edges(model, dictionaries, case.tokens.clean, case.metric, tables, across, freeze=["norms"])
         for dictionaries in (case.dictionaries, plain)

@@ -24,7 +24,7 @@ from circuitgraph.graphs.prune import prune_graph
 from circuitgraph.graphs.schema import check_graph
 from circuitgraph.interventions.language import Patch, SitePart
 from circuitgraph.interventions.run import run_with_interventions
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Node
 from circuitgraph.tasks import make_pairs
 
@@ -131,7 +131,7 @@ def test_faithfulness_and_completeness_are_those_of_the_naive_runs(trained):
         assert row.faithfulness.value == pytest.approx((row.metric_circuit - empty) / (full - empty))
         assert row.complement_faithfulness.value == pytest.approx((row.metric_complement - empty) / (full - empty))
     assert len({row.metric_circuit for row in evaluation.conditions}) >= 3
-    assert by_errors["residual"].metric_circuit == by_errors["remove"].metric_circuit  # no residual dictionaries here
+    assert by_errors["stream"].metric_circuit == by_errors["remove"].metric_circuit  # no residual dictionaries here
 
 
 def test_effects_of_single_nodes_are_those_of_one_naive_run_each(trained):
@@ -182,7 +182,7 @@ def evaluation(tiny_graph, tiny_model, tiny_dictionaries):
 
 def test_every_baseline_is_measured_with_every_treatment_of_errors(evaluation):
     rows = [(row.baseline, row.errors) for row in evaluation.conditions]
-    errors = ["keep", "circuit", "residual", "remove"]
+    errors = ["keep", "circuit", "stream", "remove"]
     assert rows == [(b, e) for b in ("corrupted", "zero", "mean", "resample") for e in errors]
     assert len({row.metric_circuit for row in evaluation.conditions}) >= 12
     assert all(row.faithfulness.low <= row.faithfulness.high for row in evaluation.conditions)

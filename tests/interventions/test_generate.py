@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cases import assert_close
+from support.close import assert_close
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, PromptError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.cases import assert_close
+from support.close import assert_close
 from support.dictionary_kinds import random_dictionary
 
 from circuitgraph.dictionaries.collection import Dictionaries
@@ -402,7 +402,7 @@ def test_with_the_final_norm_frozen_logits_are_linear_in_the_end_of_the_stream(f
     if model.library.cfg.output_logits_soft_cap > 0:
         assert float((change(1, **frozen) - change(1)).abs().max()) > 1e-4
         return
-    assert_close(change(2, **frozen), 2 * change(1, **frozen), quadrature=1e-5)
+    assert_close(change(2, **frozen), 2 * change(1, **frozen), allowance=1e-5)
     assert float((change(2) - 2 * change(1)).abs().max()) > 1e-4
 
 
@@ -429,7 +429,7 @@ def test_with_attention_and_norms_frozen_attention_is_linear_in_its_input(family
         return run.activations[site] - base
 
     # transformers computes RMSNorm in float32 whatever the model's dtype is
-    assert_close(change(2, ["attention", "norms"]), 2 * change(1, ["attention", "norms"]), quadrature=1e-5)
+    assert_close(change(2, ["attention", "norms"]), 2 * change(1, ["attention", "norms"]), allowance=1e-5)
     assert float((change(2, []) - 2 * change(1, [])).abs().max()) > 1e-4
 
 

@@ -10,7 +10,7 @@ import torch
 
 from circuitgraph.errors import ModelError
 from circuitgraph.models.layout import _BRIDGE_HOOKS, site_of_hook
-from circuitgraph.models.model import load_model
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 
 TOKENS = torch.tensor([[1, 3, 4, 5, 6], [1, 7, 4, 3, 3]])
@@ -83,7 +83,7 @@ def test_other_precisions_and_a_second_device_are_refused(tiny_model, tiny_folde
         load_model(tiny_folder, dtype=torch.float8_e4m3fn)
     with pytest.raises(ModelError, match="is loaded already; its device and dtype are its own"):
         load_model(tiny_model.library, device="cpu")
-    with pytest.raises(ModelError, match="model is int; expected a name, a folder, a TransformerBridge or a Hooked"):
+    with pytest.raises(ModelError, match="model is int; expected a name, a folder, a TransformerBridge, a Hooked"):
         load_model(3)
 
 

@@ -15,18 +15,6 @@ from circuitgraph.nodes import Site
 from circuitgraph.settings import Edges, Nodes
 
 
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, *, terms: int = 1000, quadrature: float = 0.0) -> None:
-    """Equal within dtype epsilon * sqrt(terms) * 8, relative to the largest expected value, which must not be zero, plus
-    the error of a quadrature rule where there is one."""
-    actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
-    assert actual.shape == expected.shape
-    scale = float(expected.abs().max())
-    assert scale > 1e-9, "the compared numbers are all zero"
-    error = float((actual - expected).abs().max())
-    bound = torch.finfo(expected.dtype).eps * terms**0.5 * 8 * max(scale, 1.0) + quadrature
-    assert error <= bound, f"error {error:.3g} exceeds {bound:.3g}"
-
-
 @dataclass
 class Case:
     """One run of everything up to node tables."""

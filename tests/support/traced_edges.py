@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from circuitgraph.attribution.targets import Objective
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.edges.trace import TracedEdges, trace_edges
 from circuitgraph.settings import Compute, Edges, Nodes
+from support.close import assert_close
 from support.dictionary_kinds import random_kind
 
 
@@ -87,3 +89,12 @@ def shrunk(table: Any, factor: float) -> Any:
     if isinstance(table, FeatureTable):
         return replace(table, baseline_acts=table.acts - factor * table.delta)
     return replace(table, vectors=factor * table.vectors)
+
+
+def assert_explained(nodes: Iterable[Mapping[str, Any]], **rule: Any) -> None:
+    """What each target reads of the stream is what the edges into it bring: `unexplained` is rounding beside `stream_input`."""
+    rows = [node for node in nodes if "stream_input" in node]
+    read = torch.tensor([row["stream_input"] for row in rows], dtype=torch.float64)
+    left = torch.tensor([row["unexplained"] for row in rows], dtype=torch.float64)
+    assert rows and float(read.abs().max()) > 1e-3
+    assert_close(read - left, read, **rule)
