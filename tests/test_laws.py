@@ -509,7 +509,7 @@ def test_where_the_metric_is_linear_attribution_equals_the_measured_effect(case)
         sites = sites_of(model, case.dictionaries.values())
         clean = run_clean(model, case.tokens, sites, metric)
         base = baseline_of("corrupted", run_corrupted(model, case.tokens, sites, metric))
-        gradients = node_gradients(
+        gradients, _ = node_gradients(
             model, case.dictionaries, case.tokens, clean, base, metric, method="gradient", steps=1, rule="left"
         )
         tables = attribute_nodes(model, case.dictionaries, clean.values, base, gradients)

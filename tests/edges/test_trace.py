@@ -16,7 +16,6 @@ from support.frozen_blocks import FrozenBlocks
 from support.traced_edges import trace
 
 from circuitgraph.edges.influence import node_influence
-from circuitgraph.edges.selection import Selection
 from circuitgraph.nodes import Site
 from circuitgraph.paths.linear_maps import skip_map
 
@@ -284,7 +283,7 @@ def test_a_relative_threshold_is_a_share_of_what_the_target_reads(covered):
     read = {}
     for edge in everything:
         read[edge.target] = read.get(edge.target, 0.0) + abs(edge.local_weight)
-    kept = as_rows(covered.edges(selection=Selection(relative_threshold=0.03)).table)
+    kept = as_rows(covered.edges(relative_threshold=0.03).table)
     targets = {target for _, target, _ in kept}
     expected = {
         (e.source, e.target, e.kind)
@@ -299,7 +298,7 @@ def test_top_k_keeps_the_strongest_inputs_of_every_traced_target(covered):
     for edge in covered.edges().table:
         everything.setdefault(edge.target, []).append(edge)
     kept = {}
-    for edge in covered.edges(selection=Selection(top_k=4)).table:
+    for edge in covered.edges(top_k=4).table:
         kept.setdefault(edge.target, []).append(edge)
     assert len(kept) >= 3
     for target, edges in kept.items():
@@ -310,7 +309,7 @@ def test_top_k_keeps_the_strongest_inputs_of_every_traced_target(covered):
 @pytest.mark.parametrize("budget", [4, 40])
 def test_max_readers_traces_that_many_features_the_most_influential_first(covered, budget):
     """Influence on the metric through what was traced before; fewer than that many have any at first."""
-    whole, found = covered.edges(), covered.edges(selection=Selection(max_traced=budget))
+    whole, found = covered.edges(), covered.edges(max_traced=budget)
     n, expected, rounds = len(covered.nodes), set(), 0
     while len(expected) < budget:
         into = torch.tensor([target == n or target in expected for target in whole.table.target.tolist()])
@@ -327,7 +326,7 @@ def test_max_readers_traces_that_many_features_the_most_influential_first(covere
 
 
 def test_max_readers_above_the_number_of_features_traces_all_that_reach_the_metric(covered):
-    whole, found = covered.edges(), covered.edges(selection=Selection(max_traced=10**6))
+    whole, found = covered.edges(), covered.edges(max_traced=10**6)
     assert as_rows(found.table) == as_rows(whole.table) and len(whole.table) > 1000
 
 
