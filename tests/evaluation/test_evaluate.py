@@ -178,7 +178,7 @@ def test_noising_and_denoising_go_from_corrupted_to_clean(
     ):
         patches = [Patch(SitePart.of(node), "other") for node in circuit]
         runs = {"other": prompts[other]}
-        run = run_with_interventions(tiny_model, tiny_dictionaries, prompts[on], patches, references=runs)
+        run = run_with_interventions(prompts[on], tiny_model, tiny_dictionaries, patches, references=runs)
         assert value == pytest.approx(float(score(run.logits).mean()), abs=1e-9)
     values = [point.noising for point in noise]
     assert len(set(values)) == 11
