@@ -19,12 +19,12 @@ graph = cg.discover(pairs, model, dictionaries)
 
 print("nodes  faithfulness  without errors")
 for max_nodes in (10, 30, 100, 300):
-    circuit = cg.prune_graph(graph, max_nodes=max_nodes)
-    evidence = cg.evaluate_circuit(circuit, model, dictionaries, n_patched=10, n_edges=0, n_dropped=0, curves=False)
+    circuit = cg.prune(graph, max_nodes=max_nodes)
+    evidence = cg.evaluate(circuit, model, dictionaries, n_patched=10, n_edges=0, n_dropped=0, curves=False)
     print(f"{len(circuit) - 1:5}  {evidence.faithfulness:12.2f}  {evidence.faithfulness_errors_removed:14.2f}")
 
-circuit = cg.prune_graph(graph, max_nodes=60, top_k=6)
-circuit = cg.attach_evidence(circuit, cg.evaluate_circuit(circuit, model, dictionaries))
+circuit = cg.prune(graph, max_nodes=60, top_k=6)
+circuit = cg.attach_evidence(circuit, cg.evaluate(circuit, model, dictionaries))
 cg.save(circuit, folder / "agreement.json")
 cg.save(circuit, folder / "agreement.html")
 print(folder / "agreement.html")

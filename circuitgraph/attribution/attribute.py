@@ -17,9 +17,10 @@ from torch import Tensor
 
 from circuitgraph.attribution.alignment import Alignment, align_pairs
 from circuitgraph.attribution.attributions import Attributions
-from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
+from circuitgraph.attribution.gradients import mlp_slopes
 from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.attribution.node_gradients import node_gradients
+from circuitgraph.attribution.objective import find_objective, likeliest_logits
 from circuitgraph.attribution.runs import (
     Baseline,
     CleanRun,
@@ -31,7 +32,7 @@ from circuitgraph.attribution.runs import (
     sites_of,
 )
 from circuitgraph.attribution.tables import NodeTable
-from circuitgraph.attribution.targets import Objective, TargetNode, find_objective, likeliest_logits, target_nodes
+from circuitgraph.attribution.targets import Objective, TargetNode, target_nodes
 from circuitgraph.attribution.treatment import ComponentTreatment, error_targets, frozen_components
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.doors import DictionariesLike, ModelLike, PairsLike, as_dictionaries, as_model, as_pairs, choose_pairs
@@ -250,9 +251,9 @@ def run_attribution(
 
     progress("gradients of the metric", 0, 1)
     how: dict[str, Any] = {"method": settings.method, "steps": settings.steps, "rule": settings.rule}
-    gradients = node_gradients(model, dictionaries, tokens, clean, base, metric, **how)
-    last = Site("resid_post", model.n_layers - 1)
-    stream_gradient = alignment.gather(metric_gradients(clean, [last]))[last]
+    gradients, stream_gradient = node_gradients(model, dictionaries, tokens, clean, base, metric, **how)
+    end = Site("resid_post", model.n_layers - 1)
+    stream_gradient = alignment.gather({end: stream_gradient})[end]
     slopes = alignment.gather(mlp_slopes(clean, [*dictionaries.reads, *reads]))
     frozen = frozen_components(model, dictionaries, clean, treatment, alignment)
     # from here on, aligned positions stand where positions were

@@ -137,7 +137,7 @@ def discover(
     changes = {name: value for name, value in settings.items() if start is None or name in given}
     resolve(Discovery, start, changes)  # before anything heavy is imported
 
-    from circuitgraph.attribution.targets import read_targets
+    from circuitgraph.attribution.objective import read_targets
     from circuitgraph.discovery import discover as find_graph
 
     if ctx.get_parameter_source("targets") != click.core.ParameterSource.DEFAULT or target_weights:
@@ -162,10 +162,10 @@ def discover(
 def prune(graph: Path, output: Path, quiet: bool, debug: bool, **settings: Any) -> None:
     """Cut GRAPH down to what matters, always reachable from the metric."""
     from circuitgraph.formats import check_save, load, save
-    from circuitgraph.graphs.prune import prune_graph
+    from circuitgraph.graphs.pruning import prune as pruned
 
     check_save(output)
-    smaller = prune_graph(load(graph), **settings)
+    smaller = pruned(load(graph), **settings)
     save(smaller, output)
     report(smaller, quiet)
     click.echo(output)

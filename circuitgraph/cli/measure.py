@@ -68,8 +68,8 @@ def evaluate(
 ) -> None:
     """Measure the circuit GRAPH by running the model, on the prompts it was built from or on the pairs in PROMPTS.
 
-    A graph of heads and MLPs (EAP-IG, MIB) is measured by its edges and needs PROMPTS; --dictionaries, --freeze, --n-...
-    and --top-k are for graphs of features, --selection for those of heads and MLPs.
+    A graph of heads and MLPs (EAP-IG, MIB) is measured by its edges and needs PROMPTS; --dictionaries, --freeze,
+    --n-... and --top-k are for graphs of features, --selection for those of heads and MLPs.
     """
     import json
 
@@ -80,7 +80,7 @@ def evaluate(
 
     from circuitgraph.components.evaluate import component_evaluation_text, evaluate_components
     from circuitgraph.errors import PromptError
-    from circuitgraph.evaluation.evaluate import evaluate_circuit
+    from circuitgraph.evaluation.evidence import evaluate as evaluate_features
     from circuitgraph.evaluation.report import evaluation_text
     from circuitgraph.files import check_writable, write_atomically
     from circuitgraph.formats import load
@@ -104,7 +104,7 @@ def evaluate(
             text, pictures = component_evaluation_text(result), lambda: component_plots(result)
         else:
             common |= {"metric": metric, "freeze": freeze, "settings": chosen}
-            result = evaluate_circuit(circuit, loaded, found, prompts=pairs, **common)
+            result = evaluate_features(circuit, loaded, found, prompts=pairs, **common)
             text, pictures = evaluation_text(result), lambda: evaluation_plots(circuit, result)
         write_atomically(output, json.dumps(result.record(), indent=2, allow_nan=False) + "\n")
         drawn = [] if plots is None else write_plots(pictures(), plots)
@@ -142,7 +142,7 @@ def measure(
     """Write GRAPH again with the measured effect of its nodes and edges, and its faithfulness, as evidence."""
     chosen = resolve(Measuring, None, settings)  # before anything heavy is imported
 
-    from circuitgraph.evaluation.evaluate import measure_graph
+    from circuitgraph.evaluation.evidence import measure as with_evidence
     from circuitgraph.formats import check_save, load, save
 
     check_save(output)
@@ -150,7 +150,7 @@ def measure(
     how: dict[str, Any] = {"dtype": dtype, "lazy": lazy}
     with progress_bar(quiet) as progress:
         loaded, found, pairs = load_all(prompts, model, dictionaries, None, None, 0, device, progress, **how)
-        measured = measure_graph(
+        measured = with_evidence(
             circuit, loaded, found, prompts=pairs, freeze=freeze, settings=chosen, progress=progress
         )
         save(measured, output)

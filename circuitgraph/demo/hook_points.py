@@ -39,8 +39,7 @@ class HookPoints:
 
 
 def hook_points(layer: int) -> tuple[HookPoints, HookPoints, HookPoints]:
-    """Those of a layer's three dictionaries: for z (heads concatenated), the MLP (a transcoder), the residual
-    stream."""
+    """Those of a layer's dictionaries: of z (heads concatenated), of the MLP (a transcoder), of the residual stream."""
     block = f"blocks.{layer}"
     z, resid = f"{block}.attn.hook_z", f"{block}.hook_resid_post"
     return (
@@ -91,8 +90,7 @@ def record(
 
 @contextmanager
 def spliced(model: TransformerBridge, dictionaries: Mapping[HookPoints, SAE]) -> Iterator[None]:
-    """Inside this context the model computes with reconstructions instead of its own activations, without error
-    terms."""
+    """Inside this context the model computes with reconstructions, without error terms, at the dictionaries' hooks."""
     with ExitStack() as stack:
         for points, dictionary in dictionaries.items():
             inputs: list[torch.Tensor] = []
@@ -103,8 +101,7 @@ def spliced(model: TransformerBridge, dictionaries: Mapping[HookPoints, SAE]) ->
 
 
 def _appending(rows: list[torch.Tensor], keep: torch.Tensor | None = None) -> Hook:
-    """A hook that appends the activation [batch, pos, d], or [token, d] of the tokens where `keep` [batch, pos] is
-    true."""
+    """A hook that appends the activation [batch, pos, d], or [token, d] where `keep` [batch, pos] is true."""
 
     def hook(_module: torch.nn.Module, _inputs: object, value: torch.Tensor) -> None:
         rows.append(value.flatten(2) if keep is None else value.flatten(2)[keep])
@@ -122,8 +119,7 @@ def _replacing(dictionary: SAE, inputs: list[torch.Tensor]) -> Hook:
 
 
 def encode(dictionary: SAE, x: torch.Tensor) -> torch.Tensor:
-    """Feature activations [..., d_sae] of x [..., d_in]. For z, sae-lens wants a dimension of heads; one head will
-    do."""
+    """Feature activations [..., d_sae] of x [..., d_in]; sae-lens wants z by heads, and one head will do."""
     acts: torch.Tensor = dictionary.encode(x.unsqueeze(-2) if dictionary.cfg.reshape_activations == "hook_z" else x)
     return acts
 

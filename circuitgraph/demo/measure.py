@@ -86,8 +86,7 @@ def measure_dictionary(dictionary: SAE, x: torch.Tensor, y: torch.Tensor) -> Qua
 
 
 def prompt_batches(tokenizer: PreTrainedTokenizerFast, n: int, seed: int = 1) -> list[torch.Tensor]:
-    """Token ids [batch, pos] of the clean and corrupted prompts of n held-out pairs of each task, one batch per
-    length."""
+    """Token ids [batch, pos] of clean and corrupted prompts, n held-out pairs of each task, in one batch per length."""
     return [
         torch.cat([ids, tokenizer([pair.corrupted for pair in pairs], return_tensors="pt")["input_ids"]])
         for task in TASKS

@@ -133,8 +133,7 @@ def _least_kept(strengths: Tensor) -> Tensor:
 
 
 def _silent_loss(strengths: Tensor, unit: Tensor, error: Tensor) -> Tensor:
-    """The mean squared difference between what each token's 32 strongest silent features write and the others'
-    error."""
+    """The mean squared difference between the error and what each token's 32 strongest silent features write."""
     if strengths.shape[1] == 0:
         return error.new_zeros(())
     values, which = strengths.topk(min(32, strengths.shape[1]), dim=1)

@@ -203,8 +203,7 @@ def _check_shapes(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _dtype(key: str, value: Tensor, model: Model) -> torch.dtype:
-    """The dtype to keep a tensor in: the one computed in, but matrices stored in half precision stay, except in
-    float64."""
+    """What to keep a tensor in: the dtype computed in, or half precision for matrices stored so, unless in float64."""
     narrow = value.dtype.itemsize == 2 and key in ("W_enc", "W_dec", "W_skip")
     wide = compute_dtype(model.dtype)
     return value.dtype if narrow and wide != torch.float64 else wide

@@ -1,8 +1,8 @@
 """Attribution of SAE and transcoder features, computed only where features are active.
 
-In come activations, gradients and the weights of one dictionary as plain tensors; out comes a list of
-(token, feature) pairs with their attributions, and the attribution of the error node. This package
-imports torch (and triton where it runs) and knows nothing of models, prompts, sites or graphs.
+`sae_attribution` takes activations, gradients and the weights of one dictionary as plain tensors. It gives a list of
+(token, feature) pairs with their attributions, and the attribution of the error node. The package needs only torch, and
+triton to run on a GPU.
 """
 
 from circuitgraph_kernels.captured import CapturedAttribution

@@ -1,7 +1,7 @@
 """Ways to attribute one site that the benchmark compares: as they are usually written, and this package.
 
-In come clean, baseline and gradient rows and the weights of a ReLU dictionary; out come the feature sums over tokens,
-then the errors of the tokens: [d_sae + T]. This module measures nothing.
+Each takes the weights of a ReLU dictionary and gives a function of clean, baseline and gradient [T, d]. The function
+returns the attribution of each feature summed over tokens, then the errors of the tokens: [d_sae + T].
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What goes into a backend and what comes out of it, and the steps that do not depend on the backend.
 
-In come the checked arguments of one call; out comes a list of entries: (token, feature) pairs with their numbers. This
-module computes no activations.
+A backend turns `Inputs`, the checked arguments of one call, into `Entries`: (token, feature) pairs with their numbers.
 """
 
 from __future__ import annotations

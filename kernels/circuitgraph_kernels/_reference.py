@@ -1,7 +1,6 @@
 """The definition of feature attribution, dense and plain: what every other backend is tested against.
 
-In come two runs, gradients and weights; out come the attributions of all active features and of the error node.
-This module does not know of speed or memory: it holds several [tokens, d_sae] tensors.
+It is slow and holds several [tokens, d_sae] tensors.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from circuitgraph_kernels.weights import decode, encode
 
 
 def attribute(inputs: Inputs) -> Entries:
-    """Every formula as it is written; nothing skipped, nothing rearranged.
+    """Every formula as it is written in the README, over all features.
 
     attribution = (acts_clean - acts_baseline) * (gradient . W_dec)
     error       = gradient . (error_clean - error_baseline)

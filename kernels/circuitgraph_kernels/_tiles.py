@@ -1,7 +1,7 @@
 """Tile sizes of the Triton kernels, by architecture and number of rows.
 
-Chosen from what the compiler reports (`python -m circuitgraph_kernels.compile`): the largest tile without spills to
-local memory whose shared memory fits every chip of its row. Nothing is tuned at run time.
+Chosen from what the compiler reports (`python -m circuitgraph_kernels.compile`): the largest tile that needs no local
+memory and whose shared memory fits every chip of its row. Nothing is tuned at run time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Tile(NamedTuple):
 
 # Operands are padded to these, so every tile has to divide them.
 FEATURES, DEPTH = 128, 64
-# By the number of rows up to which a tile serves; few rows are bound by reading W, so only the rows shrink.
+# By the number of rows up to which a tile serves (0: any number). With few rows, reading W takes the time, so only the
+# rows of the tile shrink.
 SCREEN = {
     "sm_80": {
         16: Tile(16, 128, 64, 4, 4),
@@ -53,7 +54,7 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def refine_options(dtype: torch.dtype) -> dict[str, int | bool]:
-    """How the refine is compiled: float64 spills with 4 warps on sm_80 (8 bytes), with 8 it takes 128 registers."""
+    """How the refine is compiled: float64 needs 8 bytes of local memory with 4 warps on sm_80, none with 8."""
     return {**OPTIONS, "num_warps": 8 if dtype == torch.float64 else 4}
 
 

@@ -1,11 +1,9 @@
 """Feature attribution in plain PyTorch without a [tokens, d_sae] tensor: the backend for every device.
 
-In come two runs, gradients and weights; out come the attributions of all active features and of the error node.
-This module does not check the values of its inputs and does not know what was asked for besides them.
-
-Screen and refine. One product per block of tokens and features finds candidates, a superset of the active pairs; every
-number that is kept, and whether a pair is active at all, comes from dot products of its own rows. So results do not
-depend, bit for bit, on which tokens share a call, their order, the block sizes, the threads or how the screen rounds.
+Two steps. The screen is one product per block of tokens and features. It finds candidates: all active pairs and a few
+others. The refine computes every number that is kept, and whether a pair is active at all, from dot products of the
+pair's own rows. So the results are bit for bit the same whichever tokens share a call, in any order, for any block size
+and number of threads, and however the screen rounds.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ __all__ = ["attribute", "decode_entries", "gather_dots"]
 
 
 class _Pairs(NamedTuple):
-    """Active pairs with their activations; delta is clean - baseline without the cancellation."""
+    """Active pairs with their activations; delta is clean - baseline, free of cancellation where both are active."""
 
     token: Tensor  # [n] int64
     feature: Tensor  # [n] int64
@@ -35,7 +33,7 @@ class _Pairs(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """A block of tokens as the refine reads it."""
+    """What the refine reads of a block of R tokens."""
 
     runs: list[Tensor]  # one or two of [R, d_in], as the encoder's product reads them
     scales: list[Tensor | None]  # [R] each
@@ -43,7 +41,7 @@ class _Rows(NamedTuple):
 
 
 def attribute(inputs: Inputs) -> Entries:
-    """The attributions of `_reference.attribute`, from one screening product and gather-dots of the active pairs.
+    """The attributions of `_reference.attribute`, from the active pairs alone.
 
     error = gradient . output_difference - sum of the token's attributions, so no reconstruction is needed.
     """
@@ -75,8 +73,8 @@ def _active_pairs(inputs: Inputs) -> _Pairs:
         scales = [None if run.scale is None else run.scale[part] for run in normalized]
         rows = _Rows([run.x[part] for run in normalized], scales, None if difference is None else difference[part])
         candidates = [torch.cat(column, dim=-1) for column in zip(*screen.candidates(rows.runs), strict=True)]
-        # Features ascending read the weights in order: 8.2 instead of 10.3 ms for 16,700 rows of 768. Ranks need the
-        # whole list of a token, one after the other.
+        # The refine takes features in ascending order, because it then reads the weights in order: 8.2 instead of
+        # 10.3 ms for 16,700 rows of 768. Only topk needs the list of each token in one piece, to rank it.
         pairs = _refined(rows, weights, *(_by_token(candidates) if weights.k else candidates))
         pairs = pairs if weights.k else _Pairs(*_by_token(pairs))
         found.append(pairs._replace(token=pairs.token + part.start))

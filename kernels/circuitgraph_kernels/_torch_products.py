@@ -69,7 +69,8 @@ def _native_gather_dot(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor
 
 def _gathered_dot(vectors: Tensor, rows: Tensor, W: Tensor, columns: Tensor) -> Tensor:
     """The same by a product and a sum along each row, whose order is the same at every place."""
-    return torch.linalg.vecdot(vectors.index_select(0, rows), W.index_select(0, columns))
+    dots: Tensor = torch.linalg.vecdot(vectors.index_select(0, rows), W.index_select(0, columns))
+    return dots
 
 
 @lru_cache

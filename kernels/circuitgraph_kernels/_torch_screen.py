@@ -1,19 +1,17 @@
-"""The screen on a CPU: candidates that can be active, from one product with a rigorous margin.
-
-In come two runs and the weights; out come the pairs that may be active, a superset of those that are. This module
-computes no activation.
+"""The screen on a CPU: the pairs that may be active, from one product with a rigorous margin. No active pair is missed.
 
 The screen multiplies rounded rows x~ and w~, in bfloat16 where that is fast. Let h be what the refine computes, and
-c = (d + 8) eps of the accumulator. A sum of d products in any order misses by at most d eps/2 of the sum of their
-absolute values, in the screen and in the refine; bias and floor add a few roundings. By Cauchy-Schwarz,
+c = (d + 8) eps, where eps is that of the type both add in. A sum of d products in any order misses by at most d eps/2
+of the sum of their absolute values, in the screen and in the refine; bias and floor add a few roundings. By
+Cauchy-Schwarz,
 
     h - floor <= x~ . w~ + b - floor + margin
     margin = |x| |w - w~| + |x - x~| |w~| + c (|x| |w| + |b| + |floor|) + what underflows
 
-The margin has rank two and the rest is a bias per feature, so all of it is four more columns of the product:
-[x~, |x|, |x - x~|, 1, 1] . [w~, |w - w~| + c|w|, |w~|, high, low], where high + low is the bias, and all that enter are
-rounded up to bfloat16, which no product rounds further. The result is rounded once, which is monotone and so keeps its
-sign: a pair with a negative value is not active.
+The margin is a sum of two products and a bias per feature, so all of it fits into four more columns of the product:
+[x~, |x|, |x - x~|, 1, 1] . [w~, |w - w~| + c|w|, |w~|, high, low], where high + low is the bias. These columns are
+rounded up to bfloat16, so that no product rounds them further. Rounding the result keeps its sign: a pair with a
+negative value is not active.
 """
 
 from __future__ import annotations
@@ -51,15 +49,15 @@ class _Features(NamedTuple):
     """What the screen needs of one dictionary besides its weights."""
 
     columns: Tensor  # [d_sae, EXTRA] in the screen's dtype
-    reach: float  # at least every |w| and |bias|
-    slack: list[float]  # topk: how far scores may exceed lower bounds per |x|, per |x - x~| and at least
+    reach: float  # at least every |w| + |bias|
+    slack: list[float]  # topk: how far upper bounds exceed lower ones at most: per |x|, per |x - x~|, and a constant
 
 
 _FEATURES: WeakKeyDictionary[SaeWeights, dict[object, _Features]] = WeakKeyDictionary()
 
 
 class Screen:
-    """Candidates of blocks of tokens, in buffers that all blocks share."""
+    """Finds the candidates of one block of tokens after the other, in buffers that all blocks share."""
 
     def __init__(self, weights: SaeWeights, n_runs: int, n_tokens: int, dtype: torch.dtype) -> None:
         device, whole = weights.W_enc.device, weights.activation == "topk"
@@ -81,7 +79,10 @@ class Screen:
         self.signs = torch.empty(-(-height * self.n_rows // self.lanes) * self.lanes, dtype=self.int, device=device)
 
     def candidates(self, runs: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """token [n], feature [n] and hits [runs, n] of each slice of features, features ascending, then tokens."""
+        """token [n], feature [n] and hits [runs, n] of one slice of features after the other, features ascending.
+
+        hits says in which run the pair may be active.
+        """
         weights = self.weights
         n_rows, parts = len(runs[0]), slices(weights.d_sae, self.columns)
         rows = None if weights.activation == "identity" else self._rows(runs)
@@ -112,7 +113,7 @@ class Screen:
         return rows if (1 + float(norm.max())) * self.features.reach < LARGE else None
 
     def _product(self, part: slice, rows: Tensor | None, out: Tensor) -> None:
-        """Values whose sign is clear where the feature may be active; all of them without rows."""
+        """Write values that are not negative where the feature may be active; without rows, everywhere."""
         d, W, columns = self.weights.d_in, self.weights.encoder_rows[part], self.features.columns[part]
         if rows is None:
             out.zero_()
@@ -143,7 +144,7 @@ class Screen:
         table -= (least - slack).nan_to_num(nan=0.0).clamp(min=0.0)
 
     def _positive(self, values: Tensor, n_runs: int, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the sign of either run is clear, for values [features, width]: token, feature, hits."""
+        """Where the value of either run is not negative, for values [features, width]: token, feature, hits."""
         bits = values.view(self.int)
         size = len(values) * n_rows
         signs = self.signs[: -(-size // self.lanes) * self.lanes]
@@ -152,7 +153,7 @@ class Screen:
             torch.bitwise_and(bits[:, :n_rows], bits[:, n_rows : 2 * n_rows], out=signs[:size].view(-1, n_rows))
         else:
             signs[:size].view(-1, n_rows).copy_(bits[:, :n_rows])
-        # Most are negative: several signs are looked at together, 8 instead of 24 ms for 160 x 24576 pairs.
+        # Most are negative, so several signs are tested at once: 8 instead of 24 ms for 160 x 24576 pairs.
         negative = signs.new_full((self.lanes,), torch.iinfo(self.int).min).view(torch.int64)
         word = signs.view(torch.int64).bitwise_and_(negative).ne(negative).nonzero()
         place = (word * self.lanes + torch.arange(self.lanes, device=signs.device)).view(-1)
@@ -164,7 +165,7 @@ class Screen:
 
 
 def screen_dtype(dtype: torch.dtype, device: torch.device, n_rows: int) -> torch.dtype:
-    """What the screen of so many rows multiplies in: bfloat16 for float32 where the CPU does it faster, else `dtype`."""
+    """The type that the screen of n_rows multiplies in: bfloat16 for float32 where that is faster, else `dtype`."""
     if dtype != torch.float32 or device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return dtype
     return torch.bfloat16 if n_rows >= _worth_rounding() else dtype

@@ -1,8 +1,6 @@
 """Feature attribution on a GPU: screen in float16, refine in float32, no [tokens, d_sae] tensor but a mask of bits.
 
-In come two runs, gradients and weights; out come the attributions of all active features and of the error node. Without
-a GPU the same kernels run in Triton's interpreter. This module checks no values and does not know what was asked for
-besides them.
+Without a GPU the same kernels run in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from circuitgraph_kernels._tiles import OPTIONS
 from circuitgraph_kernels._triton_screen import Candidates, screened
 from circuitgraph_kernels.weights import SaeWeights, floor, normalized_input, score_scale
 
-# The mask of one block of tokens: 64 MiB, 11,000 token pairs of 24,576 features. The lists are as long as they must be.
+# The mask of one block of tokens: 64 MiB, which is 11,000 tokens of two runs with 24,576 features.
 MASK_BYTES = 1 << 26
 DENSE_PAIRS = 1 << 24  # candidates of one block where nothing can be screened
 ENTRIES_PER_STEP = 128  # of the sums over lists; part of the order of summation, so a constant
@@ -73,12 +71,12 @@ def attribute_padded(inputs: Inputs, capacity: int | None = None) -> PaddedEntri
     # candidates up to each token -> entries up to each token
     starts = torch.nn.functional.pad(ends, (1, 0))[torch.nn.functional.pad(found.ends, (1, 0)).clamp(max=size)]
     error = _token_errors(gradient, _rows(output_difference(inputs)), out[2], starts, n_tokens)
-    return PaddedEntries(Entries(token, feature, *out, error), starts[-1], found.total)
+    return PaddedEntries(Entries(token, feature, out[0], out[1], out[2], error), starts[-1], found.total)
 
 
 def decode_entries(starts: Tensor, feature: Tensor, acts: Tensor, W: Tensor) -> Tensor:
     """sum of acts * W[feature] over the entries start[t] to start[t + 1] of each token, [T, d]."""
-    n_tokens, d = len(starts) - 1, W.shape[1]
+    W, n_tokens, d = _rows(W), len(starts) - 1, W.shape[1]
     out = acts.new_empty(n_tokens, d)
     block = _tiles.depth_block(d)
     if n_tokens:
@@ -120,10 +118,12 @@ def _refined(
             clean, rows[-1], W_enc, weights.b_enc, *parameters, *[clean if s is None else s for s in (scales * 2)[:2]],
             gradient, W_dec, *acts, delta, attribution,
             weights.d_in, weights.d_out, len(gradient), size,
-            clean.stride(0), rows[-1].stride(0), W_enc.stride(0), gradient.stride(0), gradient.stride(1), W_dec.stride(0),
+            clean.stride(0), rows[-1].stride(0), W_enc.stride(0),
+            gradient.stride(0), gradient.stride(1), W_dec.stride(0),
             ACTIVATION=weights.activation if weights.activation in ("topk", "identity", "gated") else "threshold",
             RUNS=len(rows), SCALED=scales[0] is not None, DTYPE=DTYPES[clean.dtype], BP=_tiles.PAIRS,
-            BD_IN=_tiles.depth_block(weights.d_in), BD_OUT=_tiles.depth_block(weights.d_out), **_tiles.refine_options(clean.dtype),
+            BD_IN=_tiles.depth_block(weights.d_in), BD_OUT=_tiles.depth_block(weights.d_out),
+            **_tiles.refine_options(clean.dtype),
         )  # fmt: skip
     if is_topk:
         acts, attribution = _largest(found, acts, delta, attribution, weights, len(clean), scales)
@@ -159,7 +159,7 @@ def _largest(
 
 
 def _activation_parameters(weights: SaeWeights, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """What `activated` reads per feature: the level to exceed, or the gate's bias and the magnitude's scale and bias."""
+    """What `activated` reads per feature: the level to exceed, or b_gate, exp(r_mag) and b_mag."""
     if weights.activation == "gated":
         assert weights.b_gate is not None and weights.r_mag is not None and weights.b_mag is not None
         return weights.b_gate.to(dtype), weights.r_mag.to(dtype).exp(), weights.b_mag.to(dtype)

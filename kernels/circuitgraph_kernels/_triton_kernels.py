@@ -1,7 +1,7 @@
-"""The Triton kernels of feature attribution: round, screen, count, expand, refine, compact, sum, decode.
+"""The Triton kernels of feature attribution up to the refine: round, screen, count, expand, refine.
 
-In come pointers and sizes; each kernel's docstring says what it writes. This module launches nothing and chooses no
-tile. Names: i_ program index, o_ offsets, m_ mask, p_ pointer, b_ block, UPPER compile-time constant.
+Each docstring says what the kernel writes. Names: i_ program index, o_ offsets, m_ mask, p_ pointer, b_ block, UPPER
+compile-time constant.
 
 Determinism: no atomics; a number depends on its own rows only, and the order of its sum on the constants alone. Row
 indices are widened before they are multiplied with a stride, so that no offset wraps at 2^31.

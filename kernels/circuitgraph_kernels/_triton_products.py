@@ -1,8 +1,7 @@
-"""The Triton kernels over finished lists: compact, sums, decode, and the dot products of edges.
+"""The Triton kernels over finished lists: compact, errors, decoding, and dot products of chosen rows.
 
-In come pointers and sizes; each kernel's docstring says what it writes. Names, widths and determinism are those of
-`_triton_kernels`. Sums over entries start at the first entry of their group, so that they do not depend on what else is
-in the list.
+Names, widths and determinism are those of `_triton_kernels`. The sum over the entries of a token starts at its first
+entry, so that it does not depend on what else is in the list.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
-"""The screen: candidates that can be active, from one float16 product with a rigorous margin.
-
-In come two runs and the weights; out comes the list of (token, feature) pairs that contains every active pair, in order.
-This module computes no activation.
+"""The screen on a GPU: the pairs that may be active, from one float16 product with a rigorous margin. No active pair is
+missed.
 
 The product of the rounded x~ = f16(2^a x) and w~ = f16(2^b w) misses 2^(a+b) x.w by at most (Cauchy-Schwarz)
 
     |x| |w - w~| + |x - x~| |w~| + c |x~| |w~|          (all scaled by the powers of two)
 
-where c |x| |w| also bounds the rounding of the refined product: a sum of d products in float32, in whatever order,
+where c |x| |w| also bounds the rounding of the refined product. A sum of d products in float32, in whatever order,
 misses by at most d 2^-24 of the sum of their absolute values; tensor cores cut off instead of rounding, hence 2^-23.
 A pair is dropped only where the product plus this margin stays below what makes the feature active.
 """

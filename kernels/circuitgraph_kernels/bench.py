@@ -1,8 +1,8 @@
 """Time, memory and accuracy of feature attribution at one site, side by side in one run.
 
-In come sizes on the command line; out come one table per size and, with --json, one line per row appended to a file. A
-ratio is refused where a result disagrees with the float64 reference. On a CPU each row is a process of its own on one
-thread; on a GPU the ceilings of the machine are measured in the same run. Run `python -m circuitgraph_kernels.bench`.
+`python -m circuitgraph_kernels.bench` prints one table per size. With --json it appends one line per row to a file.
+Where a result disagrees with the float64 reference, the table says WRONG instead of a ratio. On a CPU each row is a
+process of its own on one thread; on a GPU the ceilings of the machine are measured in the same run.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def make_case(size: Size, device: str) -> Case:
 
 
 def measure(name: str, size: Size, device: str, repeats: int) -> Row:
-    """One row; the error of the candidate that computes nothing but the floor is NaN."""
+    """One row; the error of the floor, which computes no attributions, is NaN."""
     torch.set_num_threads(1)
     warm = make_case(Size(4, 64, 256, 8), device)
     if "compile" not in name:
@@ -211,7 +211,15 @@ def _number(value: float, form: str) -> str:
 def _chip(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"one CPU thread ({torch.backends.cpu.get_cpu_capability()})"
+    return f"one thread of {_processor()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _processor() -> str:
+    """The name of the CPU, where the system tells it."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "an unknown CPU"
 
 
 def main() -> int:

@@ -1,7 +1,6 @@
-"""Attribution of few tokens as one CUDA graph: all launches replayed at once, because at T = 16 they cost more than the work.
+"""Attribution of few tokens as one CUDA graph: all launches are replayed at once.
 
-In come the sizes once, then tensors of these sizes; out comes the same result as from `sae_attribution`, bit for bit.
-This module computes nothing itself.
+At T = 16 the launches one by one cost more than the work. The results are those of `sae_attribution`, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,8 +21,17 @@ class CapturedAttribution:
         captured = CapturedAttribution(weights, n_tokens=16, capacity=16 * 512)
         result = captured(clean, baseline, gradient)
 
-    capacity: room for that many (token, feature) candidates; a call that needs more raises ValueError and says how many.
-    Inputs are not checked for NaN. One object serves one thread and stream at a time. Raises ValueError without a GPU.
+    Inputs are not checked for NaN. One object serves one thread and stream at a time.
+
+    Args:
+        weights: the dictionary, on a GPU, in float32 or narrower.
+        n_tokens: T of every call.
+        capacity: room for that many (token, feature) candidates. A call that needs more raises ValueError and says how
+            many.
+        n_gradients: K of every call.
+        baseline: whether every call has a baseline, or none has.
+
+    Raises ValueError without a GPU, and for weights in float64.
     """
 
     def __init__(
@@ -68,7 +76,10 @@ class CapturedAttribution:
         clean_out: Tensor | None = None,
         baseline_out: Tensor | None = None,
     ) -> SaeAttribution:
-        """The attributions of these tensors, shaped as the capture was; the result does not alias the graph's memory."""
+        """The attributions of these tensors, which are float32 and have the sizes of the capture.
+
+        Arguments as for `sae_attribution`. The result owns its memory.
+        """
         mine = self._inputs
         check_arguments(clean, baseline, gradient, clean_out, baseline_out, mine.weights)
         outs = clean if clean_out is None else clean_out, baseline if baseline_out is None else baseline_out

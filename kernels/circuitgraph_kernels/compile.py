@@ -1,14 +1,15 @@
 """What the compiler makes of every Triton kernel: registers, spills, shared memory, tensor cores. Needs no GPU.
 
-In come names of architectures and kernels; out come facts about each variant that is launched, for d = 768. This module
-judges nothing: the limits stand in tests/kernels/test_compile.py, and kernels/aot.jsonl is this command's output.
-Run `python -m circuitgraph_kernels.compile [--json]`.
+Each variant that is launched is compiled for d = 768 and described in one line. tests/kernels/test_compile.py judges
+the numbers. kernels/aot.jsonl is what `python -m circuitgraph_kernels.compile --json` printed. Its first line says from
+which sources, so that a quick test notices when it must be made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import importlib.util
 import json
 import os
@@ -32,6 +33,10 @@ from circuitgraph_kernels import _tiles
 D, D_SAE, N_TOKENS, N_ROWS, CAPACITY = 768, 24576, 150, 300, 9001
 N_WORDS = D_SAE // 32
 STRIDE_K = N_TOKENS * D
+
+
+# The files that decide what is compiled.
+SOURCES = ("_tiles.py", "_triton.py", "_triton_kernels.py", "_triton_products.py", "_triton_screen.py", "compile.py")
 
 
 class Refused(ValueError):
@@ -69,6 +74,13 @@ class Facts:
     narrow_offsets: int  # see narrow_offsets()
     seconds: float  # to compile, without a cache
     triton: str
+
+
+def fingerprint() -> str:
+    """A hash of the sources, the same on every machine."""
+    folder = Path(__file__).parent
+    texts = (f"{name}\n{(folder / name).read_text(encoding='utf-8')}" for name in SOURCES)
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def variants(arch: str) -> list[Variant]:
@@ -335,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="circuitgraph_kernels.compile", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=list(_tiles.SCREEN), metavar="NAME", help="default: all")
     parser.add_argument("--kernel", nargs="+", metavar="NAME", help="default: all")
-    parser.add_argument("--json", action="store_true", help="one line of JSON per variant")
+    parser.add_argument("--json", action="store_true", help="one line of JSON for the sources and one per variant")
     options = parser.parse_args(arguments)
     try:
         plans = {arch: _chosen(arch, options.kernel) for arch in options.arch}
@@ -343,7 +355,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     shown = [each.name for each in fields(Facts)]
-    if not options.json:
+    if options.json:
+        print(json.dumps({"sources": fingerprint()}), flush=True)
+    else:
         print("regs, tmem: number; stack, shared: bytes; spill, ldg128, async128, sass, trap, narrow: instructions")
     for arch, plan in plans.items():
         if not options.json:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from circuitgraph_kernels._entries import Inputs, full_precision
+from circuitgraph_kernels._entries import Entries, Inputs, full_precision
 from circuitgraph_kernels.weights import SaeWeights, compute_dtype
 
 # Modules with a function `attribute(Inputs) -> Entries`; imported when chosen, so that none is a dependency.
@@ -100,7 +100,7 @@ def sae_attribution(
     )
     _check_finite(given)
     module = "circuitgraph_kernels._neurons" if weights.basis and name != "reference" else BACKENDS[name]
-    entries = importlib.import_module(module).attribute(inputs)
+    entries: Entries = importlib.import_module(module).attribute(inputs)
     if gradient.ndim == 2:
         entries = entries._replace(attribution=entries.attribution[0], error=entries.error[0])
     return SaeAttribution(*entries, name, computed)

@@ -1,8 +1,4 @@
-"""The weights of one dictionary and the formulas of its encoder and decoder.
-
-In come tensors and the name of an activation function; out come pre-activations, activations and
-reconstructions. This module does not know where the weights were loaded from, nor what is attributed.
-"""
+"""The weights of one dictionary, and the formulas of its encoder and decoder."""
 
 from __future__ import annotations
 
@@ -100,7 +96,7 @@ class SaeWeights:
 
     @property
     def version(self) -> tuple[int, ...]:
-        """Changes when PyTorch sees one of the tensors change in place; what is kept per dictionary is then made anew."""
+        """Changes when a tensor is changed in place by PyTorch; what is kept per dictionary is then made anew."""
         tensors = (getattr(self, name) for name in _TENSORS)
         return tuple(x._version for x in tensors if x is not None and not x.is_inference())
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from support.aligned_pairs import EVERYTHING, FIRST, PLACES, SECOND, counted, places_of
+from support.close import assert_close
 from support.dictionary_kinds import dictionary_set
+from support.families import FAMILIES
 
 from circuitgraph.attribution.aligned_model import align_model
 from circuitgraph.attribution.alignment import align_pairs
@@ -15,7 +17,7 @@ from circuitgraph.attribution.attribute import attribute
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, run_with_nodes
-from circuitgraph.evaluation.evaluate import evaluate_circuit, measure_graph
+from circuitgraph.evaluation.evidence import evaluate, measure
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
 from circuitgraph.prompts import PromptPair
@@ -34,13 +36,13 @@ def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family,
     both = discover([FIRST, SECOND], model, found, align="role", baseline=baseline, **EVERYTHING)
     strong = sorted(both, key=lambda node: -abs(both.nodes[node]["attribution"]))[:40]
     circuit = both.subgraph({*strong, *(node for node in both if node.startswith("metric"))})
-    whole = evaluate_circuit(circuit, model, found, **ALL_MEASURED)
+    whole = evaluate(circuit, model, found, **ALL_MEASURED)
     names = places_of(both)
     parts = []
     for pair, places in zip((FIRST, SECOND), PLACES, strict=True):
         own = discover([pair], model, found, baseline=baseline, **EVERYTHING)
         here = [node for node in own if place(node, counted(model, places)) in {place(node, names) for node in circuit}]
-        part = evaluate_circuit(own.subgraph(here), model, found, **ALL_MEASURED)
+        part = evaluate(own.subgraph(here), model, found, **ALL_MEASURED)
         effects = {place(node, counted(model, places)): effect for node, effect in part.effects.items()}
         edges = {tuple(place(n, counted(model, places)) for n in ends): x for ends, x in part.edge_effects.items()}
         parts.append((part, effects, edges))
@@ -49,16 +51,16 @@ def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family,
         len(whole.effects) == len(circuit) - 1 > 35
         and sum(abs(effect) > 1e-3 for effect in whole.effects.values()) > 30
     )
-    for node, effect in whole.effects.items():
-        each = [part[1].get(place(node, names), 0.0) for part in parts]
-        assert effect == pytest.approx(sum(each) / 2, rel=1e-6, abs=1e-6), node
-    shared = 0
+    rounding = {"dtype": FAMILIES[family].precision, "scale": max(abs(part[0].metric_clean) for part in parts)}
+    means = [sum(part[1].get(place(node, names), 0.0) for part in parts) / 2 for node in whole.effects]
+    assert_close(list(whole.effects.values()), means, **rounding)
+    shared = {}
     for ends, effect in whole.edge_effects.items():
         key = tuple(place(node, names) for node in ends)
         if all(key in part[2] for part in parts):
-            assert effect == pytest.approx(sum(part[2][key] for part in parts) / 2, rel=1e-6, abs=1e-6), key
-            shared += abs(effect) > 1e-3
-    assert shared > 10
+            shared[key] = effect
+    assert sum(abs(effect) > 1e-3 for effect in shared.values()) > 10
+    assert_close(list(shared.values()), [sum(part[2][key] for part in parts) / 2 for key in shared], **rounding)
     found_by_hand = {}
     for pair, places in zip((FIRST, SECOND), PLACES, strict=True):
         at = {name: i for i, name in enumerate(counted(model, places))}
@@ -71,9 +73,8 @@ def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family,
                 found_by_hand.setdefault((errors, complement), []).append(float(run.metric(logits)))
     for row in whole.conditions:
         if row.baseline == baseline:
-            each = [found_by_hand[row.errors, complement] for complement in (False, True)]
-            assert row.metric_circuit == pytest.approx(sum(each[0]) / 2, rel=1e-6, abs=1e-6)
-            assert row.metric_complement == pytest.approx(sum(each[1]) / 2, rel=1e-6, abs=1e-6)
+            each = [sum(found_by_hand[row.errors, complement]) / 2 for complement in (False, True)]
+            assert_close([row.metric_circuit, row.metric_complement], each, **rounding)
     assert len({round(sum(values), 3) for values in found_by_hand.values()}) > 2
 
 
@@ -87,15 +88,15 @@ def test_a_model_by_place_computes_what_it_computes_of_each_prompt_alone(loaded)
     logits, recorded = there.run(ids.clean.repeat(3, 1), record=[site])
     alone, seen = model.run(tokens.clean[:1, : tokens.lengths[0]], record=[site])
     for copy in (0, 2, 4):
-        torch.testing.assert_close(logits[copy, -1], alone[0, -1], rtol=1e-5, atol=1e-6)
+        assert_close(logits[copy, -1], alone[0, -1], dtype=torch.float32)
         at = [places.names.index(name) for name in counted(model, PLACES[0])]
-        torch.testing.assert_close(recorded[site][copy, at], seen[site][0], rtol=1e-5, atol=1e-6)
+        assert_close(recorded[site][copy, at], seen[site][0], dtype=torch.float32)
     change = torch.randn(3 * 2, n, 16, dtype=torch.float64)
     edited, _ = there.run(ids.clean.repeat(3, 1), replace={Site("embed"): lambda x, recorded: x + change})
     by_hand, _ = model.run(
         tokens.clean[:1, : tokens.lengths[0]], replace={Site("embed"): lambda x, recorded: x + change[4:5, at]}
     )
-    torch.testing.assert_close(edited[4, -1], by_hand[0, -1], rtol=1e-5, atol=1e-6)
+    assert_close(edited[4, -1], by_hand[0, -1], dtype=torch.float32)
     assert float((edited[4, -1] - logits[4, -1]).abs().max()) > 0.1
 
 
@@ -106,7 +107,7 @@ def test_a_run_by_place_starts_at_a_layer_with_the_stream_by_place(loaded):
     before = Site("resid_post", 0)
     logits, recorded = there.run(ids.clean, record=[before])
     again, _ = there.run(ids.clean, start=(1, recorded[before]))
-    torch.testing.assert_close(again[:, -1], logits[:, -1])
+    assert_close(again[:, -1], logits[:, -1])
     other, _ = there.run(ids.clean, start=(1, 2 * recorded[before]))
     assert float((other[:, -1] - logits[:, -1]).abs().max()) > 1e-3
 
@@ -118,7 +119,7 @@ def test_a_pattern_that_is_put_back_by_place_changes_nothing_and_another_does(lo
     site = Site("pattern", 0)
     logits, _ = there.run(ids.clean)
     same, _ = there.run(ids.clean, replace={site: lambda x, recorded: x.clone()})
-    torch.testing.assert_close(same[:, -1], logits[:, -1])
+    assert_close(same[:, -1], logits[:, -1])
     other, _ = there.run(ids.clean, replace={site: lambda x, recorded: x.roll(1, -1)})
     assert float((other[:, -1] - logits[:, -1]).abs().max()) > 1e-3
 
@@ -132,14 +133,12 @@ def test_the_whole_circuit_is_faithful_and_curves_end_there(loaded):
     model = loaded("gpt2")
     found = dictionary_set(model, "transcoders")
     graph = discover([FIRST, SECOND], model, found, align="role", **EVERYTHING)
-    evaluation = evaluate_circuit(graph, model, found, n_patched=5, n_edges=5, n_dropped=3)
+    evaluation = evaluate(graph, model, found, n_patched=5, n_edges=5, n_dropped=3)
     assert {row.baseline for row in evaluation.conditions} == {"corrupted", "zero", "mean"}
     for curve in evaluation.curves:
-        assert curve.points[-1].faithfulness == pytest.approx(1) and curve.points[
-            -1
-        ].complement_faithfulness == pytest.approx(0)
+        assert_close([curve.points[-1].faithfulness, curve.points[-1].complement_faithfulness], [1, 0])
         assert abs(curve.points[5].faithfulness - 1) > 0.05
-    assert evaluation.noise[-1].noising == pytest.approx(evaluation.metric_clean)
+    assert_close(evaluation.noise[-1].noising, evaluation.metric_clean)
     assert len(evaluation.drops) == 3
 
 
@@ -149,19 +148,16 @@ def test_other_pairs_are_measured_at_the_graphs_places(loaded):
     found = dictionary_set(model, "transcoders")
     graph = discover([FIRST, SECOND], model, found, align="role", baseline="zero", **EVERYTHING)
     third = PromptPair("a b f g e e e e g h", "a b f g e e e e h h", (" c",), (" d",), {"IO": 2, "S1": 3, "S2": 8})
-    evaluation = evaluate_circuit(
-        graph, model, found, prompts=[third], n_patched=10_000, n_edges=5, n_dropped=0, curves=False
-    )
+    evaluation = evaluate(graph, model, found, prompts=[third], n_patched=10_000, n_edges=5, n_dropped=0, curves=False)
     alone = discover([third], model, found, baseline="zero", **EVERYTHING)
-    assert evaluation.metric_clean == pytest.approx(alone.graph["metric"]["clean"])
-    own = evaluate_circuit(alone, model, found, n_patched=10_000, n_edges=0, n_dropped=0, curves=False).effects
+    assert_close(evaluation.metric_clean, alone.graph["metric"]["clean"])
+    own = evaluate(alone, model, found, n_patched=10_000, n_edges=0, n_dropped=0, curves=False).effects
     places = ["start", "start+1", "start+2", "IO", "S1", "S1+1", "S1+2", "S1+3", "S1+4", "S2", "END"]
     expected = {place(node, places): effect for node, effect in own.items()}
     found_here = {place(node, places_of(graph)): effect for node, effect in evaluation.effects.items()}
     both = set(expected) & set(found_here)
     assert len(found_here) == len(graph) - 1 and sum(abs(found_here[key]) > 1e-4 for key in both) > 4
-    for key in both:
-        assert found_here[key] == pytest.approx(expected[key], rel=1e-6, abs=1e-6), key
+    assert_close([found_here[key] for key in both], [expected[key] for key in both], scale=abs(evaluation.metric_clean))
     absent = {key for key in found_here if key[1] not in places}
     assert absent and all(found_here[key] == 0 for key in absent)
 
@@ -170,7 +166,7 @@ def test_measuring_an_aligned_graph_gives_its_nodes_their_effects(loaded):
     model = loaded("gpt2")
     found = dictionary_set(model, "transcoders")
     graph = discover([FIRST, SECOND], model, found, align="role", edge_threshold=0.02)
-    measured = measure_graph(graph, model, found)
+    measured = measure(graph, model, found)
     assert all("effect" in data for _, data in measured.nodes(data=True) if data["kind"] != "metric")
 
 
@@ -181,10 +177,10 @@ def test_what_cannot_be_measured_is_refused_in_one_line(loaded):
     with pytest.raises(
         CircuitGraphError, match="baseline 'resample' takes another example's activations, which has other"
     ):
-        evaluate_circuit(graph, model, found, baselines=("resample",))
+        evaluate(graph, model, found, baselines=("resample",))
     summed = discover([FIRST], model, found, positions="sum", edge_threshold=0.02)
     with pytest.raises(GraphError, match="the graph's nodes are sums over all positions, which are not measured"):
-        evaluate_circuit(summed, model, found)
+        evaluate(summed, model, found)
     with pytest.raises(CircuitGraphError, match="target 'mlp_out.0/f1@3' stands at one position of every prompt"):
         discover([FIRST, SECOND], model, found, align="role", targets=["mlp_out.0/f1@3"])
     with pytest.raises(

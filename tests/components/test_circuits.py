@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import networkx as nx
 import pytest
 import torch
-from support import ROOT
 from support.command import model_options, run
 from support.families import FAMILIES, TOKENS
 from support.graph_files import component_graph
@@ -27,15 +27,16 @@ from circuitgraph.components.run import ComponentCircuits, component_shape, run_
 from circuitgraph.components.shape import ComponentShape
 from circuitgraph.errors import CircuitGraphError, GraphError, ModelError
 from circuitgraph.evaluation.conditions import FRACTIONS
-from circuitgraph.evaluation.evaluate import attach_evidence, evaluate_circuit
+from circuitgraph.evaluation.evidence import attach_evidence, evaluate
 from circuitgraph.formats import load, save
 from circuitgraph.formats.eap import component_edges, component_names, value_from_eap
 from circuitgraph.metrics import Metric
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.render import render_html
 from circuitgraph.studies.programs import build_model, gate
 
-REAL = ROOT.parent / "shared" / "data" / "graphs" / "mib_ioi-eap-ig.json"
+STRONGEST = Path(__file__).parent / "strongest_edges_ioi.txt"
 OTHER = torch.tensor([[1, 4, 4, 7, 6, 9, 10], [1, 9, 4, 5, 3, 8, 11]])
 
 
@@ -248,17 +249,16 @@ def test_edges_are_chosen_and_pruned_as_one_would_by_hand(absolute, selection):
     assert sorted(order.tolist()) == all_edges(shape).flatten().nonzero()[:, 0].tolist()
 
 
-def test_on_the_real_graph_as_many_edges_are_left_as_in_eap_ig():
-    if not REAL.exists():
-        pytest.skip("the real GPT-2 graph is not beside this checkout")
-    found = component_scores(load(REAL))
-    assert int(found.scored.sum()) == 32_491 and int(found.circuit.sum()) == int(
-        prune_edges(found.shape, found.circuit).sum()
-    )
-    sizes = (32, 100, 200, 1000)
+def test_on_a_real_graph_as_many_edges_are_left_as_in_eap_ig():
+    """The 1,200 strongest edges of MIB's EAP-IG graph of GPT-2 on IOI, in their order; the counts are those of EAP-IG."""
+    strongest = [int(index) for index in STRONGEST.read_text().split()]
+    shape = ComponentShape(12, 12, False)
+    scores = torch.zeros(shape.n_writers * shape.n_readers)
+    scores[strongest] = torch.arange(len(strongest), 0, -1.0)
+    assert int(all_edges(shape).sum()) == 32_491 and all_edges(shape).flatten()[strongest].all()
     for selection, expected in (("top-n", [21, 66, 179, 937]), ("greedy", [22, 80, 190, 967])):
-        order = edge_order(found.shape, found.scores, absolute=True, selection=selection)
-        assert [int(first_edges(found.shape, order, n).sum()) for n in sizes] == expected
+        order = edge_order(shape, scores.view(shape.n_writers, shape.n_readers), absolute=True, selection=selection)
+        assert [int(first_edges(shape, order, n).sum()) for n in (32, 100, 200, 1000)] == expected
 
 
 # evaluation ----------------------------------------------------------------------------------------------------------
@@ -367,6 +367,30 @@ def test_prompts_that_are_the_same_have_no_faithfulness(evaluated, tiny_model, t
     assert found.conditions[1].faithfulness is not None and found.cpr is None and found.cmd is None
 
 
+def test_prompts_without_corrupted_ones_are_measured_against_nothing(evaluated, tiny_model, tiny_pairs):
+    """As with the baseline zero where there are corrupted prompts; any other one is refused."""
+    graph, evaluation = evaluated
+    alone = [replace(pair, corrupted=None) for pair in tiny_pairs]
+    found = evaluate_components(graph, tiny_model, alone, seed=2)
+    (row,) = found.conditions
+    assert row == next(row for row in evaluation.conditions if row.baseline == "zero") and row.faithfulness is not None
+    assert len(found.curves) == 3 and found.cpr != evaluation.cpr
+    with pytest.raises(CircuitGraphError, match="baseline 'corrupted' needs corrupted prompts, and there are none"):
+        evaluate_components(graph, tiny_model, alone, baselines=["corrupted"])
+
+
+def test_a_folder_and_a_single_pair_are_as_good_as_a_model_and_a_list(evaluated, tiny_folder, tiny_pairs):
+    graph, settings = evaluated[0], {"curves": False, "seed": 7, "length": 6}
+    found = evaluate_components(graph, str(tiny_folder), tiny_pairs[0], **settings)
+    listed = evaluate_components(graph, load_model(tiny_folder), [tiny_pairs[0]], **settings)
+    assert found.record() == listed.record() and found.curves == ()
+    assert found.settings == {"metric": "logit_difference", "selection": "top-n", "examples": None, **settings}
+    lines = repr(found).splitlines()
+    assert lines[0].endswith(f"1 examples of 6 tokens, prompts {found.prompts[:12]}, seed 7") and len(lines) < 10
+    with pytest.raises(CircuitGraphError, match="'pairs' is no setting"):
+        evaluate_components(graph, tiny_folder, tiny_pairs, pairs=tiny_pairs)
+
+
 def test_what_cannot_be_evaluated_is_refused(evaluated, tiny_model, tiny_pairs, tmp_path):
     graph, _ = evaluated
     with pytest.raises(CircuitGraphError, match="selection 'gredy' is unknown.*Did you mean 'greedy'"):
@@ -376,7 +400,7 @@ def test_what_cannot_be_evaluated_is_refused(evaluated, tiny_model, tiny_pairs, 
     with pytest.raises(CircuitGraphError, match="baseline 'mean' .* needs at least two pairs; got 1"):
         evaluate_components(graph, tiny_model, tiny_pairs[:1], baselines=["mean"])
     with pytest.raises(GraphError, match="measured by its edges: use evaluate_components"):
-        evaluate_circuit(graph, tiny_model, None)
+        evaluate(graph, tiny_model, None)
     value = component_graph(tiny_model)
     value["cfg"]["n_layers"] = 3
     with pytest.raises(

@@ -44,7 +44,7 @@ def test_nonsense_is_refused_in_one_line(tiny_model, source, load):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", [[], (), {}, Dictionaries(), iter([])], ids=str)
+@pytest.mark.parametrize("source", [[], (), {}, Dictionaries(), iter([])], ids=lambda source: type(source).__name__)
 def test_no_source_at_all_is_one_line(tiny_model, source):
     with pytest.raises(DictionaryError, match=r"^no dictionaries were given; expected at least one folder"):
         load_dictionaries(source, tiny_model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cases import assert_close
+from support.close import assert_close
 
 from circuitgraph.edges.influence import edge_influence, graph_scores, node_influence, prune_by_influence
 from circuitgraph.edges.table import EdgeCollector, EdgeTable

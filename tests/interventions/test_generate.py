@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cases import assert_close
+from support.close import assert_close
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, PromptError
@@ -24,6 +24,7 @@ def test_without_interventions_it_writes_the_likeliest_tokens(tiny_model, tiny_d
         assert torch.equal(written.logits[:, step], logits)
         tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], 1)
     assert torch.equal(written.tokens, tokens)
+    assert repr(written) == "\n".join(["4 tokens after each of 2 prompts", *map(repr, written.texts)])
     assert written.texts[1] == "".join(tiny_model.token_strings(tokens[1, 6:].tolist())) != ""
 
 
@@ -35,7 +36,7 @@ def test_open_interventions_go_on_over_what_is_written_and_fixed_ones_stay(tiny_
     plain = after("z.0/f0*=1")
     everywhere, opened, fixed = (after(steer.format(span)) for span in ("", "@5:", "@5:6"))
     assert torch.equal(everywhere.tokens, opened.tokens)
-    assert torch.equal(everywhere.logits, opened.logits) or torch.allclose(everywhere.logits, opened.logits)
+    assert_close(everywhere.logits, opened.logits)
     assert_close(fixed.logits[:, 0], opened.logits[:, 0])
     assert float((opened.logits[:, 0] - plain.logits[:, 0]).abs().max()) > 0.1
     unsteered = tiny_model.run(fixed.tokens[:, :-1])[0]

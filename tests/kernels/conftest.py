@@ -1,4 +1,4 @@
-"""What every kernel test shares: Triton's interpreter where there is no GPU, uninitialised memory full of NaN, one thread."""
+"""What every kernel test shares: Triton's interpreter where there is no GPU, new memory full of NaN, one thread."""
 
 from __future__ import annotations
 

@@ -47,11 +47,13 @@ def test_gather_dot_is_the_dot_product_of_rows(
 
 @BACKENDS
 @DTYPES
-def test_decode_entries_is_the_dense_product(backend: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("strided", [True, False])
+def test_decode_entries_is_the_dense_product(backend: str, dtype: torch.dtype, strided: bool) -> None:
     random = torch.Generator().manual_seed(1)
     acts = torch.randn(7, 30, generator=random) * (torch.rand(7, 30, generator=random) < 0.4)
     acts[2] = 0  # a token without entries
     W = torch.randn(30, 21, generator=random).to(DEVICE[backend], dtype)
+    W = W.T.contiguous().T if strided else W
     token, feature = acts.nonzero(as_tuple=True)
     values = acts[token, feature].to(W.device, torch.float64 if dtype == torch.float64 else torch.float32)
     got = decode_entries(token.to(W.device), feature.to(W.device), values, W, 7, backend=backend)

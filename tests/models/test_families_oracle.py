@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import torch
-from support.cases import assert_close
+from support.close import assert_close
 from support.families import FAMILIES, N_LAYERS, TOKENS, WORDS, hf_blocks, hf_model, hooked_transformer
 
 from circuitgraph.errors import GraphError, ModelError
@@ -41,11 +41,6 @@ def oracle(folder):
 def metric(logits):
     """A logit difference at the last position, one number per example."""
     return logits[:, -1, 3] - logits[:, -1, 4]
-
-
-def close(actual, expected, dtype, terms=100):
-    """Equal in the precision that the reference computes with inside."""
-    assert_close(actual.detach().to(dtype), expected.detach().to(dtype), terms=terms)
 
 
 # HookedTransformer's module at each Site kind. mlp_in is the module ln2: it has no hook after the gain.
@@ -203,17 +198,17 @@ def test_logits_and_stream_and_gradients_equal_those_of_hugging_face(loaded, pla
     ours, recorded = loaded(family).run(TOKENS, record=sites, differentiable=True)
     found = torch.autograd.grad(metric(ours).sum(), [recorded[site] for site in sites])
     dtype = FAMILIES[family].precision
-    close(ours, logits, dtype)
+    assert_close(ours, logits, dtype=dtype, n_terms=100)
     for site, gradient, value, expected in zip(sites, found, stream, gradients, strict=True):
-        close(recorded[site], value, dtype)
-        close(gradient, expected, dtype)
+        assert_close(recorded[site], value, dtype=dtype, n_terms=100)
+        assert_close(gradient, expected, dtype=dtype, n_terms=100)
 
 
 @each()
 def test_float32_is_computed_as_hugging_face_computes_it(folder, family):
     ours = load_model(folder(family), dtype=torch.float32).run(TOKENS)[0]
     with torch.no_grad():
-        assert_close(ours, hf_model(folder(family), dtype=torch.float32)(TOKENS).logits, terms=10)
+        assert_close(ours, hf_model(folder(family), dtype=torch.float32)(TOKENS).logits, n_terms=10)
 
 
 @each()
@@ -230,7 +225,7 @@ def test_no_parameter_requires_a_gradient_after_loading(loaded, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_oracle_is_the_model_that_hugging_face_runs(oracle, plain, family):
-    close(oracle(family)[0], plain(family)(TOKENS).logits, FAMILIES[family].precision)
+    assert_close(oracle(family)[0], plain(family)(TOKENS).logits, dtype=FAMILIES[family].precision, n_terms=100)
 
 
 @each()
@@ -239,7 +234,7 @@ def test_activations_equal_those_of_the_oracle(loaded, oracle, family):
     sites = [Site("embed"), *layer_sites()]
     _, recorded = loaded(family).run(TOKENS, record=sites)
     for site in sites:
-        close(recorded[site], values[str(site)], FAMILIES[family].precision)
+        assert_close(recorded[site], values[str(site)], dtype=FAMILIES[family].precision, n_terms=100)
 
 
 @each()
@@ -249,7 +244,7 @@ def test_gradients_equal_those_of_the_oracle(loaded, oracle, family):
     logits, recorded = loaded(family).run(TOKENS, record=sites, differentiable=True)
     found = torch.autograd.grad(metric(logits).sum(), [recorded[site] for site in sites])
     for site, gradient in zip(sites, found, strict=True):
-        close(gradient, gradients[str(site)], FAMILIES[family].precision)
+        assert_close(gradient, gradients[str(site)], dtype=FAMILIES[family].precision, n_terms=100)
 
 
 @each()
@@ -260,7 +255,7 @@ def test_the_stream_is_its_input_plus_what_attention_and_mlp_add(loaded, family)
     for layer in range(N_LAYERS):
         *parts, total = (recorded[Site(kind, layer)] for kind in kinds)
         assert min(float(part.abs().max()) for part in parts) > 0.1
-        assert_close(sum(parts), total, terms=4)
+        assert_close(sum(parts), total, n_terms=4)
 
 
 # traps of TransformerBridge ---------------------------------------------------------------------------------------------
@@ -306,7 +301,7 @@ def test_the_gradient_at_a_head_input_is_a_finite_difference(loaded, family, kin
         return float(metric(model.run(TOKENS, replace={site: lambda value, _: value + sign * step})[0]).sum())
 
     measured = (moved(1) - moved(-1)) / 2e-2
-    assert abs(measured - length) < 1e-3 * length
+    assert_close(measured, length, dtype=FAMILIES[family].precision, allowance=1e-3 * length)  # of the finite step
 
 
 @each()
@@ -338,7 +333,7 @@ def test_the_gradient_at_attn_out_is_that_of_the_whole_stream_after_attention(lo
     logits, recorded = loaded(family).run(TOKENS, record=sites, differentiable=True)
     found = torch.autograd.grad(metric(logits).sum(), [recorded[site] for site in sites])
     for layer, gradient in enumerate(found):
-        close(gradient, oracle(family)[2][f"resid_mid.{layer}"], FAMILIES[family].precision)
+        assert_close(gradient, oracle(family)[2][f"resid_mid.{layer}"], dtype=FAMILIES[family].precision, n_terms=100)
 
 
 def frozen_gradients(reference, module):
@@ -351,19 +346,19 @@ def frozen_gradients(reference, module):
     return gradient
 
 
-def check_frozen(model, reference, family, kind):
+def assert_frozen_gradients(model, reference, family, kind):
     frozen, at = Site(kind, 1), Site("resid_pre", 1)
     logits, recorded = model.run(
         TOKENS, record=[at], replace={frozen: lambda value, _: value.detach().clone()}, differentiable=True
     )
     (found,) = torch.autograd.grad(metric(logits).sum(), recorded[at])
     expected = frozen_gradients(reference, reference.blocks[1].get_submodule(ORACLE[kind]))
-    close(found, expected, FAMILIES[family].precision)
+    assert_close(found, expected, dtype=FAMILIES[family].precision, n_terms=100)
 
 
 @each()
 def test_the_gradient_past_a_frozen_pattern_is_that_of_the_oracle(loaded, folder, family):
-    check_frozen(loaded(family), hooked_transformer(folder(family)), family, "pattern")
+    assert_frozen_gradients(loaded(family), hooked_transformer(folder(family)), family, "pattern")
 
 
 @each()
@@ -412,11 +407,13 @@ def test_a_loaded_hooked_transformer_shows_what_the_bridge_shows(loaded, folder,
     sites = [Site("embed"), *(s for kind in kinds for layer in range(N_LAYERS) if bridge.has(s := Site(kind, layer)))]
     shown, expected = (model.run(TOKENS, record=sites)[1] for model in (hooked, bridge))
     for site in sites:
-        close(shown[site], expected[site], FAMILIES[family].precision)
+        assert_close(shown[site], expected[site], dtype=FAMILIES[family].precision, n_terms=100)
     for layer in range(N_LAYERS):
         states = []
         for model in (hooked, bridge):
             values = model.run(TOKENS, record=model.attention_sites(layer))[1]
             states.append(model.attention_state(layer, values))
         for part in ("q", "k", "v"):
-            close(getattr(states[0], part), getattr(states[1], part), FAMILIES[family].precision)
+            assert_close(
+                getattr(states[0], part), getattr(states[1], part), dtype=FAMILIES[family].precision, n_terms=100
+            )

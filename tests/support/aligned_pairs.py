@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from circuitgraph.prompts import PromptPair
 
+# Two forms: other lengths, other distances, and the two names in another order.
 FIRST = PromptPair("a f b g c d g e", "a f b g c d f e", (" c",), (" d",), {"IO": 1, "S1": 3, "S2": 6})
-
-
 SECOND = PromptPair("d d c h b f e h a", "d d c h b f e f a", (" b",), (" d",), {"S1": 3, "IO": 5, "S2": 7})
-
-
+# The positions of their tokens, counted by hand; the first is <bos>.
 PLACES = (
     ["start", "start+1", "IO", "IO+1", "S1", "S1+1", "S1+2", "S2", "END"],
     ["start", "start+1", "start+2", "start+3", "S1", "S1+1", "IO", "IO+1", "S2", "END"],
 )
-
-
 EVERYTHING = {"edge_threshold": 0.0, "max_nodes": 100_000}
 
 
