@@ -96,7 +96,7 @@ def _wrapped(model: Any, tokenizer: Any) -> Model:
     """A model of transformers; ModelError if TransformerLens runs it in another way than it runs itself."""
     name, source = _name_of(model), str(model.name_or_path)
     if tokenizer is None and not source:
-        raise ModelError(f"{name} does not say where its tokenizer is; give load_model(..., tokenizer=...)")
+        raise ModelError(f"{name} does not say where its tokenizer is; give load_model(model, tokenizer=...)")
     model.eval()
     ids = _some_tokens(int(model.config.vocab_size)).to(model.device)
     with torch.no_grad():
@@ -149,7 +149,7 @@ def _boot(
     except Exception as error:  # the library raises whatever its dependencies raise; the cause stays attached
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if hugging_face is not None and tokenizer is None:
-            reason = f"no tokenizer in {name!r}, or it does not load; give load_model(..., tokenizer=...) ({reason})"
+            reason = f"no tokenizer in {name!r}, or it does not load; give load_model(model, tokenizer=...) ({reason})"
         raise ModelError(f"model {name!r} does not load: {reason}") from error
 
 
@@ -183,7 +183,8 @@ def _model_of(library: Any, name: str) -> Model:
     for key, value in layout.parameters():
         if not bool(value.isfinite().all()):
             raise ModelError(f"{name}: weight {key} contains NaN or Inf; the checkpoint is broken")
-    if library.tokenizer is None:
+    # transformers makes an empty tokenizer where GPT-2's files are missing
+    if library.tokenizer is None or len(library.tokenizer) < 2:
         raise ModelError(f"{name}: no tokenizer was found beside the weights; save one into the same folder")
     cfg = library.cfg
     model = Model(library, layout, name, cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.n_ctx)

@@ -144,3 +144,12 @@ def test_as_many_variants_run_at_once_as_rows_and_numbers_allow():
     assert variants_at_once(tokens, batch_rows=20) == 2 and variants_at_once(tokens, batch_rows=3) == 1
     assert variants_at_once(tokens, width=1 << 16) == 4, "8 * 4 rows of 16 * 65536 numbers are 2^25"
     assert variants_at_once(tokens, width=1 << 30) == 1
+
+
+def test_what_is_one_row_for_all_examples_is_observed_in_every_variant(loaded):
+    model, angles = loaded("llama"), Site("rotary_cos", 0)
+    _, clean = model.run(TOKENS, record=[angles])
+    assert len(clean[angles]) == 1
+    _, observed = model.run_variants(TOKENS, {Site("embed"): lambda x, values: 2 * x}, 3, clean={}, observe=[angles])
+    assert observed[angles].shape == (3, *clean[angles].shape)
+    assert torch.equal(observed[angles][2], clean[angles])
