@@ -60,8 +60,8 @@ def load_model(
         dtype: What a name or folder is computed in: float32 (the default), bfloat16, float16 or float64.
         tokenizer: That of a model of transformers; None to find it by the model's `name_or_path`.
 
-    Raises ModelError for a missing or broken folder, for NaN weights, for a model without a tokenizer, and for models that
-    cannot be attributed yet.
+    Raises ModelError for a missing or broken folder, for NaN weights, for a model without a tokenizer, and for models
+    that cannot be attributed yet.
     """
     if is_library_model(model) or is_hugging_face_model(model):
         if device is not None or dtype is not None:
@@ -172,8 +172,8 @@ def _model_of(library: Any, name: str) -> Model:
     """The `Model` of a loaded object of TransformerLens, checked."""
     if attached := list(getattr(library, "acts_to_saes", {})):
         raise ModelError(
-            f"{name} has SAEs attached ({attached[0]}), so its logits are not the model's; call reset_saes() and give the"
-            " SAEs as dictionaries"
+            f"{name} has SAEs attached ({attached[0]}), so its logits are not the model's; call reset_saes() and give"
+            " the SAEs as dictionaries"
         )
     if library.W_U.dtype not in DTYPES.values():
         raise ModelError(f"{name} is in {library.W_U.dtype}; expected one of {', '.join(DTYPES)}")
@@ -209,8 +209,8 @@ def _differences(model: Model) -> dict[tuple[str, int], str]:
         missing = (after - before - attention - mlp).abs().max()
         if float(missing) > _ROUNDINGS * torch.finfo(model.dtype).eps * float(after.abs().max()):
             raise ModelError(
-                f"{model.name}: in layer {layer} the residual stream is not its input plus the outputs of attention and MLP"
-                " (a scale stands between them); such models are not supported yet"
+                f"{model.name}: in layer {layer} the residual stream is not its input plus the outputs of attention and"
+                " MLP (a scale stands between them); such models are not supported yet"
             )
         differences |= {(part, layer): reason for part, reason in _differences_of_block(model, layer, values).items()}
     return differences
