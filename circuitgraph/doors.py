@@ -6,28 +6,24 @@ Every public function calls these first, so that a name, a folder or an object o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.dictionaries.dictionary import Dictionary, check_fit
-from circuitgraph.dictionaries.load import load_dictionaries
-from circuitgraph.dictionaries.sae_lens import is_sae_lens_object
-from circuitgraph.embedded import DEMO, MODEL, circuit_dictionaries
-from circuitgraph.errors import ModelError, PromptError
-from circuitgraph.models.layout import is_library_model
-from circuitgraph.models.model import Model, load_model
+from circuitgraph.dictionaries.dictionary import check_fit
+from circuitgraph.dictionaries.load import DictionarySources, load_dictionaries
+from circuitgraph.embedded import DEMO, MODEL
+from circuitgraph.errors import PromptError
+from circuitgraph.models.load import load_model
+from circuitgraph.models.model import Model
+from circuitgraph.models.tokens import pairs_of_length
 from circuitgraph.prompts import PromptPair, read_pairs
-
-if TYPE_CHECKING:
-    from sae_lens import SAE
-
-    from circuitgraph.nodes import Site
+from circuitgraph.settings import Prompts
 
 ModelLike: TypeAlias = Model | str | Path | Any
-DictionarySource: TypeAlias = "Dictionary | SAE | str | Path"
-DictionariesLike: TypeAlias = "Dictionaries | Mapping[Site, Dictionary] | DictionarySource | Iterable[DictionarySource]"
+DictionariesLike: TypeAlias = "Dictionaries | DictionarySources"
 PairsLike: TypeAlias = "PromptPair | str | Path | Sequence[PromptPair | str]"
 
 
@@ -35,51 +31,30 @@ def as_model(model: ModelLike) -> Model:
     """The model as the engine runs it.
 
     Args:
-        model: A `Model`; a name, a local folder or "demo"; a TransformerBridge, HookedTransformer or HookedSAETransformer;
-            or a Hugging Face causal language model with its tokenizer's folder as `name_or_path`.
+        model: A `Model`; a name, a local folder or "demo"; a TransformerBridge, HookedTransformer or
+            HookedSAETransformer; or a causal language model of transformers, whose tokenizer is found by `name_or_path`.
 
     Raises ModelError for anything else, and for a model that cannot be loaded.
     """
-    if isinstance(model, Model):
-        return model
-    if isinstance(model, str | Path):
-        return load_model(MODEL if str(model) == DEMO else model)
-    if is_library_model(model):
-        return load_model(model)
-    raise ModelError(
-        f"the model is of type {type(model).__name__}; expected a name, a folder, a loaded Model, or a model of"
-        " TransformerLens or Hugging Face"
-    )
+    return model if isinstance(model, Model) else load_model(MODEL if model == DEMO else model)
 
 
 def as_dictionaries(dictionaries: DictionariesLike | None, model: Model) -> Dictionaries:
     """The dictionaries as one value, checked against the model.
 
     Args:
-        dictionaries: A `Dictionaries`; a mapping from sites; one dictionary, sae_lens.SAE, name or folder; a list of
-            these, mixed as you like; None or an empty list for none. "demo" names those of the embedded model.
+        dictionaries: A `Dictionaries`; whatever `load_dictionaries` takes: a name, a folder, a sae_lens.SAE, a
+            dictionary, a list of these or a mapping from the sites that they write; None or an empty list for none.
         model: The model that they belong to.
 
     Raises DictionaryError for anything else, two dictionaries at one site, or one that does not fit the model.
     """
     if isinstance(dictionaries, Dictionaries):
-        return dictionaries
-    if dictionaries is None:
-        return Dictionaries()
-    if isinstance(dictionaries, Mapping):
-        given = Dictionaries(dictionaries)
-        for dictionary in given.values():
+        for dictionary in dictionaries.values():
             check_fit(dictionary, model)
-        return given
-    one = isinstance(dictionaries, str | Path | Dictionary) or not isinstance(dictionaries, Iterable)
-    sources: list[Any] = [dictionaries] if one or is_sae_lens_object(dictionaries) else list(dictionaries)  # type: ignore[arg-type]
-    loaded = [source for source in sources if isinstance(source, Dictionary)]
-    for dictionary in loaded:
-        check_fit(dictionary, model)
-    others = [path for source in sources if not isinstance(source, Dictionary) for path in _expanded(source)]
-    if others:
-        loaded += load_dictionaries(others, model).values()
-    return Dictionaries(loaded)
+        return dictionaries
+    empty = isinstance(dictionaries, Sized) and not isinstance(dictionaries, str) and len(dictionaries) == 0
+    return Dictionaries() if dictionaries is None or empty else load_dictionaries(dictionaries, model)
 
 
 def as_pairs(prompts: PairsLike) -> list[PromptPair]:
@@ -113,5 +88,17 @@ def as_pairs(prompts: PairsLike) -> list[PromptPair]:
     return pairs
 
 
-def _expanded(source: Any) -> list[Any]:
-    return list(circuit_dictionaries()) if isinstance(source, str) and source == DEMO else [source]
+def choose_pairs(pairs: Sequence[PromptPair], model: Model, which: Prompts) -> list[PromptPair]:
+    """The pairs that the settings leave: those of one length, and of these a number drawn at random.
+
+    Args:
+        pairs: All pairs.
+        model: Its tokenizer counts the tokens.
+        which: length, examples and seed.
+
+    Raises PromptError, with the lengths that there are, if no pair has the length.
+    """
+    chosen = list(pairs) if which.length is None else pairs_of_length(model, pairs, which.length)
+    if which.examples is not None and which.examples < len(chosen):
+        chosen = random.Random(which.seed).sample(chosen, which.examples)
+    return chosen

@@ -1,7 +1,6 @@
-"""Metrics: logits in, one number per example out; larger means the model does the task better.
+"""Metrics: what an experiment measures of a model's logits, one number per example.
 
-The named metrics read the last position; a callable may read what it likes. This module knows token ids,
-not text, and no model.
+The named metrics read the logits at the last position. A function of the caller's may read any of them.
 """
 
 from __future__ import annotations
@@ -20,14 +19,27 @@ MetricFunction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Metric:
-    """A named function `logits [batch, pos, vocab] -> [batch]`; with `sites`, of the logits and what the run recorded there."""
+    """A function of a run that gives one number per example; larger means that the model does the task better.
+
+    Args:
+        name: What reports call it.
+        function: logits [batch, pos, vocab] -> [batch]; with `sites`, (logits, {site: activations}) -> [batch].
+        sites: Where the run must be recorded for it.
+    """
 
     name: str
     function: Callable[..., Tensor]
     sites: tuple[Site, ...] = ()
 
     def __call__(self, logits: Tensor, recorded: Mapping[Site, Tensor] | None = None) -> Tensor:
-        """One number per example, [batch]. MetricError if the function returns anything else, or NaN."""
+        """The metric of each example, [batch].
+
+        Args:
+            logits: [batch, pos, vocab].
+            recorded: Activations at `sites`.
+
+        Raises MetricError if the function returns anything else, NaN or Inf, or loses the gradient.
+        """
         values = self.function(logits, recorded) if self.sites else self.function(logits)
         if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -76,12 +88,19 @@ METRIC_NAMES = tuple(_NAMED)
 def build_metric(
     metric: str | MetricFunction, answers: Sequence[Sequence[int]], wrong_answers: Sequence[Sequence[int]]
 ) -> Metric:
-    """The metric of that name for these answer token ids (one list per example), or the given callable.
+    """The metric of that name, or the given function as one.
 
-    logit_difference        mean logit of the answers - mean logit of the wrong answers
-    probability_difference  summed probability of the answers - that of the wrong answers
-    logit                   mean logit of the answers
-    log_probability         log of the summed probability of the answers
+        logit_difference        mean logit of the answers - mean logit of the wrong answers
+        probability_difference  summed probability of the answers - that of the wrong answers
+        logit                   mean logit of the answers
+        log_probability         log of the summed probability of the answers
+
+    Args:
+        metric: A name, or a function logits [batch, pos, vocab] -> [batch].
+        answers: Token ids of the right answers, one list per example.
+        wrong_answers: Those of the wrong answers.
+
+    Raises MetricError for an unknown name, and for examples without the answers that the metric needs.
     """
     if callable(metric):
         return Metric(getattr(metric, "__name__", type(metric).__name__), metric)

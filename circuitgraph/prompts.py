@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,32 +24,59 @@ Word = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class PromptPair:
-    """Two prompts that differ in what decides the answer. Without a second prompt, `corrupted` is the clean one: enough for
-    baseline zero.
+    """Two prompts that differ in what decides the answer, or one prompt that is compared with nothing.
 
-    `answers` are right and `wrong_answers` wrong continuations *of the clean prompt*; each must be one token. roles: names
-    of words of the clean prompt, {"IO": 1, "S1": 3}, by which examples of different form can be aligned; they are kept as a
-    tuple of (name, word). Raises PromptError for a role that names nothing.
+    Args:
+        clean: The prompt that the model answers.
+        corrupted: The prompt it is compared with; None (or "") where there is none, which suits baseline "zero".
+        answers: Right continuations *of the clean prompt*; each must be one token. A text is one answer.
+        wrong_answers: Wrong ones, likewise.
+        roles: Names of words of the clean prompt, {"IO": 1, "S1": 3}, by which prompts of different form are aligned.
+            They are kept as a tuple of (name, word).
+
+    Raises PromptError for anything that is not text, and for a role that names nothing.
     """
 
     clean: str
-    corrupted: str = ""
+    corrupted: str | None = None
     answers: tuple[str, ...] = ()
     wrong_answers: tuple[str, ...] = ()
     roles: Mapping[str, Word] | tuple[tuple[str, Word], ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.clean, str) or not self.clean:
+            raise PromptError(f"clean is {self.clean!r}; expected a text that is not empty")
+        if self.corrupted is not None and not isinstance(self.corrupted, str):
+            raise PromptError(f"corrupted is {self.corrupted!r}; expected a text, or None for no corrupted prompt")
+        object.__setattr__(self, "corrupted", self.corrupted or None)
+        for name in ("answers", "wrong_answers"):
+            object.__setattr__(self, name, _answers(name, getattr(self, name)))
         roles = tuple(dict(self.roles).items())
         for name, word in roles:
             _check_role(name, word)
             word_span(self.clean, name, word)
         object.__setattr__(self, "roles", roles)
-        object.__setattr__(self, "corrupted", self.corrupted or self.clean)
 
     def swapped(self) -> PromptPair:
-        """The same pair seen from the other side: prompts and answers exchanged. ComponentTreatment keep the number of their word."""
+        """The same pair seen from the other side: prompts and answers exchanged. Roles keep the number of their word.
+
+        Raises PromptError where there is no corrupted prompt.
+        """
+        if self.corrupted is None:
+            raise PromptError(f"{self.clean!r} has no corrupted prompt to be swapped with")
         roles = {name: _word_in(self.corrupted, self.clean, name, word) for name, word in dict(self.roles).items()}
         return PromptPair(self.corrupted, self.clean, self.wrong_answers, self.answers, roles)
+
+
+def _answers(name: str, given: object) -> tuple[str, ...]:
+    answers = (given,) if isinstance(given, str) else given
+    if not isinstance(answers, Iterable) or isinstance(answers, bytes | Mapping):
+        raise PromptError(f"{name} is {given!r}; expected a text or a list of texts")
+    answers = tuple(answers)
+    for answer in answers:
+        if not isinstance(answer, str):
+            raise PromptError(f"{name} holds {answer!r}; expected texts")
+    return answers
 
 
 def word_span(text: str, name: str, word: Word) -> tuple[int, int]:
@@ -138,7 +165,9 @@ def pairs_to_text(pairs: Sequence[PromptPair]) -> str:
 
 def record_of(pair: PromptPair) -> dict[str, Any]:
     """The pair as a JSON object; `pair_of` it is the same pair."""
-    record: dict[str, Any] = {"clean": pair.clean, "corrupted": pair.corrupted}
+    record: dict[str, Any] = {"clean": pair.clean}
+    if pair.corrupted is not None:
+        record["corrupted"] = pair.corrupted
     record |= {"answers": list(pair.answers), "wrong_answers": list(pair.wrong_answers)}
     if pair.roles:
         record["roles"] = {n: list(word) if isinstance(word, tuple) else word for n, word in dict(pair.roles).items()}
@@ -192,7 +221,7 @@ def pair_of(record: Any) -> PromptPair:
             )
     if "clean" in record and set(record) <= {"clean", "answers", "wrong_answers", "roles"}:
         right, others = (_strings(name, record.get(name, [])) for name in ("answers", "wrong_answers"))
-        return PromptPair(_string("clean", record["clean"]), "", right, others, _roles(record.get("roles", {})))
+        return PromptPair(_string("clean", record["clean"]), None, right, others, _roles(record.get("roles", {})))
     raise PromptError(f"found the keys {sorted(record)}; expected clean, corrupted, answers and wrong_answers")
 
 

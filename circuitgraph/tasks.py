@@ -1,8 +1,8 @@
-"""Task generators: pairs of prompts whose right answer is known, and training text that mixes the tasks.
+"""Task generators: pairs of prompts with a known right answer, and training text that mixes the tasks.
 
-In come the name of a task, a number and a seed; out come `PromptPair`s or sentences, always the same ones.
-Every task holds out combinations of words (two names, a subject with an attractor, a country with a template, ...)
-that the training text never shows. This module knows no tokenizer: it counts on one token per word or two-digit year.
+Every task holds out some combinations of words (two names, a subject with an attractor, a country with a template,
+...): the training text never shows them, and `make_pairs` gives them by default. Lengths and roles rely on a tokenizer
+with one token for each word or two-digit year.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True)
 class Task:
-    """What a task asks, in how many templates, and the metric that fits its answers."""
+    """One task.
+
+    Args:
+        name: What `make_pairs` takes.
+        description: What it asks of a model.
+        n_templates: How many forms its prompts have.
+        metric: The metric that fits its answers.
+    """
 
     name: str
     description: str
@@ -33,11 +40,19 @@ class Task:
 def make_pairs(
     task: str, n: int, *, seed: int = 0, template: int | None = None, split: Split = "held_out"
 ) -> list[PromptPair]:
-    """`n` pairs of `task`, drawn with replacement; the same arguments give the same pairs.
+    """Pairs of prompts with known answers, drawn with replacement; the same arguments always give the same pairs.
 
-    Clean and corrupted prompt of a pair, and all pairs of one template, have the same number of words. `template=None`
-    mixes the templates, so lengths differ; the words that decide have the same role in all of them (`PromptPair.roles`). With split "held_out" the clean prompt combines words that `make_text` never
-    combines. Raises PromptError for an unknown task, template or split.
+    The two prompts of a pair, and all pairs of one template, have the same number of words.
+
+    Args:
+        task: A name of `TASKS`.
+        n: How many pairs.
+        seed: Seed of the draw.
+        template: Number of the form of the prompts. None mixes them, so that lengths differ; the words that decide have
+            the same role in all of them (`PromptPair.roles`).
+        split: "held_out" pairs combine words that `make_text` never combines; "train" pairs may be in that text.
+
+    Raises PromptError for an unknown task, template or split, and for a negative n.
     """
     chosen = _known_task(task)
     if template is not None and not 0 <= template < chosen.n_templates:
@@ -56,7 +71,12 @@ def make_pairs(
 
 
 def make_text(n: int, *, seed: int = 0) -> Iterator[str]:
-    """`n` short documents: one sentence of a task's train split, or of facts and small talk; a fifth have two sentences."""
+    """Short documents of training text: a sentence of a task, of facts or of small talk, in a fifth behind another one.
+
+    Args:
+        n: How many documents.
+        seed: Seed of the draw.
+    """
     rng = random.Random(f"text/{seed}")
     kinds, weights = zip(*_TEXT_MIX.items(), strict=True)
     for _ in range(n):
@@ -82,7 +102,7 @@ def _task_sentence(rng: random.Random, task: str) -> str:
 
 
 def _one_in(n: int, *words: object) -> bool:
-    """Whether this combination of words belongs to the one in `n` that is held out; the same on every machine."""
+    """Whether this combination of words is held out, as one in n is; the same on every machine."""
     return zlib.crc32("/".join(map(str, words)).encode()) % n == 0
 
 
@@ -90,9 +110,12 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# Words: each is one token of the demo model's tokenizer, and where possible of GPT-2's
+# Words: each is one token of the demo model's tokenizer, and of GPT-2's where possible.
 
-_MEN = "John James David Michael Robert Paul Mark Tom Peter Daniel Kevin Brian George Henry Jack Simon Adam Eric Frank Andrew"
+_MEN = (
+    "John James David Michael Robert Paul Mark Tom Peter Daniel Kevin Brian George Henry Jack Simon Adam Eric Frank "
+    "Andrew"
+)
 _WOMEN = (
     "Mary Anna Sarah Laura Emma Alice Jane Susan Lisa Karen Linda Helen Kate Julia Rachel Ruth Maria Grace Amy Claire"
 )
@@ -120,31 +143,29 @@ _EVENTS = _words(
 )
 _CENTURIES = range(11, 19)
 # country: capital, then other cities
-_ATLAS = {
-    country: tuple(cities.split())
-    for country, cities in {
-        "France": "Paris Lyon Marseille Bordeaux", "Germany": "Berlin Munich Hamburg Cologne", "Italy": "Rome Milan Venice Turin",
-        "Spain": "Madrid Barcelona Seville Valencia", "Japan": "Tokyo Osaka Kyoto Nagoya", "China": "Beijing Shanghai Wuhan Nanjing",
-        "Russia": "Moscow Kazan Omsk Samara", "Egypt": "Cairo Alexandria Luxor Aswan", "Greece": "Athens Patras Sparta Corinth",
-        "Poland": "Warsaw Krakow Gdansk Lodz", "Austria": "Vienna Salzburg Graz Linz", "Hungary": "Budapest Szeged Pecs Eger",
-        "Portugal": "Lisbon Porto Braga Faro", "Ireland": "Dublin Cork Galway Limerick", "Norway": "Oslo Bergen Trondheim Stavanger",
-        "Sweden": "Stockholm Gothenburg Uppsala Lund", "Denmark": "Copenhagen Aarhus Odense Aalborg",
-        "Finland": "Helsinki Turku Tampere Oulu", "Belgium": "Brussels Antwerp Ghent Bruges", "Turkey": "Ankara Istanbul Izmir Bursa",
-        "Iran": "Tehran Isfahan Shiraz Tabriz", "Iraq": "Baghdad Mosul Basra Fallujah", "Syria": "Damascus Aleppo Homs Hama",
-        "Canada": "Ottawa Toronto Montreal Vancouver", "Ukraine": "Kiev Odessa Kharkiv Lviv", "India": "Delhi Mumbai Kolkata Pune",
-        "Pakistan": "Islamabad Karachi Lahore Multan", "Vietnam": "Hanoi Saigon Hue Haiphong", "Australia": "Canberra Sydney Melbourne Perth",
-        "Scotland": "Edinburgh Glasgow Aberdeen Dundee", "Cuba": "Havana", "Peru": "Lima", "Chile": "Santiago", "Kenya": "Nairobi",
-        "Romania": "Bucharest", "Bulgaria": "Sofia", "Serbia": "Belgrade", "Croatia": "Zagreb", "Thailand": "Bangkok", "Nepal": "Kathmandu",
-    }.items()
-}  # fmt: skip
+_ATLAS_TEXT = (
+    "France: Paris Lyon Marseille Bordeaux; Germany: Berlin Munich Hamburg Cologne; Italy: Rome Milan Venice Turin; "
+    "Spain: Madrid Barcelona Seville Valencia; Japan: Tokyo Osaka Kyoto Nagoya; China: Beijing Shanghai Wuhan Nanjing; "
+    "Russia: Moscow Kazan Omsk Samara; Egypt: Cairo Alexandria Luxor Aswan; Greece: Athens Patras Sparta Corinth; "
+    "Poland: Warsaw Krakow Gdansk Lodz; Austria: Vienna Salzburg Graz Linz; Hungary: Budapest Szeged Pecs Eger; "
+    "Portugal: Lisbon Porto Braga Faro; Ireland: Dublin Cork Galway Limerick; Norway: Oslo Bergen Trondheim Stavanger; "
+    "Sweden: Stockholm Gothenburg Uppsala Lund; Denmark: Copenhagen Aarhus Odense Aalborg; Finland: Helsinki Turku "
+    "Tampere Oulu; Belgium: Brussels Antwerp Ghent Bruges; Turkey: Ankara Istanbul Izmir Bursa; Iran: Tehran Isfahan "
+    "Shiraz Tabriz; Iraq: Baghdad Mosul Basra Fallujah; Syria: Damascus Aleppo Homs Hama; Canada: Ottawa Toronto "
+    "Montreal Vancouver; Ukraine: Kiev Odessa Kharkiv Lviv; India: Delhi Mumbai Kolkata Pune; Pakistan: Islamabad "
+    "Karachi Lahore Multan; Vietnam: Hanoi Saigon Hue Haiphong; Australia: Canberra Sydney Melbourne Perth; Scotland: "
+    "Edinburgh Glasgow Aberdeen Dundee; Cuba: Havana; Peru: Lima; Chile: Santiago; Kenya: Nairobi; Romania: Bucharest; "
+    "Bulgaria: Sofia; Serbia: Belgrade; Croatia: Zagreb; Thailand: Bangkok; Nepal: Kathmandu"
+)
+_ATLAS = {country: _words(cities) for country, cities in (entry.split(": ") for entry in _ATLAS_TEXT.split("; "))}
 _COUNTRIES = tuple(_ATLAS)
 _CITIES = tuple((city, country) for country, cities in _ATLAS.items() for city in cities[1:])
 
-# One sampler for each task: (rng, template, held_out) -> PromptPair. The last word is END and has no other name.
+# One sampler for each task: (rng, template, held_out) -> PromptPair. The last word has the role END without a name.
 
 
 def _roles(template: str, **fields: str) -> dict[str, int]:
-    """name -> the number of the last word of the template that holds the field; fields are filled with one word each."""
+    """Role -> the number of the last word of the template that is its field; one word fills each field."""
     words = template.split()
     return {name: max(i for i, word in enumerate(words) if f"{{{field}" in word) for name, field in fields.items()}
 
@@ -183,8 +204,8 @@ _GREATER_THAN = (
 
 
 def _greater_than(rng: random.Random, template: int, held_out: bool) -> PromptPair:
-    """Held out: (event, century, start year). The corrupted text starts in year 01, which may be a known combination."""
-    earliest = 2 if held_out else 0  # Else year 01 would be a word that the text never shows.
+    """Held out: (event, century, start year); that of the corrupted text, which starts in year 01, may be known."""
+    earliest = 2 if held_out else 0  # or the text would never show year 01
     while True:
         event, c, yy = rng.choice(_EVENTS), rng.choice(_CENTURIES), rng.randint(earliest, 98)
         if _one_in(8, "greater-than", event, c, yy) == held_out:
@@ -230,14 +251,15 @@ _AGREEMENT = (
 
 
 def _subject_verb_agreement(rng: random.Random, template: int, held_out: bool) -> PromptPair:
-    """Held out: (subject, attractor), whatever their numbers; the attractor's number is independent of the subject's."""
+    """Held out: (subject, attractor), in any number; the attractor's number is independent of the subject's."""
     while True:
         subject, attractor = rng.sample(_NOUNS, 2)
         if _one_in(6, "agreement", subject, attractor) == held_out:
             break
     attractor += rng.choice(("", "s"))
-    one, many = (_AGREEMENT[template].format(s=word, a=attractor) for word in (subject, f"{subject}s"))
-    pair = PromptPair(one, many, (" is",), (" are",), _roles(_AGREEMENT[template], subject="s"))
+    text = _AGREEMENT[template]
+    singular, plural = (text.format(s=word, a=attractor) for word in (subject, f"{subject}s"))
+    pair = PromptPair(singular, plural, (" is",), (" are",), _roles(text, subject="s"))
     return pair if rng.random() < 0.5 else pair.swapped()
 
 
@@ -342,7 +364,7 @@ _SMALL_TALK = (
     "Everyone at the {place} talked about the {event}.",
     "The {role} found a {gift} behind the {noun}.",
 )
-# Only these precede another sentence, so that a text about two people never names a third.
+# Only these come before another sentence, so that a text about two people never names a third.
 _NAMELESS = tuple(text for text in _SMALL_TALK if "{name}" not in text)
 _CITY_FACTS = (
     "{city} is a city in {country}.",
@@ -361,5 +383,6 @@ def _sentence(rng: random.Random, templates: tuple[str, ...]) -> str:
     city, country = rng.choice(_CITIES)
     return rng.choice(templates).format(
         name=rng.choice(_NAMES), adj=rng.choice(_ADJECTIVES), noun=rng.choice(_NOUNS), place=rng.choice(_PLACES),
-        gift=rng.choice(_GIFTS), event=rng.choice(_EVENTS), role=rng.choice(rng.choice(_ROLES)), city=city, country=country,
+        gift=rng.choice(_GIFTS), event=rng.choice(_EVENTS), role=rng.choice(rng.choice(_ROLES)), city=city,
+        country=country,
     )  # fmt: skip

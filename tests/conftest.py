@@ -2,96 +2,59 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
-
-from pathlib import Path
+os.environ["OMP_NUM_THREADS"] = "1"  # in programs that tests start as well
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
 
-WORDS = ["<pad>", "<bos>", "<unk>", *["a", "b", "c", "d", "e", "f", "g", "h"], "."]
-
-
-def save_tiny_gpt2(folder: Path, *, n_layers: int = 2, seed: int = 0) -> Path:
-    """A random GPT-2 of width 16 with 2 heads, learned positions and biases and gains that are not trivial, and a word
-    tokenizer that prepends <bos>, written as an ordinary Hugging Face folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-    vocab = {word: i for i, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    special = {"bos_token": "<bos>", "eos_token": "<bos>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    config = GPT2Config(
-        vocab_size=len(WORDS),
-        n_positions=16,
-        n_embd=16,
-        n_layer=n_layers,
-        n_head=2,
-        bos_token_id=1,
-        eos_token_id=1,
-        tie_word_embeddings=False,
-    )
-    model = GPT2LMHeadModel(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            gain = name.endswith("weight") and "ln_" in name
-            parameter.copy_(1 + 0.3 * noise if gain else (0.5 if parameter.ndim > 1 else 0.2) * noise)
-    model.save_pretrained(folder)
-    return folder
-
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """The folder of a random two-layer GPT-2."""
+    from support.families import save_tiny_gpt2
+
     return save_tiny_gpt2(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder):
     """The random two-layer GPT-2 in float64."""
-    from circuitgraph.models.model import load_model
+    from circuitgraph.models.load import load_model
 
     return load_model(tiny_folder, dtype=torch.float64)
 
 
-def random_dictionary(
-    reads: str, writes: str, *, activation: str = "relu", d: int = 16, d_sae: int = 24, seed: int = 0
-):
-    """A float64 dictionary of random weights, about a third of its features active."""
-    from circuitgraph.dictionaries.dictionary import Dictionary
-    from circuitgraph.nodes import Site
-    from circuitgraph_kernels import SaeWeights
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """family -> the folder of its tiny checkpoint, written once."""
+    from support.families import save_family
 
-    generator = torch.Generator().manual_seed(1000 + seed)
+    root = tmp_path_factory.mktemp("families")
+    return functools.cache(lambda family: save_family(root / family, family))
 
-    def randn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    settings = {"jumprelu": {"threshold": 0.2 * randn(d_sae).abs()}, "topk": {"k": 6}}.get(activation, {})
-    weights = SaeWeights(
-        randn(d, d_sae),
-        0.3 * randn(d_sae) - 0.6,
-        0.4 * randn(d_sae, d),
-        0.3 * randn(d),
-        activation=activation,
-        **settings,
-    )
-    return Dictionary(weights, Site.parse(reads), Site.parse(writes), f"{writes}-{activation}")
+@pytest.fixture(scope="session")
+def loaded(folder):
+    """family -> our model of its checkpoint in float64, loaded once."""
+    from circuitgraph.models.load import load_model
+
+    return functools.cache(lambda family: load_model(folder(family), dtype=torch.float64))
 
 
 @pytest.fixture(scope="session")
 def tiny_dictionaries(tiny_model):
     """A z-SAE and a transcoder per layer, with different activations and both places a transcoder may read."""
+    from support.dictionary_kinds import random_dictionary
+
+    from circuitgraph.dictionaries.collection import Dictionaries
     from circuitgraph.dictionaries.dictionary import check_fit
 
     dictionaries = [
@@ -102,7 +65,7 @@ def tiny_dictionaries(tiny_model):
     ]
     for dictionary in dictionaries:
         check_fit(dictionary, tiny_model)
-    return {dictionary.writes: dictionary for dictionary in dictionaries}
+    return Dictionaries(dictionaries)
 
 
 @pytest.fixture(scope="session")
@@ -114,3 +77,33 @@ def tiny_pairs():
         PromptPair("a b c d e", "a b f d e", (" g",), (" h",)),
         PromptPair("c a h b d", "c e h b d", (" f",), (" b",)),
     ]
+
+
+@pytest.fixture(scope="module")
+def workplace(tiny_folder, tmp_path_factory):
+    """A folder with dictionaries, prompts and a graph that `discover` wrote."""
+    from support.command import model_options, run
+    from support.sae_lens_files import save
+
+    folder = tmp_path_factory.mktemp("cli")
+    for layer in range(2):
+        save(folder / "dictionaries" / f"z.{layer}", hook=f"blocks.{layer}.attn.hook_z", seed=layer)
+        hooks = {"hook": f"blocks.{layer}.ln2.hook_normalized", "hook_out": f"blocks.{layer}.hook_mlp_out"}
+        save(folder / "dictionaries" / f"mlp_out.{layer}", architecture="transcoder", seed=9 + layer, **hooks)
+    lines = [
+        {"clean": "a b c d e", "corrupted": "a b f d e", "answers": [" g"], "wrong_answers": [" h"]},
+        {"clean": "c a h b d", "corrupted": "c e h b d", "answers": [" f"], "wrong_answers": [" b"]},
+        {"clean": "c a", "corrupted": "c e", "answers": [" f"], "wrong_answers": [" b"]},
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run(
+        "discover",
+        folder / "pairs.jsonl",
+        *model_options(tiny_folder, folder),
+        "--length",
+        6,
+        "-o",
+        folder / "graph.json",
+    )
+    assert result.exit_code == 0, result.output
+    return folder

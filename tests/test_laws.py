@@ -5,98 +5,21 @@ Each test's name is the law. Compared numbers are asserted to be non-zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 import torch
+from support.cases import build_case, integrated_sum
+from support.close import assert_close
 
-from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
+from circuitgraph.attribution.gradients import metric_gradients
 from circuitgraph.attribution.node_attribution import attribute_nodes
-from circuitgraph.attribution.runs import run_baseline, run_clean, sites_of
-from circuitgraph.discover import discover_circuit, node_gradients
-from circuitgraph.edges.trace import Selection, attribute_edges
+from circuitgraph.attribution.node_gradients import node_gradients
+from circuitgraph.attribution.runs import baseline_of, run_clean, run_corrupted, sites_of
+from circuitgraph.discovery import discover
 from circuitgraph.evaluation.circuits import circuit_mask, node_values, run_with_nodes
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evidence import evaluate
 from circuitgraph.evaluation.patching import patch_effects
-from circuitgraph.graphs.prune import prune_graph
-from circuitgraph.metrics import build_metric
-from circuitgraph.models.tokens import tokenize_pairs
+from circuitgraph.graphs.pruning import prune
 from circuitgraph.nodes import Node, Site
-
-
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, *, terms: int = 1000, quadrature: float = 0.0) -> None:
-    """Equal within dtype epsilon * sqrt(terms) * 8, relative to the largest expected value, which must not be zero, plus
-    the error of a quadrature rule where there is one."""
-    actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
-    assert actual.shape == expected.shape
-    scale = float(expected.abs().max())
-    assert scale > 1e-9, "the compared numbers are all zero"
-    error = float((actual - expected).abs().max())
-    bound = torch.finfo(expected.dtype).eps * terms**0.5 * 8 * max(scale, 1.0) + quadrature
-    assert error <= bound, f"error {error:.3g} exceeds {bound:.3g}"
-
-
-@dataclass
-class Case:
-    """One run of everything up to node tables."""
-
-    model: Any
-    dictionaries: Any
-    tokens: Any
-    metric: Any
-    clean: Any
-    base: Any
-    gradients: Any
-    tables: Any
-
-    @property
-    def last(self) -> Site:
-        return Site("resid_post", self.model.n_layers - 1)
-
-    def edges(self, **settings: Any) -> list:
-        gradient = metric_gradients(self.clean, [self.last])[self.last]
-        selection = Selection(**{key: settings.pop(key) for key in ("threshold", "top_k") if key in settings})
-        settings.setdefault("slopes", mlp_slopes(self.clean, [d.reads for d in self.dictionaries.values()]))
-        traced = attribute_edges(
-            self.model,
-            self.tables,
-            self.clean.values,
-            gradient,
-            base=self.base.values,
-            selection=selection,
-            **settings,
-        )
-        return list(traced.table)
-
-    def total(self, site: Site, kinds: tuple[str, ...] = ("feature", "error")) -> torch.Tensor:
-        """Summed attribution [batch, pos] of the tables at a site."""
-        total = torch.zeros(self.tokens.clean.shape, dtype=torch.float64)
-        for table in self.tables:
-            if table.site == site and table.kind in kinds:
-                total.index_add_(1, table.pos, table.attribution)
-        return total
-
-
-def build_case(
-    model,
-    dictionaries,
-    pairs,
-    *,
-    baseline="corrupted",
-    method="gradient",
-    steps=10,
-    rule="gauss-legendre",
-    metric="logit_difference",
-):
-    tokens = tokenize_pairs(model, pairs)
-    score = build_metric(metric, tokens.answers, tokens.wrong_answers)
-    sites = sites_of(model, dictionaries.values())
-    clean = run_clean(model, tokens, sites, score)
-    base = run_baseline(model, tokens, sites, score, baseline)
-    gradients = node_gradients(model, dictionaries, tokens, clean, base, score, method=method, steps=steps, rule=rule)
-    tables = attribute_nodes(model, dictionaries, clean.values, base, gradients)
-    return Case(model, dictionaries, tokens, score, clean, base, gradients, tables)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +44,10 @@ def zero_case(tiny_model, tiny_dictionaries, tiny_pairs):
 def test_swapping_clean_and_corrupted_negates_the_total_effect(case, tiny_pairs):
     swapped = [type(p)(p.corrupted, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
     other = build_case(case.model, case.dictionaries, swapped)
-    total = case.clean.metric - case.base.metric
-    assert_close(-(other.clean.metric - other.base.metric), total, terms=1)
+    total = case.clean.metric - case.corrupted.metric
+    assert_close(-(other.clean.metric - other.corrupted.metric), total, n_terms=1)
     both = build_case(case.model, case.dictionaries, [p.swapped() for p in tiny_pairs])
-    assert_close(both.clean.metric - both.base.metric, total, terms=1)
+    assert_close(both.clean.metric - both.corrupted.metric, total, n_terms=1)
 
 
 # 2 -------------------------------------------------------------------------------------------------------------------
@@ -166,39 +89,36 @@ def test_with_baseline_zero_features_error_and_bias_sum_to_gradient_times_activa
 # 4 -------------------------------------------------------------------------------------------------------------------
 
 
-def _integrated_sum(case, site, **settings):
-    gradient = integrated_gradients(
-        case.model, case.tokens, case.clean.values, {site: case.base.values[site]}, case.metric, **settings
-    )[site]
-    return (gradient * (case.clean.values[site] - case.base.values[site])).sum((1, 2))
+QUADRATURE = 1e-9  # of 40 Gauss-Legendre steps at sites behind which everything is smooth
+QUADRATURE_OF_EMBEDDINGS = 1e-6  # of 60 steps through both layers
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_integrated_gradients_of_the_residual_stream_sum_to_the_metric_difference(case, layer):
-    total = _integrated_sum(case, Site("resid_post", layer), steps=40)
-    assert_close(total, case.clean.metric - case.base.metric, quadrature=1e-9)
+    total = integrated_sum(case, Site("resid_post", layer), steps=40)
+    assert_close(total, case.clean.metric - case.corrupted.metric, allowance=QUADRATURE)
 
 
 @pytest.mark.parametrize("site", ["attn_out.0", "z.1", "mlp_out.0", "mlp_out.1"])
 def test_integrated_gradients_of_a_component_sum_to_the_effect_of_patching_it(case, site):
     site = Site.parse(site)
     patched, _ = case.model.run(case.tokens.clean, replace={site: lambda x, recorded: case.base.values[site]})
-    assert_close(_integrated_sum(case, site, steps=40), case.clean.metric - case.metric(patched), quadrature=1e-9)
+    assert_close(integrated_sum(case, site, steps=40), case.clean.metric - case.metric(patched), allowance=QUADRATURE)
 
 
 def test_integrated_embedding_attributions_sum_to_the_metric_difference(case, tiny_pairs):
     """Everything that differs between the two runs enters through the token embeddings."""
     integrated = build_case(case.model, case.dictionaries, tiny_pairs, method="integrated", steps=60)
     total = integrated.total(Site("embed"), ("embedding",)).sum(1)
-    assert_close(total, case.clean.metric - case.base.metric, quadrature=1e-6)
+    assert_close(total, case.clean.metric - case.corrupted.metric, allowance=QUADRATURE_OF_EMBEDDINGS)
     assert float((total - case.total(Site("embed"), ("embedding",)).sum(1)).abs().min()) > 1e-3
 
 
 def test_the_left_rule_converges_like_one_over_n_and_midpoint_like_its_square(case):
-    total = case.clean.metric - case.base.metric
+    total = case.clean.metric - case.corrupted.metric
     for rule, factor in (("left", 2), ("midpoint", 4)):
         errors = [
-            (_integrated_sum(case, Site("resid_post", 0), steps=n, rule=rule) - total).abs().max() for n in (40, 80)
+            (integrated_sum(case, Site("resid_post", 0), steps=n, rule=rule) - total).abs().max() for n in (40, 80)
         ]
         assert errors[1] > 1e-9
         assert float(errors[0] / errors[1]) == pytest.approx(factor, rel=0.15)
@@ -213,7 +133,7 @@ def test_symmetric_rules_are_antisymmetric_under_clean_and_corrupted(case, tiny_
     other = build_case(case.model, case.dictionaries, swapped)
     site = Site("resid_post", 0)
     assert_close(
-        -_integrated_sum(other, site, steps=steps, rule=rule), _integrated_sum(case, site, steps=steps, rule=rule)
+        -integrated_sum(other, site, steps=steps, rule=rule), integrated_sum(case, site, steps=steps, rule=rule)
     )
 
 
@@ -221,7 +141,7 @@ def test_the_left_rule_is_not_antisymmetric(case, tiny_pairs):
     swapped = [type(p)(p.corrupted, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
     other = build_case(case.model, case.dictionaries, swapped)
     site = Site("resid_post", 0)
-    difference = _integrated_sum(other, site, steps=4, rule="left") + _integrated_sum(case, site, steps=4, rule="left")
+    difference = integrated_sum(other, site, steps=4, rule="left") + integrated_sum(case, site, steps=4, rule="left")
     assert float(difference.abs().max()) > 1e-3
 
 
@@ -332,10 +252,10 @@ def test_ov_q_and_k_are_the_whole_gradient_of_the_frozen_norm_attention(single_c
         encoder = dictionary.input_directions(torch.tensor([target.feature]))[0]
         (gradient,) = torch.autograd.grad(z[target.pos] @ encoder, stream, retain_graph=True)
         measured: dict[Node, float] = {}
-        for edge in edges:
-            if edge.target == target:
-                measured[edge.source] = measured.get(edge.source, 0.0) + edge.local_weight
-                assert sum(edge.heads) == pytest.approx(edge.local_weight, abs=1e-12)
+        into = [edge for edge in edges if edge.target == target]
+        assert_close([sum(edge.heads) for edge in into], [edge.local_weight for edge in into])
+        for edge in into:
+            measured[edge.source] = measured.get(edge.source, 0.0) + edge.local_weight
         expected = {node: float(gradient[node.pos] @ sources[node]) for node in measured}
         assert_close(
             torch.tensor(list(measured.values()), dtype=torch.float64),
@@ -430,15 +350,15 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
     kept.features[site][table.pos[i], table.feature[i]] = False
     dictionary = case.dictionaries[site]
     edited = {}
-    original = type(case.model).run
+    original = type(case.model).run_variants
 
-    def run(self, tokens, *, record, replace, start=None):
-        seen = {site: lambda x, r: edited.setdefault("x", replace[site](x, r))}
-        return original(self, tokens, record=record, replace={**replace, **seen})
+    def run(self, tokens, edits, n, **settings):
+        seen = {site: lambda x, values: edited.setdefault("x", edits[site](x, values))}
+        return original(self, tokens, {**edits, **seen}, n, **settings)
 
-    monkeypatch.setattr(type(case.model), "run", run)
+    monkeypatch.setattr(type(case.model), "run_variants", run)
     run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, kept)
-    change = (edited["x"] - case.clean.values[site])[0, table.pos[i]]
+    change = (edited["x"][0] - case.clean.values[site])[0, table.pos[i]]
     assert_close(change, -table.acts[0, i] * dictionary.weights.W_dec[table.feature[i]])
 
 
@@ -449,31 +369,31 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
 def test_the_full_circuit_is_perfectly_faithful_and_the_empty_one_not_at_all(
     tiny_model, tiny_dictionaries, tiny_pairs, baseline
 ):
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, baseline=baseline, edge_threshold=0.0)
-    assert evaluate_circuit(graph, tiny_model, tiny_dictionaries).faithfulness == pytest.approx(1.0, abs=1e-9)
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, baseline=baseline, edge_threshold=0.0)
+    assert_close(evaluate(graph, tiny_model, tiny_dictionaries).faithfulness, 1.0)
     empty = graph.subgraph([n for n, kind in graph.nodes(data="kind") if kind == "metric"]).copy()
-    evaluation = evaluate_circuit(empty, tiny_model, tiny_dictionaries)
-    assert evaluation.faithfulness_errors_removed == pytest.approx(0.0, abs=1e-9)
-    assert evaluation.metric_clean != pytest.approx(evaluation.metric_empty, abs=1e-3)
+    evaluation = evaluate(empty, tiny_model, tiny_dictionaries)
+    assert_close(evaluation.faithfulness_errors_removed, 0.0, scale=1, zeros=True)
+    assert abs(evaluation.metric_clean - evaluation.metric_empty) > 1e-3
     if baseline == "corrupted":
-        assert evaluation.metric_empty == pytest.approx(graph.graph["metric"]["corrupted"], abs=1e-9)
+        assert_close(evaluation.metric_empty, graph.graph["metric"]["corrupted"])
 
 
 def test_the_errors_of_the_circuit_are_those_among_its_nodes(tiny_model, tiny_dictionaries, tiny_pairs):
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
-    whole = evaluate_circuit(graph, tiny_model, tiny_dictionaries)
-    assert whole.faithfulness_errors_of_circuit == pytest.approx(1.0, abs=1e-9)
-    assert whole.faithfulness_errors_removed != pytest.approx(1.0, abs=1e-2)
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
+    whole = evaluate(graph, tiny_model, tiny_dictionaries)
+    assert_close(whole.faithfulness_errors_of_circuit, 1.0)
+    assert abs(whole.faithfulness_errors_removed - 1) > 1e-2
     without = graph.subgraph([node for node, kind in graph.nodes(data="kind") if kind != "error"]).copy()
-    evaluation = evaluate_circuit(without, tiny_model, tiny_dictionaries)
+    evaluation = evaluate(without, tiny_model, tiny_dictionaries)
     assert evaluation.faithfulness_errors_of_circuit == evaluation.faithfulness_errors_removed
-    assert evaluation.faithfulness_errors_of_circuit != pytest.approx(evaluation.faithfulness, abs=1e-2)
+    assert abs(evaluation.faithfulness_errors_of_circuit - evaluation.faithfulness) > 1e-2
 
 
 def test_with_every_node_at_its_corrupted_value_the_corrupted_run_comes_out(case):
     nothing = circuit_mask(case.model, case.dictionaries, [], 6, "remove")
     logits = run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, nothing)
-    assert_close(logits, case.base.logits)
+    assert_close(logits, case.corrupted.logits)
 
 
 def test_the_mean_baseline_is_the_mean_over_the_examples_at_each_position(case, tiny_pairs):
@@ -512,7 +432,7 @@ def test_patching_a_node_of_every_kind_gives_the_effect_of_its_difference(case):
 
 def test_identical_prompts_give_a_stated_empty_graph(tiny_model, tiny_dictionaries, tiny_pairs):
     same = [type(p)(p.clean, p.clean, p.answers, p.wrong_answers) for p in tiny_pairs]
-    graph = discover_circuit(tiny_model, tiny_dictionaries, same)
+    graph = discover(same, tiny_model, tiny_dictionaries)
     assert list(graph.nodes) == ["metric@5"]
     assert graph.graph["reports"][-1].startswith("the graph is empty")
 
@@ -522,7 +442,7 @@ def test_identical_prompts_give_a_stated_empty_graph(tiny_model, tiny_dictionari
 
 def test_a_batch_is_the_size_weighted_mean_of_its_parts(tiny_model, tiny_dictionaries, tiny_pairs):
     def weights(pairs):
-        graph = discover_circuit(tiny_model, tiny_dictionaries, pairs, edge_threshold=0.0)
+        graph = discover(pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
         nodes = dict(graph.nodes(data="attribution"))
         return nodes | {(u, v, k): w for u, v, k, w in graph.edges(keys=True, data="weight")}
 
@@ -538,13 +458,13 @@ def test_a_batch_is_the_size_weighted_mean_of_its_parts(tiny_model, tiny_diction
 
 
 def test_larger_thresholds_give_sub_graphs_and_pruning_is_idempotent(tiny_model, tiny_dictionaries, tiny_pairs):
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
     previous = graph
     sizes = []
     for threshold in (0.001, 0.01, 0.1):
-        pruned = prune_graph(graph, node_threshold=threshold, edge_threshold=threshold)
+        pruned = prune(graph, node_threshold=threshold, edge_threshold=threshold)
         assert set(pruned.edges(keys=True)) <= set(previous.edges(keys=True)) and set(pruned) <= set(previous)
-        again = prune_graph(pruned, node_threshold=threshold, edge_threshold=threshold)
+        again = prune(pruned, node_threshold=threshold, edge_threshold=threshold)
         assert set(again.edges(keys=True)) == set(pruned.edges(keys=True)) and set(again) == set(pruned)
         previous = pruned
         sizes.append(len(pruned))
@@ -557,9 +477,9 @@ def test_pruning_by_count_is_idempotent_and_keeps_every_path_to_the_metric(
 ):
     import networkx as nx
 
-    graph = discover_circuit(tiny_model, tiny_dictionaries, tiny_pairs, edge_threshold=0.0)
-    pruned = prune_graph(graph, **settings)
-    again = prune_graph(pruned, **settings)
+    graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
+    pruned = prune(graph, **settings)
+    again = prune(pruned, **settings)
     assert set(again.edges(keys=True)) == set(pruned.edges(keys=True)) and len(pruned) > 5
     assert nx.ancestors(pruned, "metric@5") | {"metric@5"} == set(pruned)
 
@@ -588,8 +508,8 @@ def test_where_the_metric_is_linear_attribution_equals_the_measured_effect(case)
         metric = Metric("linear", lambda logits: (recorded["x"][:, -1] @ direction)[: len(logits)])
         sites = sites_of(model, case.dictionaries.values())
         clean = run_clean(model, case.tokens, sites, metric)
-        base = run_baseline(model, case.tokens, sites, metric)
-        gradients = node_gradients(
+        base = baseline_of("corrupted", run_corrupted(model, case.tokens, sites, metric))
+        gradients, _ = node_gradients(
             model, case.dictionaries, case.tokens, clean, base, metric, method="gradient", steps=1, rule="left"
         )
         tables = attribute_nodes(model, case.dictionaries, clean.values, base, gradients)

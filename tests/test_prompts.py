@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from circuitgraph.discover import discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.errors import MetricError, PromptError
 from circuitgraph.models.tokens import pairs_of_length, tokenize_pairs
 from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs
 
-SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "prompts"
 PAIR = PromptPair("The uncle", "The uncles", (" has",), (" have",))
 
 SPELLINGS = {
@@ -78,19 +76,19 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path, text, message):
         read_pairs(path)
 
 
-def test_one_prompt_alone_is_a_pair_that_does_not_differ(tmp_path, tiny_model, tiny_dictionaries):
+def test_one_prompt_alone_has_no_corrupted_prompt(tmp_path, tiny_model, tiny_dictionaries):
     """Enough for a graph that compares with nothing."""
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"clean": "a b c d e"}\n{"clean": "b a c", "answers": ["d"]}\n')
     one, other = read_pairs(file)
-    assert one == PromptPair("a b c d e") == PromptPair("a b c d e", "a b c d e", (), ())
-    assert other == PromptPair("b a c", "b a c", ("d",))
-    assert pairs_to_text([one]) == pairs_to_text([PromptPair("a b c d e", "a b c d e", ())])
+    assert one == PromptPair("a b c d e") == PromptPair("a b c d e", "", (), ()) and one.corrupted is None
+    assert other == PromptPair("b a c", answers="d") and other.answers == ("d",)
+    assert "corrupted" not in pairs_to_text([one]) and one != PromptPair("a b c d e", "a b c d e")
     settings = {"baseline": "zero", "targets": "logits", "edge_threshold": 0.0}
-    graph = discover_circuit(tiny_model, tiny_dictionaries, [one], **settings)
+    graph = discover([one], tiny_model, tiny_dictionaries, **settings)
     assert graph.number_of_edges() > 100
     with pytest.raises(MetricError, match="needs at least one answer for every pair; pair 1 has none"):
-        discover_circuit(tiny_model, tiny_dictionaries, [one], baseline="zero")
+        discover([one], tiny_model, tiny_dictionaries, baseline="zero")
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -98,10 +96,15 @@ def test_a_missing_file_is_refused(tmp_path):
         read_pairs(tmp_path / "none.jsonl")
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the published prompt files are not on this machine")
-def test_the_published_files_of_feature_circuits_read():
-    pairs = read_pairs(SHARED / "feature-circuits_simple_test.json")
-    assert len(pairs) == 120 and pairs[0] == PAIR
+def test_a_file_of_feature_circuits_reads_line_by_line(tmp_path):
+    nouns = [("baker", "bakers", " has", " have", "singular"), ("cooks", "cook", " do", " does", "plural")]
+    names = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer", "case")
+    lines = [dict(zip(names, (f"The {a}", f"The {b}", *rest), strict=True)) for a, b, *rest in nouns]
+    (tmp_path / "simple.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_pairs(tmp_path / "simple.json") == [
+        PromptPair("The baker", "The bakers", (" has",), (" have",)),
+        PromptPair("The cooks", "The cook", (" do",), (" does",)),
+    ]
 
 
 # with a tokenizer ----------------------------------------------------------------------------------------------------

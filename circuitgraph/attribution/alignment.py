@@ -1,10 +1,9 @@
-"""Which positions of different prompts are the same place of the graph, and activations in the order of these places.
+"""Aligned positions: which positions of different prompts are one position of the graph.
 
-In come tokenized pairs with the positions of named words; out come an `Alignment` and, through it, recorded activations,
-gradients and tables with places where positions were. What an example lacks is zero there: no activation, no gradient, no
-attention. This module knows which sites have two axes of positions and nothing else of the model.
+An `Alignment` moves recorded activations, gradients and tables from the positions of each prompt to aligned positions. Where
+a prompt does not have an aligned position, all is zero there: no activation, no gradient, no attention.
 
-Every token of every example stands at exactly one place:
+Every token of every prompt stands at exactly one aligned position:
 
     S1          the last token of the word that the pair calls so; S1-1, S1-2 the tokens of the word before it
     S1+1, S1+2  the tokens behind it up to the next named word, by their distance
@@ -18,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitgraph.attribution.runs import Baseline, CleanRun
@@ -27,48 +27,76 @@ from circuitgraph.models.tokens import TokenizedPairs
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import END, START
 
-ALIGN = ("position", "role")
-_QUERY_AND_KEY = ("pattern", "attn_scores")
+_QUERY_AND_KEY = ("pattern", "attn_scores")  # sites [batch, heads, query, key]; all others are [batch, pos, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """Places in reading order, and the position of each in every example, [batch, places], -1 where it has none."""
+    """The aligned positions of some prompts.
+
+    Args:
+        names: Their names, in reading order.
+        index: The position of each in every example, -1 where the example does not have it.
+    """
 
     names: tuple[str, ...]
-    index: Tensor
+    index: Int[Tensor, "batch aligned"]
 
     @property
     def trivial(self) -> bool:
-        """Whether every place is the same position of every example, in order: nothing is moved."""
+        """Whether every aligned position is the same position of every example, in order: nothing is moved."""
         return bool((self.index == torch.arange(self.index.shape[1])).all())
 
     def gather(self, values: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        """Activations or gradients [batch, pos, d] as [batch, place, d], patterns and scores [batch, heads, query, key]
-        likewise on both axes. Where an example has no such place they are 0, scales of norms 1, and a score lets a query
-        see nothing but itself."""
+        """Activations or gradients at aligned positions.
+
+        Args:
+            values: [batch, pos, d] by site; patterns and scores [batch, heads, query, key], which are moved on both axes.
+
+        Where an example does not have an aligned position, values are 0, scales of norms 1, and a score lets a query see
+        nothing but itself.
+        """
         return dict(values) if self.trivial else {site: self._moved(site, value) for site, value in values.items()}
 
+    def scatter(self, values: Tensor, onto: Tensor, site: Site | None = None) -> Tensor:
+        """`onto` with the values where their positions are: the way back from `gather`.
+
+        Args:
+            values: [batch, aligned, ...], or for a pattern or scores [batch, heads, query, key].
+            onto: The same with positions in place of aligned positions. It is not changed.
+            site: Where they belong, which tells patterns and scores from the rest.
+
+        Values at aligned positions that an example does not have are ignored.
+        """
+        present, index, result = self._present.to(values.device), self.index.to(values.device), onto.clone()
+        if site is not None and site.kind in _QUERY_AND_KEY:
+            example, query, key = (present[:, :, None] & present[:, None, :]).nonzero(as_tuple=True)
+            result[example, :, index[example, query], index[example, key]] = values[example, :, query, key]
+            return result
+        example, aligned = present.nonzero(as_tuple=True)
+        result[example, index[example, aligned]] = values[example, aligned]
+        return result
+
     def of_run(self, model: Model, run: CleanRun) -> CleanRun:
-        """The run with `gather` of its activations, no longer in an autograd graph, and the angles of rotary positions that
-        the model keeps to itself."""
+        """The run at aligned positions, no longer in an autograd graph, with the angles of rotary positions that the model
+        keeps to itself."""
         if self.trivial:
             return run
         values, angles = run.values, {}
         for site in values:
-            if site.kind == "pattern" and (found := model.layout.rotary_cos_sin(site.block)) is not None:
+            if site.kind == "pattern" and (cos_sin := model.layout.rotary_cos_sin(site.block)) is not None:
                 n_pos = values[site].shape[-1]
-                for kind, table in zip(("rotary_cos", "rotary_sin"), found, strict=True):
+                for kind, table in zip(("rotary_cos", "rotary_sin"), cos_sin, strict=True):
                     angles[Site(kind, site.layer)] = table[None, :n_pos]
         return replace(run, attached=self.gather({**values, **angles}))
 
     def of_baseline(self, base: Baseline) -> Baseline:
-        """The baseline with `gather` of its activations."""
+        """The baseline at aligned positions."""
         return base if base.values is None else replace(base, values=self.gather(base.values))
 
     def mean(self, values: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        """Activations [batch, pos, d] replaced by their mean over the examples that have the same place, at the positions
-        where they were. Patterns, which have no such mean, are left out."""
+        """Activations [batch, pos, d] replaced, where they are, by their mean over the examples that have the same aligned
+        position. Patterns, which have no such mean, are left out."""
         present, result = self._present, {}
         for site, value in values.items():
             if site.kind in _QUERY_AND_KEY:
@@ -76,61 +104,50 @@ class Alignment:
             if len(value) == 1:  # the same in all examples
                 result[site] = value
                 continue
-            there = present[..., None].to(value)
-            means = (self._moved(site, value) * there).sum(0) / there.sum(0)
-            result[site] = self.spread(means.expand(len(value), *means.shape), value)
+            weight = present[..., None].to(value)
+            means = (self._moved(site, value) * weight).sum(0) / weight.sum(0)
+            result[site] = self.scatter(means.expand(len(value), *means.shape), value)
         return result
 
     def mask(self, tables: Sequence[NodeTable]) -> list[NodeTable]:
-        """The tables with nothing where an example has no such place: what constants and encoders make of zeros goes."""
+        """The tables with nothing at aligned positions that an example does not have: constants and encoders make something
+        of zeros."""
         if bool(self._present.all()):
             return list(tables)
         return [_masked(table, self._present[:, table.pos.cpu()].to(table.attribution)) for table in tables]
 
-    def shown(self, ids: Sequence[Tensor], text: Callable[[int], str]) -> list[list[str]]:
-        """For each of these runs' token ids [batch, pos] one string per place: the token's text, or the name of the place
-        where the examples that have it differ in any of the runs."""
+    def token_texts(self, ids: Sequence[Int[Tensor, "batch pos"]], text: Callable[[int], str]) -> list[list[str]]:
+        """For each of these runs' token ids one string per aligned position: the token's text, or the name of the aligned
+        position where the examples that have it differ in any of the runs."""
         rows: list[list[str]] = [[] for _ in ids]
-        for place, at in zip(self.names, self.index.T, strict=True):
-            there = (at >= 0).nonzero().flatten()
-            found = [set(run[there, at[there]].tolist()) for run in ids]
-            same = all(len(tokens) == 1 for tokens in found)
-            for row, tokens in zip(rows, found, strict=True):
-                row.append(text(tokens.pop()) if same else place)
+        for name, at in zip(self.names, self.index.T, strict=True):
+            present = (at >= 0).nonzero().flatten()
+            tokens_of = [set(run[present, at[present]].tolist()) for run in ids]
+            same = all(len(tokens) == 1 for tokens in tokens_of)
+            for row, tokens in zip(rows, tokens_of, strict=True):
+                row.append(text(tokens.pop()) if same else name)
         return rows
-
-    def spread(self, values: Tensor, onto: Tensor, site: Site | None = None) -> Tensor:
-        """`onto` [batch, pos, ...] with the values [batch, place, ...] at the positions of their places; for the site of a
-        pattern or of scores [batch, heads, query, key] on both axes."""
-        there, index, result = self._present.to(values.device), self.index.to(values.device), onto.clone()
-        if site is not None and site.kind in _QUERY_AND_KEY:
-            example, query, key = (there[:, :, None] & there[:, None, :]).nonzero(as_tuple=True)
-            result[example, :, index[example, query], index[example, key]] = values[example, :, query, key]
-            return result
-        example, place = there.nonzero(as_tuple=True)
-        result[example, index[example, place]] = values[example, place]
-        return result
 
     def repeated(self, n: int) -> Alignment:
         """The alignment of n copies of the examples, one after the other."""
         return Alignment(self.names, self.index.repeat(n, 1))
 
     @property
-    def _present(self) -> Tensor:
+    def _present(self) -> Bool[Tensor, "batch aligned"]:
         return self.index >= 0
 
     def _moved(self, site: Site, value: Tensor) -> Tensor:
         same = bool((self.index == self.index[:1]).all())
         index = (self.index[:1] if same and len(value) == 1 else self.index).to(value.device)
-        rows, at, there = torch.arange(len(index), device=value.device), index.clamp(min=0), index >= 0
+        rows, at, present = torch.arange(len(index), device=value.device), index.clamp(min=0), index >= 0
         value = value.expand(len(index), *value.shape[1:])
         if site.kind not in _QUERY_AND_KEY:
             moved = value[rows[:, None], at]
             absent = 1.0 if site.kind.endswith("_scale") else 0.0
-            return torch.where(there.view(*there.shape, *[1] * (value.ndim - 2)), moved, absent)
+            return torch.where(present.view(*present.shape, *[1] * (value.ndim - 2)), moved, absent)
         heads = torch.arange(value.shape[1], device=value.device)
         moved = value[rows[:, None, None, None], heads[:, None, None], at[:, None, :, None], at[:, None, None, :]]
-        both = (there[:, :, None] & there[:, None, :])[:, None]
+        both = (present[:, :, None] & present[:, None, :])[:, None]
         if site.kind == "pattern":
             return torch.where(both, moved, 0.0)
         itself = torch.eye(at.shape[1], dtype=torch.bool, device=value.device)
@@ -138,20 +155,30 @@ class Alignment:
 
 
 def align_pairs(tokens: TokenizedPairs, align: str, known: Sequence[str] = ()) -> Alignment:
-    """The alignment of the examples by "position" (all of one length) or by "role". known: places that are numbered first,
-    in this order, as in a graph that other pairs are compared with."""
+    """The alignment of tokenized pairs.
+
+    Args:
+        tokens: The pairs; their roles are needed for "role".
+        align: "position", of pairs of one length, or "role": relative to the words that the pairs name.
+        known: Names of aligned positions that come first, in this order, as in a graph that other pairs are compared with.
+    """
     batch, n_pos = tokens.clean.shape
     if align == "position":
         return Alignment(tuple(map(str, range(n_pos))), torch.arange(n_pos).expand(batch, -1))
     lengths = tokens.lengths or (n_pos,) * batch
     labels = [position_names(roles, length) for roles, length in zip(tokens.roles, lengths, strict=True)]
-    places = [*known, *(place for place in _in_reading_order(labels) if place not in known)]
-    rows = [{label: i for i, label in enumerate(row)} for row in labels]
-    return Alignment(tuple(places), torch.tensor([[row.get(place, -1) for place in places] for row in rows]))
+    names = [*known, *(name for name in _in_reading_order(labels) if name not in known)]
+    positions = [{label: pos for pos, label in enumerate(row)} for row in labels]
+    return Alignment(tuple(names), torch.tensor([[row.get(name, -1) for name in names] for row in positions]))
 
 
 def position_names(roles: Mapping[str, tuple[int, int]], length: int) -> list[str]:
-    """The place of each token of one example, from the (first, last) positions of its named words."""
+    """The name of the aligned position of each token of one example.
+
+    Args:
+        roles: First and last position of each named word.
+        length: The number of tokens.
+    """
     named = {last: name for name, (_, last) in roles.items()} | {length - 1: END}
     parts = {
         pos: f"{name}-{last - pos}"
@@ -169,18 +196,18 @@ def position_names(roles: Mapping[str, tuple[int, int]], length: int) -> list[st
 
 
 def _in_reading_order(rows: Sequence[Sequence[str]]) -> list[str]:
-    """All places, END last, each behind those that precede it in every example; by mean position where that leaves a
-    choice, or none because the examples contradict each other."""
+    """All names, END last, each behind those that precede it in every example; by mean position where that leaves a choice,
+    or none because the examples contradict each other."""
     positions: dict[str, list[int]] = {}
     before: dict[str, set[str]] = {}
     for row in rows:
-        for pos, place in enumerate(row):
-            positions.setdefault(place, []).append(pos)
-            before.setdefault(place, set()).update(row[max(pos - 1, 0) : pos])
+        for pos, name in enumerate(row):
+            positions.setdefault(name, []).append(pos)
+            before.setdefault(name, set()).update(row[max(pos - 1, 0) : pos])
     waiting = sorted(set(positions) - {END}, key=lambda p: (sum(positions[p]) / len(positions[p]), p))
     order: list[str] = []
     while waiting:
-        free = (place for place in waiting if before[place] <= set(order))
+        free = (name for name in waiting if before[name] <= set(order))
         order.append(next(free, waiting[0]))
         waiting.remove(order[-1])
     return [*order, END]

@@ -1,95 +1,26 @@
 """Node attributions: how much each feature, error, embedding and bias moves the metric, to first order.
 
-In come the clean run, the baseline and gradients at the sites; out come tables of nodes, one per site and kind, with
-every feature that is active in either run. This module knows no edges.
+`attribute_nodes` makes one table per site and kind of node, with every feature that is active in either run.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from circuitgraph.attribution.feature_attribution import attribute_features, output_scale
 from circuitgraph.attribution.runs import Baseline
 from circuitgraph.attribution.tables import FeatureTable, NodeTable, VectorTable
+from circuitgraph.attribution.treatment import ComponentTreatment, error_targets, node_sites
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.dictionaries.dictionary import Dictionary
-from circuitgraph.errors import CircuitGraphError, DictionaryError, did_you_mean
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import Node, NodeKind, Site
+from circuitgraph.nodes import NodeKind, Site
 from circuitgraph.paths.linear_maps import LinearMap
-from circuitgraph_kernels import SaeAttribution, decode_entries, gather_dot, sae_attribution
-
-
-@dataclass(frozen=True)
-class ComponentTreatment:
-    """What attention and MLPs without a dictionary are: "node" (one node per position, explained by nothing), "frozen"
-    (a linear map, frozen at the clean run, that input directions pass) or "dropped" (left out: what they add is missing)."""
-
-    attention: str = "node"
-    mlp: str = "node"
-
-    def __post_init__(self) -> None:
-        for name, role in (("attention", self.attention), ("mlp", self.mlp)):
-            if role not in TREATMENTS:
-                raise CircuitGraphError(
-                    f"{name} is {role!r}; expected one of {', '.join(TREATMENTS)}.{did_you_mean(role, TREATMENTS)}"
-                )
-
-    def of(self, site: Site) -> str:
-        """The role of the component that writes at the site."""
-        return self.attention if site.kind in ("z", "attn_out") else self.mlp
-
-
-TREATMENTS = ("node", "frozen", "dropped")
-
-
-def component_sites(model: Model, dictionaries: Dictionaries) -> list[Site]:
-    """One site per component that writes to the residual stream, in forward order: attention then MLP of each layer.
-
-    Attention is taken at `attn_out` where a dictionary writes there, else at `z`; an MLP at `mlp_post` where a dictionary
-    writes there, else at `mlp_out`. DictionaryError for dictionaries at both in one layer.
-    """
-    written = set(dictionaries.written)
-    sites = []
-    for layer in range(model.n_layers):
-        for usual, other, part in (("z", "attn_out", "attention"), ("mlp_out", "mlp_post", "MLP")):
-            if {Site(usual, layer), Site(other, layer)} <= written:
-                raise DictionaryError(
-                    f"dictionaries at {usual}.{layer} and {other}.{layer} explain the same {part}; give one of them"
-                )
-            sites.append(Site(other if Site(other, layer) in written else usual, layer))
-    return sites
-
-
-def node_sites(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment | None = None) -> list[Site]:
-    """Every site that has nodes of its own besides the embeddings: dictionaries and components, in forward order.
-
-    Components that are not "node" are left out; `frozen_outputs` are those that only pass on.
-    """
-    treatment, written = treatment or ComponentTreatment(), set(dictionaries.written)
-    own = {site for site in component_sites(model, dictionaries) if treatment.of(site) == "node"}
-    return sorted(own | written)
-
-
-def frozen_outputs(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment) -> list[Site]:
-    """The outputs of components without a dictionary whose role is "frozen", in forward order."""
-    sites = set(component_sites(model, dictionaries)) - set(dictionaries.written)
-    found = [site.output for site in sites if treatment.of(site) == "frozen"]
-    return sorted(found)
-
-
-def error_targets(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment | None = None) -> list[Site]:
-    """The sites whose errors can be targets, in forward order: components without a dictionary, and dictionaries that read
-    where they alone write. A transcoder's error is the difference of two components and stays a source only."""
-    return [
-        site
-        for site in node_sites(model, dictionaries, treatment)
-        if all(dictionary.reads == site for dictionary in dictionaries.writers(site))
-    ]
+from circuitgraph.paths.stream import StreamChange
 
 
 def attribute_nodes(
@@ -111,226 +42,120 @@ def attribute_nodes(
         bias       (bias_clean - bias_base) . g                    for baseline zero, or of dictionaries that normalise
         others     (x_clean - x_base) . g                          embeddings; positions for baseline zero
 
-    g [batch, pos, d] is the gradient of the metric at the site, plain or integrated; of a cross-layer transcoder's
-    feature the products at all its sites are summed. A positive attribution says that the node's clean value supports the
-    metric. Components without a dictionary are one error node per position: nothing of them is explained. With baseline
-    zero a feature, an error and a bias are compared with nothing. A skip connection is no node: it is linear, so what
-    passes it belongs to the nodes before it. A component that is through (frozen: output site -> map) likewise: what its
-    frozen map does not carry is one node per position, a bias with baseline zero, an error with another. errors_as_targets:
-    give the errors of `error_targets` the input directions that make them targets.
+    g is the gradient of the metric at the site; of a cross-layer transcoder's feature the products at all its sites are
+    summed. Positive: the node's clean value supports the metric. Components without a dictionary are one error node per
+    position, as nothing of them is explained. A linear skip connection is no node, nor is a frozen component: what passes
+    through belongs to the nodes before it. What a frozen component adds beyond its linear map is one node per position, a
+    bias with baseline zero, an error with another.
+
+    Args:
+        model: The model.
+        dictionaries: Its dictionaries.
+        clean: Activations of the clean run at `runs.sites_of`.
+        baseline: What they are compared with. With baseline zero, features, errors and biases are compared with nothing.
+        gradients: The metric's gradient [batch, pos, d] by site, plain or integrated.
+        treatment: How components without a dictionary are treated; as nodes by default.
+        frozen: The maps of frozen components, by output site.
+        errors_as_targets: Give the errors of `error_targets` the input directions that make them targets.
+        backend: What the kernel runs on.
     """
-    tables = _embedding_tables(model, clean, baseline, gradients)
-    explained: dict[Site, Tensor] = {}
-    for site, through in (frozen or {}).items():
-        tables += _rest_table(model, site, through, clean, baseline.values, gradients)
+    change = StreamChange(model, clean, baseline.values)
+    tables = _embedding_tables(change, gradients)
+    for site, linear in (frozen or {}).items():
+        tables += _beyond_linear(site, linear, change, gradients)
     targets = error_targets(model, dictionaries, treatment) if errors_as_targets else []
+    explained: dict[Site, Tensor] = {}
     for site in node_sites(model, dictionaries, treatment):
-        dictionary, features = dictionaries.get(site), None
-        if dictionary is not None:
-            features = _attribute_features(model, dictionary, clean, baseline.values, gradients, backend, explained)
+        features = None
+        if site in dictionaries:
+            features, parts = attribute_features(dictionaries[site], change, gradients, backend)
+            for where, part in parts.items():
+                explained[where] = part + explained[where] if where in explained else part
             tables.append(features)
-        tables += _bias_table(model, site, dictionaries, clean, baseline.values, gradients)
-        difference = clean[site] if baseline.values is None else clean[site] - baseline.values[site]
-        if site in explained:
-            difference = difference - explained[site]
-        errors = _vector_table(model, "error", site, difference, gradients[site], clean)
+        tables += _bias_table(site, dictionaries, change, gradients)
+        difference = change.at(site) - explained[site] if site in explained else change.at(site)
+        errors = _vector_table("error", site, difference, gradients[site], change)
         if site in targets:
             errors = replace(errors, reads=error_reads(gradients[site], features))
         tables.append(errors)
     return tables
 
 
-def error_reads(gradient: Tensor, features: FeatureTable | None) -> Tensor:
-    """(I - W_dec diag(act') W_enc)^T g [batch, pos, d]: how what an error brings to the metric, g . error, changes with the
-    activation that is read (Marks et al. 2024); gradient g [batch, pos, d]. Without features the error is all of it. The mean
-    that a layer-normed input gets back is no part of it; scales of inputs are frozen."""
+def error_reads(gradient: Float[Tensor, "batch pos d"], features: FeatureTable | None) -> Float[Tensor, "batch pos d"]:
+    """How what an error brings to the metric changes with the activation x that the dictionary reads and writes.
+
+        d (g . error) / dx = (I - W_dec diag(act') W_enc)^T g              (Marks et al. 2024)
+
+    Args:
+        gradient: g, the metric's gradient at the site.
+        features: The dictionary's features; None where there is no dictionary and the error is all of x.
+
+    The mean that a layer-normed input gets back is no part of the error. Scales of inputs are frozen.
+    """
     reads = gradient.clone()
     if features is not None:
-        if features.dictionary.weights.normalize == "layer_norm":
+        if features.dictionary.normalize == "layer_norm":
             reads -= gradient.mean(-1, keepdim=True)
         for pos in torch.unique(features.pos).tolist():
-            here = features.pos == pos
-            reads[:, pos] -= features.node_gradient[:, here] @ features.take(here).reads
+            columns = features.pos == pos
+            reads[:, pos] -= features.node_gradient[:, columns] @ features.take(columns).reads
     return reads
 
 
-def _rest_table(
-    model: Model,
-    site: Site,
-    through: LinearMap,
-    clean: Mapping[Site, Tensor],
-    base: Mapping[Site, Tensor] | None,
-    gradients: Mapping[Site, Tensor],
-) -> list[NodeTable]:
-    """What a frozen component adds beyond its map: its constants, and against another baseline its changed pattern."""
-    change = {where: clean[where] if base is None else clean[where] - base[where] for where in (site, _stream_of(site))}
-    stream = change[_stream_of(site)]
-    if site.layer == 0 and Site("pos_embed") in clean:
-        pos_embed = Site("pos_embed")
-        stream = stream + (clean[pos_embed] if base is None else clean[pos_embed] - base[pos_embed])
-    if site.kind == "mlp_out" and not model.parallel:
-        attention = Site("attn_out", site.layer)
-        stream = stream + (clean[attention] if base is None else clean[attention] - base[attention])
-    rest = change[site] - through.apply(stream)
-    table = _vector_table(model, "bias" if base is None else "error", site, rest, gradients[site], clean)
-    return [table] if bool(table.vectors.any()) else []
-
-
-def _stream_of(site: Site) -> Site:
-    """Where the stream that enters the site's layer was recorded."""
-    return Site("resid_post", site.layer - 1) if site.layer else Site("embed")
-
-
-def _attribute_features(
-    model: Model,
-    dictionary: Dictionary,
-    clean: Mapping[Site, Tensor],
-    base: Mapping[Site, Tensor] | None,
-    gradients: Mapping[Site, Tensor],
-    backend: str,
-    explained: dict[Site, Tensor],
-) -> FeatureTable:
-    """The features of one dictionary; adds what it reconstructs of clean minus baseline to `explained`, per site."""
-    weights, read = dictionary.weights, clean[dictionary.reads]
-    gradient, written = (torch.cat([x[site] for site in dictionary.sites], -1) for x in (gradients, clean))
-    batch, n_pos = gradient.shape[:2]
-    base_written = None if base is None else torch.cat([base[site] for site in dictionary.sites], -1).flatten(0, 1)
-    try:
-        found = sae_attribution(
-            read.flatten(0, 1),
-            None if base is None else base[dictionary.reads].flatten(0, 1),
-            gradient.flatten(0, 1),
-            weights,
-            clean_out=written.flatten(0, 1),
-            baseline_out=base_written,
-            backend=backend,
-        )
-    except ValueError as error:
-        raise CircuitGraphError(f"attribution at {dictionary.writes}: {error}") from None
-    delta = found.clean_acts - found.baseline_acts
-    if weights.basis:  # neurons: no product with an identity
-        decoded = delta.new_zeros(batch * n_pos, weights.d_out)
-        decoded[found.token, found.feature] = delta
-    else:
-        decoded = decode_entries(found.token, found.feature, delta, weights.W_dec, batch * n_pos)
-    decoded = decoded.unflatten(0, (batch, -1))
-    rest = dictionary.affine(read)
-    if base is not None:
-        rest = rest - dictionary.affine(base[dictionary.reads])
-    for site in dictionary.sites:
-        part = (decoded + rest)[..., dictionary.columns(site)].to(read.dtype)
-        explained[site] = part + explained[site] if site in explained else part
-    return _feature_table(model, dictionary, found, gradient, clean)
-
-
-def _feature_table(
-    model: Model, dictionary: Dictionary, found: SaeAttribution, gradient: Tensor, clean: Mapping[Site, Tensor]
-) -> FeatureTable:
-    """The list of (token, feature) as columns (position, feature) with one row per example."""
-    batch, n_pos = gradient.shape[:2]
-    example, at = found.token // n_pos, found.token % n_pos
-    key, column = torch.unique(at * dictionary.d_sae + found.feature, return_inverse=True)
-    pos, feature = key // dictionary.d_sae, key % dictionary.d_sae
-
-    def rows(values: Tensor) -> Tensor:
-        dense = values.new_zeros(batch, len(key))
-        dense[example, column] = values
-        return dense
-
-    acts = rows(found.clean_acts)
-    tokens = torch.arange(batch, device=key.device).repeat_interleave(len(key)) * n_pos + pos.repeat(batch)
-    if dictionary.weights.basis:
-        slope = gradient.flatten(0, 1)[tokens, feature.repeat(batch)].view(batch, -1)
-    else:
-        W_dec = dictionary.weights.W_dec
-        slope = gather_dot(gradient.flatten(0, 1), tokens, W_dec, feature.repeat(batch)).view(batch, -1)
-    site = dictionary.writes
-    scale = output_scale(model, site, clean)
-    return FeatureTable(
-        site=site,
-        pos=pos,
-        feature=feature,
-        attribution=rows(found.attribution),
-        dictionary=dictionary,
-        acts=acts,
-        baseline_acts=rows(found.baseline_acts),
-        node_gradient=slope * (acts != 0),
-        to_stream=functools.partial(model.write, site),
-        post_scale=None if scale is None else scale[:, pos, 0],
-    )
-
-
-def output_scale(model: Model, site: Site, clean: Mapping[Site, Tensor]) -> Tensor | None:
-    """The clean run's scale [batch, pos, 1] of the post-norm that what the site writes passes; None without one."""
-    post = model.output_norm(site)
-    return None if post is None else clean[post[1]]
-
-
-def _vector_table(
-    model: Model, kind: NodeKind, site: Site, difference: Tensor, gradient: Tensor, clean: Mapping[Site, Tensor]
-) -> VectorTable:
-    """One node per position that is a whole vector; difference and gradient [batch, pos, d] at the site."""
-    pos = torch.arange(difference.shape[1], device=difference.device)
-    vectors, scale = model.write(site, difference), output_scale(model, site, clean)
-    attribution = (difference * gradient).sum(-1)
-    if scale is None:
-        return VectorTable(kind, site, pos, attribution, vectors, {site.output: vectors})
-    return VectorTable(kind, site, pos, attribution, vectors / scale, {site: difference})
-
-
-def _embedding_tables(
-    model: Model, clean: Mapping[Site, Tensor], baseline: Baseline, gradients: Mapping[Site, Tensor]
-) -> list[NodeTable]:
-    """Token embeddings; with baseline zero also positional ones."""
+def _embedding_tables(change: StreamChange, gradients: Mapping[Site, Tensor]) -> list[NodeTable]:
+    """Token embeddings; with baseline zero also positional ones, which are the same in every run."""
     embed, pos_embed = Site("embed"), Site("pos_embed")
     gradient = gradients[embed]
-    base = torch.zeros_like(clean[embed]) if baseline.values is None else baseline.values[embed]
-    tables: list[NodeTable] = [_vector_table(model, "embedding", embed, clean[embed] - base, gradient, clean)]
-    if baseline.values is None and pos_embed in clean:
-        tables.append(
-            _vector_table(model, "pos_embedding", pos_embed, clean[pos_embed].expand_as(gradient), gradient, clean)
-        )
+    tables: list[NodeTable] = [_vector_table("embedding", embed, change.at(embed), gradient, change)]
+    if change.baseline is None and pos_embed in change.clean:
+        vectors = change.at(pos_embed).expand_as(gradient)
+        tables.append(_vector_table("pos_embedding", pos_embed, vectors, gradient, change))
     return tables
 
 
+def _beyond_linear(
+    site: Site, linear: LinearMap, change: StreamChange, gradients: Mapping[Site, Tensor]
+) -> list[NodeTable]:
+    """What a frozen component adds beyond its linear map: its constants, and the change of its pattern and slopes."""
+    rest = change.at(site) - linear.apply(change.before(site))
+    table = _vector_table("bias" if change.baseline is None else "error", site, rest, gradients[site], change)
+    return [table] if bool(table.vectors.any()) else []
+
+
 def _bias_table(
-    model: Model,
-    site: Site,
-    dictionaries: Dictionaries,
-    clean: Mapping[Site, Tensor],
-    base: Mapping[Site, Tensor] | None,
-    gradients: Mapping[Site, Tensor],
+    site: Site, dictionaries: Dictionaries, change: StreamChange, gradients: Mapping[Site, Tensor]
 ) -> list[NodeTable]:
     """What is added at the site whatever the features, one node per position; empty if that is nothing.
 
-    The biases of the dictionaries that write there, what a norm's bias adds through their skip connections, and, with baseline zero, those of the component behind it: b_O, b_out,
-    a post-norm's. Constants cancel against another baseline; the bias of a dictionary that normalises does not.
+    These are the biases of the dictionaries that write there and what the bias of a norm adds through their skip connections;
+    with baseline zero also the biases of the component behind the site: b_O, b_out, that of a post-norm. Constants cancel
+    against another baseline, but the bias of a dictionary that normalises is no constant.
     """
+    model, clean, base = change.model, change.clean, change.baseline
     own = torch.zeros_like(clean[site])
-    for dictionary in dictionaries.values():
-        if site in dictionary.sites and (base is None or dictionary.weights.normalize != "none"):
-            change = dictionary.bias(clean[dictionary.reads])
+    for dictionary in dictionaries.writers(site):
+        if base is None or dictionary.normalize != "none":
+            bias = dictionary.bias(clean[dictionary.reads])
             if base is not None:
-                change = change - dictionary.bias(base[dictionary.reads])
-            own = own + change[..., dictionary.columns(site)]
+                bias = bias - dictionary.bias(base[dictionary.reads])
+            own = own + bias[..., dictionary.columns(site)]
         if base is None and dictionary.writes == site and (W_skip := dictionary.W_skip) is not None:
-            shift = skip_shift(model, dictionary.reads)
+            shift = _skip_shift(model, dictionary.reads)
             own = own if shift is None else own + shift @ W_skip.to(own.dtype)
-    table = _vector_table(model, "bias", site, own, gradients[site], clean)
+    table = _vector_table("bias", site, own, gradients[site], change)
     behind = _bias_behind(model, site, clean) if base is None else None
     if behind is not None:
-        gradient = gradients[site.output]
         behind = behind.expand_as(table.vectors)
-        total = table.attribution + (behind * gradient).sum(-1)
+        total = table.attribution + (behind * gradients[site.output]).sum(-1)
         changes = dict(table.changes)
         changes[site.output] = changes.get(site.output, 0) + behind
         table = replace(table, attribution=total, vectors=table.vectors + behind, changes=changes)
     return [table] if bool(table.vectors.any()) else []
 
 
-def skip_shift(model: Model, reads: Site) -> Tensor | None:
-    """The bias of the norm in front of an MLP, [d_model], which passes a skip connection from the MLP's input whatever
-    the stream is; None where there is none."""
+def _skip_shift(model: Model, reads: Site) -> Tensor | None:
+    """The bias [d_model] of the norm in front of an MLP, which passes a skip connection from the MLP's input whatever the
+    stream is; None where there is none."""
     norm = model.norm(reads, "ln2") if reads.kind == "mlp_in" else None
     return None if norm is None else norm.bias
 
@@ -345,7 +170,13 @@ def _bias_behind(model: Model, site: Site, clean: Mapping[Site, Tensor]) -> Tens
     return sum(parts[1:], parts[0]) if parts else None
 
 
-def rank_nodes(tables: Iterable[NodeTable]) -> list[tuple[float, Node]]:
-    """(mean attribution over the examples, node) of every node, largest absolute value first, ties in forward order."""
-    ranked = [item for table in tables for item in zip(table.attribution.mean(0).tolist(), table.nodes(), strict=True)]
-    return sorted(ranked, key=lambda item: (-abs(item[0]), item[1].order))
+def _vector_table(
+    kind: NodeKind, site: Site, difference: Tensor, gradient: Tensor, change: StreamChange
+) -> VectorTable:
+    """One node per position that is a whole vector; difference and gradient [batch, pos, d] at the site."""
+    pos = torch.arange(difference.shape[1], device=difference.device)
+    vectors, scale = change.model.write(site, difference), output_scale(change.model, site, change.clean)
+    attribution = (difference * gradient).sum(-1)
+    if scale is None:
+        return VectorTable(kind, site, pos, attribution, vectors, {site.output: vectors})
+    return VectorTable(kind, site, pos, attribution, vectors / scale, {site: difference})

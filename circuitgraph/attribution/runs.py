@@ -1,16 +1,15 @@
-"""The clean run and what it is compared with.
+"""The clean run, the corrupted run, and the baselines that are made of it.
 
-In come a model, tokenized pairs and the sites of interest; out come the clean activations (still attached to their
-autograd graph, so that gradients need no second forward pass) and the baseline's. This module knows no gradients and
-encodes nothing.
+The clean run keeps its autograd graph, so that gradients need no second forward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from circuitgraph.dictionaries.dictionary import Dictionary
@@ -20,8 +19,7 @@ from circuitgraph.models.model import Model, Replace
 from circuitgraph.models.tokens import TokenizedPairs
 from circuitgraph.nodes import Site
 
-BaselineKind = Literal["corrupted", "zero", "mean"]
-BASELINES: tuple[BaselineKind, ...] = ("corrupted", "zero", "mean")
+BaselineKind = Literal["corrupted", "zero", "mean", "resample"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,19 +41,26 @@ class CleanRun:
 
 
 @dataclass(frozen=True, eq=False)
+class CorruptedRun:
+    """The corrupted run: logits [batch, pos, vocab], the metric [batch], and activations by site [batch, pos, d]."""
+
+    logits: Tensor
+    metric: Tensor
+    values: Mapping[Site, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class Baseline:
     """What clean is compared with, per site [batch, pos, d].
 
-    corrupted: the activations of the corrupted run. mean: their mean over the examples, per position or place (two or more).
-    zero: no values; features, errors, embeddings and biases are all compared with nothing.
-    `metric` is the metric of the corrupted run for all three kinds, [batch], `recorded` what it reads besides the logits.
+    corrupted   the activations of the corrupted run
+    mean        their mean over the examples, per position or aligned position
+    resample    those of another example's corrupted run
+    zero        no values: features, errors, embeddings and biases are all compared with nothing
     """
 
     kind: BaselineKind
     values: Mapping[Site, Tensor] | None
-    logits: Tensor
-    metric: Tensor
-    recorded: Mapping[Site, Tensor] = field(default_factory=dict)
 
 
 def sites_of(
@@ -101,13 +106,22 @@ def sites_of(
     return sorted(site for site in sites if model.has(site))
 
 
-def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric) -> CleanRun:
+def run_clean(
+    model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric | Callable[[Tensor], Metric]
+) -> CleanRun:
     """The clean run with its autograd graph. Its logits end with each example's last position (`TokenizedPairs.at_end`).
 
     Where the metric reads a site itself, the attached tensor is what goes on from there: a gradient at it is that of what
     lies behind, without the reading.
+
+    Args:
+        model: The model.
+        pairs: Token ids.
+        sites: What is recorded.
+        metric: The metric, or how it follows from the logits [batch, pos, vocab], if it reads no site.
     """
     behind: dict[Site, Tensor] = {}
+    read = metric.sites if isinstance(metric, Metric) else ()
 
     def pass_on(site: Site) -> Replace:
         def alias(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
@@ -118,42 +132,82 @@ def run_clean(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric
 
     logits, recorded = model.run(
         pairs.clean,
-        record=sorted({*sites, *metric.sites}),
-        replace={site: pass_on(site) for site in metric.sites},
+        record=sorted({*sites, *read}),
+        replace={site: pass_on(site) for site in read},
         differentiable=True,
     )
     logits = pairs.at_end(logits)
-    return CleanRun(logits.detach(), metric(logits, recorded), {**recorded, **behind})
+    score = metric if isinstance(metric, Metric) else metric(logits.detach())
+    return CleanRun(logits.detach(), score(logits, recorded), {**recorded, **behind})
 
 
-def run_baseline(
-    model: Model,
-    pairs: TokenizedPairs,
-    sites: Iterable[Site],
-    metric: Metric,
-    kind: str = "corrupted",
-    *,
-    mean: Callable[[Mapping[Site, Tensor]], dict[Site, Tensor]] | None = None,
-) -> Baseline:
-    """The corrupted run, turned into the baseline of that kind. mean: how activations become their mean over the examples;
-    None for that of each position."""
-    if kind not in BASELINES:
+def run_corrupted(model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric) -> CorruptedRun | None:
+    """The corrupted run at these sites; None where the pairs have no corrupted prompts."""
+    if pairs.corrupted is None:
+        return None
+    logits, recorded = model.run(pairs.corrupted, record=sorted({*sites, *metric.sites}))
+    logits = pairs.at_end(logits)
+    return CorruptedRun(logits, metric(logits, recorded), recorded)
+
+
+def check_baseline(kind: str, n_examples: int, *, has_corrupted: bool) -> None:
+    """CircuitGraphError unless prompts like these have this baseline; asked before anything runs."""
+    if kind == "zero":
+        return
+    if not has_corrupted:
         raise CircuitGraphError(
-            f"baseline {kind!r} is unknown; expected one of {', '.join(BASELINES)}.{did_you_mean(kind, BASELINES)}"
+            f"baseline {kind!r} needs corrupted prompts, and there are none; give PromptPair(clean, corrupted), or take"
+            " baseline 'zero'"
         )
-    if kind == "mean" and len(pairs.corrupted) < 2:
+    if kind == "mean" and n_examples < 2:
         raise CircuitGraphError(
             "baseline 'mean' is the mean over the corrupted prompts and needs at least two pairs; got 1"
         )
-    record = sorted({*sites, *metric.sites})
-    logits, recorded = model.run(pairs.corrupted, record=record)
-    logits = pairs.at_end(logits)
-    values: dict[Site, Tensor] | None = recorded
-    if kind == "zero":
-        values = None
-    elif kind == "mean" and mean is not None:
-        values = mean(recorded)
-    elif kind == "mean":
-        values = {site: value.mean(0, keepdim=True).expand_as(value) for site, value in recorded.items()}
-    read = {site: recorded[site] for site in metric.sites}
-    return Baseline(kind, values, logits, metric(logits, recorded), read)
+    if kind == "resample" and n_examples < 2:
+        raise CircuitGraphError(
+            "baseline 'resample' takes the corrupted run of another example and needs at least two pairs; got 1"
+        )
+
+
+def baseline_of(
+    kind: str,
+    corrupted: CorruptedRun | None,
+    *,
+    mean: Callable[[Mapping[Site, Tensor]], dict[Site, Tensor]] | None = None,
+    seed: int = 0,
+) -> Baseline:
+    """The baseline of that kind, made from the corrupted run without running again.
+
+    Args:
+        kind: "corrupted", "zero", "mean" or "resample".
+        corrupted: The corrupted run; None only for "zero".
+        mean: How activations become their mean over the examples; None for that of each position.
+        seed: Of the draw of "resample".
+    """
+    if kind == "zero" or corrupted is None:
+        check_baseline(kind, 2, has_corrupted=corrupted is not None)
+        return Baseline("zero", None)
+    values = corrupted.values
+    check_baseline(kind, len(corrupted.metric), has_corrupted=True)
+    if kind == "corrupted":
+        return Baseline("corrupted", values)
+    if kind == "mean" and mean is not None:
+        return Baseline("mean", mean(values))
+    if kind == "mean":
+        return Baseline("mean", {site: x.mean(0, keepdim=True).expand_as(x) for site, x in values.items()})
+    if kind == "resample":
+        rows = resample_rows(len(corrupted.metric), seed)
+        # rotary angles have one row for all examples
+        return Baseline("resample", {s: x[rows] if len(x) == len(rows) else x for s, x in values.items()})
+    known = get_args(BaselineKind)
+    raise CircuitGraphError(
+        f"baseline {kind!r} is unknown; expected one of {', '.join(known)}.{did_you_mean(kind, known)}"
+    )
+
+
+def resample_rows(n: int, seed: int) -> Tensor:
+    """For each of n >= 2 examples another one, drawn with the seed."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    rows = torch.empty(n, dtype=torch.long)
+    rows[order] = order.roll(1)
+    return rows

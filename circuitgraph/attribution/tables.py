@@ -58,6 +58,11 @@ class FeatureTable:
         return self.dictionary.input_directions(self.feature).to(self.acts.dtype)
 
     @property
+    def matters(self) -> Tensor:
+        """Columns [n] whose pre-activation the metric depends on, in any example."""
+        return (self.node_gradient != 0).any(0)
+
+    @property
     def delta(self) -> Tensor:
         """acts - baseline_acts [batch, n]."""
         return self.acts - self.baseline_acts
@@ -122,6 +127,11 @@ class VectorTable:
     def reads_at(self) -> Site | None:
         """Where what it reads is read; None for nodes that are sources only."""
         return None if self.reads is None else self.site
+
+    @property
+    def matters(self) -> Tensor:
+        """Columns [n] whose activation the metric depends on, in any example; none of nodes that are sources only."""
+        return torch.zeros_like(self.pos, dtype=torch.bool) if self.reads is None else (self.reads != 0).any(-1).any(0)
 
     @property
     def node_gradient(self) -> Tensor:

@@ -1,17 +1,45 @@
-"""What the commands of the command line share: options, defaults read from the functions, loading, progress.
-
-In come names and paths; out come click decorators and loaded things. This module imports only click until a command runs.
-"""
+"""What the commands share: options made from settings, loading, progress. Only click is imported until a command runs."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
+
+from circuitgraph.settings import Settings, type_of
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def options_of(*kinds: type[Settings], skip: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+    """An option for every field of these settings, with its default, its help text and its choices.
+
+    Values are checked by the settings themselves, so that a wrong one says the same from Python and from the shell.
+    """
+    unique = {each.name: each for kind in kinds for each in fields(kind)}
+    chosen = [each for each in unique.values() if each.metadata["command_line"] and each.name not in skip]
+
+    def decorate(command: Any) -> Any:
+        for each in reversed(chosen):
+            facts, flag = each.metadata, f"--{each.name.replace('_', '-')}"
+            choices = f" One of: {', '.join(facts['choices'])}." if facts["choices"] else ""
+            settings: dict[str, Any] = {"default": each.default, "help": facts["help"] + choices}
+            if type_of(each) is bool:
+                on_and_off = f"{flag}/--no-{each.name.replace('_', '-')}" if each.default else flag
+                command = click.option(on_and_off, each.name, is_flag=True, show_default=each.default, **settings)(
+                    command
+                )
+            else:
+                shown = each.default is not None
+                command = click.option(flag, each.name, type=type_of(each), show_default=shown, **settings)(command)
+        return command
+
+    return decorate
 
 
 def defaults_of(module: str, function: str) -> dict[str, Any]:
@@ -39,6 +67,7 @@ def common_options(command: Any) -> Any:
 
 
 def device_option(command: Any) -> Any:
+    """--device: where the model runs."""
     return click.option(
         "--device",
         default=None,
@@ -93,26 +122,20 @@ def load_all(
     lazy: bool = False,
 ) -> tuple[Any, Any, Any]:
     """The model, its dictionaries and the pairs that the options name; the prompts are read first, None without any."""
-    import random
-
-    from circuitgraph import embedded
     from circuitgraph.dictionaries.load import load_dictionaries
-    from circuitgraph.models.model import DTYPES, load_model
-    from circuitgraph.models.tokens import pairs_of_length
+    from circuitgraph.doors import as_dictionaries, choose_pairs
+    from circuitgraph.embedded import DEMO, MODEL
+    from circuitgraph.models.load import load_model
+    from circuitgraph.models.model import DTYPES as dtypes
     from circuitgraph.prompts import read_pairs
+    from circuitgraph.settings import Prompts
 
+    which = Prompts(length=length, examples=examples, seed=seed)
     pairs = None if prompts is None else read_pairs(prompts)
     progress("loading the model", 0, 1)
-    loaded = load_model(embedded.MODEL if model == "demo" else model, device=device, dtype=DTYPES[dtype])
-    sources = [
-        path for name in dictionaries for path in (embedded.circuit_dictionaries() if name == "demo" else [name])
-    ]
-    found = load_dictionaries(sources, loaded, lazy=lazy) if sources else {}
-    if pairs is not None and length is not None:
-        pairs = pairs_of_length(loaded, pairs, length)
-    if pairs is not None and examples is not None and examples < len(pairs):
-        pairs = random.Random(seed).sample(pairs, examples)
-    return loaded, found, pairs
+    loaded = load_model(MODEL if model == DEMO else model, device=device, dtype=dtypes[dtype])
+    found = load_dictionaries(dictionaries, loaded, lazy=lazy) if dictionaries else as_dictionaries(None, loaded)
+    return loaded, found, pairs if pairs is None else choose_pairs(pairs, loaded, which)
 
 
 @contextlib.contextmanager

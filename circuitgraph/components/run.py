@@ -1,24 +1,28 @@
 """Running circuits that are sets of edges between components: what a component reads is put together edge by edge.
 
-In come the model, token ids, what every component writes in another run, and which edges are kept; out come logits. A component
-reads the sum of what the kept edges bring from this run and the dropped ones from the other run; heads read with q, k and v
-apart, and every norm takes its scale from what is really read. This module knows no scores and no graph.
+A component reads the sum of what the kept edges bring from this run and the dropped ones from another run. Heads read
+with q, k and v apart, and every norm takes its scale from what is really read.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.runs import resample_rows
 from circuitgraph.components.shape import ComponentShape
 from circuitgraph.errors import ModelError
-from circuitgraph.metrics import Metric
+from circuitgraph.evaluation.conditions import metric_rounding
+from circuitgraph.metrics import Metric, MetricFunction, build_metric
 from circuitgraph.models.formulas import AttentionState
 from circuitgraph.models.model import Model
+from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Site
+from circuitgraph.prompts import PromptPair
 
 _ELEMENTS = 1 << 25  # numbers held at once for all circuits of one pass
 _ROUNDINGS = 4096  # of a whole forward pass
@@ -28,8 +32,8 @@ _ROUNDINGS = 4096  # of a whole forward pass
 class ComponentRun:
     """The run of some token ids in which every edge is kept, and what circuits on these ids need.
 
-    written [writers, batch, pos, d_model]: what each component adds to the stream (a head before a post-norm; input is the
-    stream that enters layer 0). states and hidden: per layer rotations, and which keys its mask hides, [query, key].
+    written [writers, batch, pos, d_model]: what each component adds to the stream (a head before a post-norm; input is
+    the stream that enters layer 0). states: rotations per layer. hidden: which keys its mask hides, [query, key].
     """
 
     tokens: Tensor
@@ -60,60 +64,124 @@ def run_components(model: Model, tokens: Tensor) -> ComponentRun:
     sites = {Site("resid_pre", 0), *scores, *(site for layer in layers for site in model.attention_sites(layer))}
     logits, values = model.run(tokens, record=sorted(sites))
     states = [model.attention_state(layer, values) for layer in layers]
-    # masks add the smallest number of the model's type; a float32 mask may stand in a float64 model
-    bottom = max(-1e30, torch.finfo(model.dtype).min / 2)
-    hidden = [values[site][0, 0] < bottom for site in scores]
+    hidden = [values[site][0, 0] < model.hidden_below for site in scores]
     start = values[Site("resid_pre", 0)]
     shape = component_shape(model)
     nothing = start.new_zeros(shape.n_writers, *start.shape)
     run = ComponentRun(tokens, start[None], logits, states, hidden)
-    again, change = _forward(
-        model, run, nothing, torch.ones(1, *shape.edges().shape, dtype=torch.bool).to(start.device)
-    )
+    every = torch.ones(1, shape.n_writers, shape.n_readers, dtype=torch.bool, device=start.device)
+    again, change = _forward(model, run, nothing, every)
     missing_by = float((again[0] - logits).abs().max())
     if missing_by > _ROUNDINGS * model.eps * float(logits.abs().max()):
         raise ModelError(
-            f"{model.name}: with every edge kept the logits differ by {missing_by:.2g} from the model's; its components do not"
-            " make it up, so circuits of edges cannot be run"
+            f"{model.name}: with every edge kept the logits differ by {missing_by:.2g} from the model's; its"
+            " components do not make it up, so circuits of edges cannot be run"
         )
     return ComponentRun(tokens, -change[0], logits, states, hidden)
 
 
 def run_component_circuits(model: Model, clean: ComponentRun, other: Tensor, kept: Tensor) -> Tensor:
-    """Logits [circuits, batch, pos, vocab] on the clean ids, where the edges outside kept [circuits, writers, readers] bring
-    what `other` [writers, batch, pos, d_model] has of their writer: a corrupted run's `written`, or a mean of it."""
+    """Logits of circuits of edges on the clean ids, [circuits, batch, pos, vocab].
+
+    Args:
+        model: The model.
+        clean: The run of the ids.
+        other: What edges bring that are not kept, by their writer, [writers, batch, pos, d_model]: `written` of a
+            corrupted run, or a mean of it.
+        kept: The circuits, [circuits, writers, readers].
+    """
     return _forward(model, clean, other, kept.to(clean.logits.device))[0]
 
 
-def component_metrics(
-    model: Model,
-    clean: ComponentRun,
-    other: Tensor,
-    metric: Metric,
-    circuits: Sequence[Tensor],
-    *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tensor:
-    """The metric of each circuit [writers, readers], [circuits, batch], as many in one pass as fit."""
-    batch, n_pos = clean.tokens.shape
-    width = model.d_model * (6 * model.n_heads + len(other)) + clean.logits.shape[-1]
-    step = max(1, _ELEMENTS // (width * n_pos * batch))
-    rows = max(1, min(batch, _ELEMENTS // (width * n_pos)))
-    parts = [slice(first, first + rows) for first in range(0, batch, rows)]
-    found = []
-    for first in range(0, len(circuits), step):
-        progress(first, len(circuits))
-        kept = torch.stack(list(circuits[first : first + step]))
-        logits = [run_component_circuits(model, clean.take(part), other[:, part], kept) for part in parts]
-        found += [metric(one) for one in torch.cat(logits, 1)]
-    return torch.stack(found)
+@dataclass(frozen=True, eq=False)
+class ComponentCircuits:
+    """Runs circuits of edges (a `conditions.CircuitRunner`) on some prompts; a circuit is a mask [writers, readers].
+
+    clean, corrupted: the runs of the prompts, None without corrupted ones. seed: of resampling.
+    """
+
+    model: Model
+    clean: ComponentRun
+    corrupted: ComponentRun | None
+    metric: Metric
+    seed: int
+
+    @property
+    def clean_metric(self) -> Tensor:
+        return self.metric(self.clean.logits)
+
+    @functools.cached_property
+    def rounding(self) -> float:
+        return metric_rounding(self.model, self.metric, self.clean.logits, {})
+
+    def metric_of(
+        self,
+        circuits: Sequence[Tensor],
+        baseline: str,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Tensor:
+        """The metric of each circuit, [circuits, batch], as many in one pass as fit."""
+        other = self.written(baseline)
+        batch, n_pos = self.clean.tokens.shape
+        width = self.model.d_model * (6 * self.model.n_heads + len(other)) + self.clean.logits.shape[-1]
+        step = max(1, _ELEMENTS // (width * n_pos * batch))
+        rows = max(1, min(batch, _ELEMENTS // (width * n_pos)))
+        parts = [slice(first, first + rows) for first in range(0, batch, rows)]
+        metrics = []
+        for first in range(0, len(circuits), step):
+            progress(first, len(circuits))
+            kept = torch.stack(list(circuits[first : first + step]))
+            logits = [run_component_circuits(self.model, self.clean.take(rows), other[:, rows], kept) for rows in parts]
+            metrics += [self.metric(of_circuit) for of_circuit in torch.cat(logits, 1)]
+        return torch.stack(metrics)
+
+    def written(self, baseline: str) -> Tensor:
+        """What dropped edges bring, [writers, batch, pos, d_model].
+
+        corrupted   the corrupted run, as in MIB
+        mean        its mean over the examples, per position
+        resample    the corrupted run of another example
+        zero        nothing but positions, which are no component
+        """
+        if baseline == "zero":
+            zero, site = torch.zeros_like(self.clean.written), Site("pos_embed")
+            if self.model.has(site):
+                zero[0] = self.model.run(self.clean.tokens, record=[site])[1][site]
+            return zero
+        assert self.corrupted is not None, "baselines are chosen by what the prompts have"
+        written = self.corrupted.written
+        if baseline == "mean":
+            return written.mean(1, keepdim=True).expand_as(written)
+        return written[:, resample_rows(written.shape[1], self.seed)] if baseline == "resample" else written
+
+
+def component_circuits(
+    model: Model, pairs: Sequence[PromptPair], metric: str | MetricFunction, *, seed: int
+) -> ComponentCircuits:
+    """What runs circuits of edges on these prompts.
+
+    Args:
+        model: The model.
+        pairs: The prompts, all of one length.
+        metric: The metric's name, or a function of logits.
+        seed: Of resampling.
+
+    Raises PromptError for prompts that do not fit, MetricError for a metric that needs answers that the pairs do not
+    have, ModelError as `run_components`.
+    """
+    tokens = tokenize_pairs(model, pairs)
+    score = build_metric(metric, tokens.answers, tokens.wrong_answers)
+    clean = run_components(model, tokens.clean.to(model.device))
+    corrupted = None if tokens.corrupted is None else run_components(model, tokens.corrupted.to(model.device))
+    return ComponentCircuits(model, clean, corrupted, score, seed)
 
 
 class _Pass:
     """What was written so far in one pass of n circuits, and what readers make of it.
 
-    change [n, writers, batch, pos, d_model]: the other run minus this one. dropped [n, writers, readers]: 1 for edges that bring
-    the other run. With a post-norm behind attention, heads are mixed before it and every reader passes the mixture through it.
+    change [n, writers, batch, pos, d_model]: the other run minus this one. dropped [n, writers, readers]: 1 for edges
+    that bring the other run. With a post-norm behind attention, heads are mixed before it and every reader passes the
+    mixture through it.
     """
 
     def __init__(self, model: Model, clean: ComponentRun, other: Tensor, kept: Tensor) -> None:
@@ -132,9 +200,9 @@ class _Pass:
     def read(self, readers: slice, n_before: int) -> Tensor:
         """What these readers read of the stream and the first n_before writers, [n, readers, batch, pos, d_model]."""
         dropped = self.dropped[:, :n_before, readers].transpose(1, 2)
-        found = self.stream[:, None].expand(-1, dropped.shape[1], -1, -1, -1)
+        read = self.stream[:, None].expand(-1, dropped.shape[1], -1, -1, -1)
         if not self.attention:
-            return found + self._mixed(dropped, slice(0, n_before))
+            return read + self._mixed(dropped, slice(0, n_before))
         direct = dropped.clone()
         for layer, whole in enumerate(self.attention):
             heads = self.shape.heads(layer)
@@ -145,8 +213,8 @@ class _Pass:
             passed = (
                 _apply(self.model, layer, "ln1_post", mixed) - _apply(self.model, layer, "ln1_post", whole)[:, None]
             )
-            found = found + passed
-        return found + self._mixed(direct, slice(0, n_before))
+            read = read + passed
+        return read + self._mixed(direct, slice(0, n_before))
 
     def _mixed(self, dropped: Tensor, writers: slice) -> Tensor:
         change = self.change[:, writers]
@@ -155,7 +223,7 @@ class _Pass:
 
 
 def _forward(model: Model, clean: ComponentRun, other: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of each circuit [circuits, batch, pos, vocab], and by how much what each component writes misses `other`."""
+    """Logits of each circuit [circuits, batch, pos, vocab], and of what each component writes `other` minus this run."""
     state, n = _Pass(model, clean, other, kept), len(kept)
     shape = state.shape
     for layer in range(model.n_layers):
@@ -188,8 +256,8 @@ def _attend(clean: ComponentRun, layer: int, normed: Tensor) -> Tensor:
     def project(part: int, W: Tensor, b: Tensor | None) -> Tensor:
         read = normed[:, part * n_heads : (part + 1) * n_heads]
         W = W.repeat_interleave(n_heads // len(W), 0)
-        made: Tensor = (read.flatten(2, 3) @ W).unflatten(2, read.shape[2:4])
-        return made if b is None else made + b.repeat_interleave(n_heads // len(b), 0)[:, None, None]
+        projected: Tensor = (read.flatten(2, 3) @ W).unflatten(2, read.shape[2:4])
+        return projected if b is None else projected + b.repeat_interleave(n_heads // len(b), 0)[:, None, None]
 
     q = state.positioned(project(0, weights.W_Q, weights.b_Q), weights.q_gain)
     k = state.positioned(project(1, weights.W_K, weights.b_K), weights.k_gain)
@@ -204,5 +272,5 @@ def _attend(clean: ComponentRun, layer: int, normed: Tensor) -> Tensor:
 
 def _apply(model: Model, layer: int, part: str, x: Tensor) -> Tensor:
     """`layout.apply` of x [..., batch, pos, d_model]."""
-    made: Tensor = model.layout.apply(layer, part, x.flatten(0, -3)).unflatten(0, x.shape[:-2])
-    return made
+    applied: Tensor = model.layout.apply(layer, part, x.flatten(0, -3)).unflatten(0, x.shape[:-2])
+    return applied

@@ -1,8 +1,4 @@
-"""The files of top activations beside a graph: what its features do over a corpus, as Neuronpedia and circuit-tracer show it.
-
-In come a graph, the model and dictionaries it was built with, and texts; out comes a folder of files, one per feature. The
-running is done in `corpus`, the layout of a file in `formats.feature_examples`; this module puts the two together.
-"""
+"""Files of top activations beside a graph: what its features do over a corpus, for Neuronpedia and circuit-tracer."""
 
 from __future__ import annotations
 
@@ -14,16 +10,18 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from circuitgraph.corpus.activity import Activity, Progress, features_of, run_corpus
+from circuitgraph.corpus.activity import Activity, features_of, run_corpus
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.formats.feature_examples import N_BINS, examples_value, write_feature_examples
-from circuitgraph.formats.neuronpedia_links import model_id_of
 from circuitgraph.formats.neuronpedia_names import ATTENTION_SITES
+from circuitgraph.graphs.neuronpedia import model_id_of
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import Site
+from circuitgraph.progress import Progress, no_progress
+from circuitgraph.settings import Examples
 
-N_LOGITS, N_SLICE = 10, 5  # tokens that a feature promotes most and least; examples of each slice
+N_LOGITS = 10  # how many of the tokens that a feature promotes most, and least
+N_SLICE = 5  # examples of each slice of the activations
 
 
 def write_corpus_examples(
@@ -34,19 +32,29 @@ def write_corpus_examples(
     folder: str | Path,
     *,
     scan: str | None = None,
-    n_top: int = 20,
-    n_tokens: int = 64,
-    batch_size: int = 16,
-    seed: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    n_top: int = Examples.n_top,
+    n_tokens: int = Examples.n_tokens,
+    batch_size: int = Examples.batch_size,
+    seed: int = Examples.seed,
+    progress: Progress = no_progress,
 ) -> tuple[list[Path], list[str]]:
-    """(the files under folder/features/SCAN, a sentence on each feature that has none).
+    """Write one file for each feature of the graph, named by layer and index, under folder/features/SCAN.
 
-    One file for each layer and index of the graph's features. Their layout gives the features of one layer that have one
-    index one file, whatever dictionary they are of: the MLP's is written, and the attention's is named in the sentences.
-    texts: read once, and never all at once. scan: the model's name in the exported graph [default: that of the provenance].
+    The layout of these files cannot tell the dictionaries of one layer apart. If features of two of them have the same
+    index, the file is the MLP's, and the attention's feature has none.
+
+    Args:
+        graph: Its features are looked at.
+        model: The model that it was built with.
+        dictionaries: The dictionaries that it was built with.
+        texts: The corpus; it is read once and never held as a whole.
+        folder: Where to write.
+        scan: The model's name in the exported graph; by default the one in the graph's provenance.
+        n_top, n_tokens, batch_size, seed, progress: As of `run_corpus`.
+
+    Returns the files, and a sentence on each feature that has none.
     """
-    found = run_corpus(
+    activities = run_corpus(
         model,
         dictionaries,
         features_of(graph, dictionaries),
@@ -59,22 +67,23 @@ def write_corpus_examples(
     )
     values: dict[tuple[int, int], dict[str, Any]] = {}
     left_out = []
-    for site in sorted(found, key=lambda site: (site.kind in ATTENTION_SITES, site.depth)):
-        for number, value in enumerate(_values(model, dictionaries[site], site, found[site])):
-            place = (site.block, int(found[site].features[number]))
-            if place in values:
-                left_out.append(f"{site}/f{place[1]} has no file: another feature of layer {place[0]} has its number")
+    for site in sorted(activities, key=lambda site: (site.kind in ATTENTION_SITES, site.depth)):
+        for value in _values(model, dictionaries[site], activities[site]):
+            layer, index = site.block, int(value["index"])
+            if (layer, index) in values:
+                left_out.append(f"{site}/f{index} has no file: another feature of layer {layer} has its number")
             else:
-                values[place] = value
+                values[layer, index] = value
     return write_feature_examples(folder, scan or model_id_of(graph), values), left_out
 
 
-def _values(model: Model, dictionary: Dictionary, site: Site, activity: Activity) -> Iterable[dict[str, Any]]:
-    """The file's value of each feature."""
-    rows = dictionary.weights.W_dec[activity.features.to(dictionary.weights.W_dec.device)]
+def _values(model: Model, dictionary: Dictionary, activity: Activity) -> Iterable[dict[str, Any]]:
+    """What the file of each feature holds."""
+    W_dec = dictionary.weights.W_dec
+    rows = W_dec[activity.features.to(W_dec.device)]
     for i, index in enumerate(activity.features.tolist()):
         written = torch.stack(
-            [model.write(at, rows[i, dictionary.columns(at)].to(model.dtype)) for at in dictionary.sites]
+            [model.write(site, rows[i, dictionary.columns(site)].to(model.dtype)) for site in dictionary.sites]
         )
         logits = model.logit_lens(written.sum(0))
         n = min(N_LOGITS, len(logits))
@@ -104,20 +113,20 @@ def _middles(activity: Activity, i: int) -> Tensor:
 
 
 def _histogram(activity: Activity, i: int) -> list[int]:
-    """How many activations are in each of `N_BINS` bins from 0 to the largest, each taken for the middle of its fine bin."""
+    """How many activations are in each of `N_BINS` bins from 0 to the largest, to the accuracy of the finer bins."""
     largest, counts = float(activity.largest[i]), torch.zeros(N_BINS, dtype=torch.int64)
     if largest > 0:
-        place = (_middles(activity, i) / largest * N_BINS).long().clamp(max=N_BINS - 1)
-        counts.index_add_(0, place, activity.counts[i])
+        coarse = (_middles(activity, i) / largest * N_BINS).long().clamp(max=N_BINS - 1)
+        counts.index_add_(0, coarse, activity.counts[i])
     return [int(count) for count in counts]
 
 
 def _deciles(activity: Activity, i: int) -> list[float]:
-    """The deciles of all activations; one between the smallest and the largest is 0 or the middle of a fine bin."""
+    """The 11 deciles of all activations; smallest and largest are exact, the others 0 or the middle of a fine bin."""
     below = activity.n_values - int(activity.counts[i].sum())
     reached = activity.counts[i].cumsum(0) + below
-    middles, found = _middles(activity, i), [float(activity.smallest[i])]
+    middles, deciles = _middles(activity, i), [float(activity.smallest[i])]
     for tenth in range(1, 10):
         rank = tenth * (activity.n_values - 1) // 10
-        found.append(0.0 if rank < below else float(middles[int(torch.searchsorted(reached, rank, right=True))]))
-    return [*found, float(activity.largest[i])]
+        deciles.append(0.0 if rank < below else float(middles[int(torch.searchsorted(reached, rank, right=True))]))
+    return [*deciles, float(activity.largest[i])]

@@ -1,8 +1,4 @@
-"""The demo model's tokenizer and its batches of token ids.
-
-In comes the text of `circuitgraph.tasks`; out come a word-level tokenizer and right-padded tensors of ids that begin
-with <bos>. This module knows no model.
-"""
+"""The demo model's word-level tokenizer, and the text of `circuitgraph.tasks` as batches of token ids."""
 
 from __future__ import annotations
 
@@ -21,7 +17,10 @@ _PIECES = Regex(r"\d{2}|\d|[^\W\d_]+|[^\w\s]|_")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each word, punctuation mark and two-digit year of the text and the held-out pairs; <bos> goes first."""
+    """A tokenizer of all words of the text and the pairs: a token is a word, a punctuation mark or a two-digit year.
+
+    <bos> goes first.
+    """
     pieces = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(_PIECES, "isolated")])
     texts = [*make_text(20_000, seed=0)]
     texts += [pair.clean + pair.answers[0] for task in TASKS for pair in make_pairs(task, 2_000)]
@@ -41,7 +40,16 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def text_batches(tokenizer: PreTrainedTokenizerFast, n_batches: int, size: int, seed: int) -> Iterator[torch.Tensor]:
-    """`n_batches` tensors of ids [size, length], right-padded to the longest document of the batch."""
+    """Batches of training text.
+
+    Args:
+        tokenizer: From `build_tokenizer`.
+        n_batches: How many batches.
+        size: Documents in each.
+        seed: Seed of the text.
+
+    Yields token ids [size, length], right-padded to the longest document of the batch.
+    """
     documents = make_text(n_batches * size, seed=seed)
     for _ in range(n_batches):
         batch = [next(documents) for _ in range(size)]

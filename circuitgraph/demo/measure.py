@@ -1,7 +1,6 @@
 """How well a model solves the tasks, and how well a dictionary describes activations.
 
-In come a function from token ids to logits and the name of a task, or a dictionary and activations; out come shares.
-This module knows not whether the logits come from the plain model or from one with dictionaries spliced in.
+Works for the plain model and for one with dictionaries spliced in: it only needs a function from token ids to logits.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 from sae_lens import SAE
 from transformers import PreTrainedTokenizerFast
 
-from circuitgraph.demo.places import encode
+from circuitgraph.demo.hook_points import encode
 from circuitgraph.prompts import PromptPair
 from circuitgraph.tasks import TASKS, make_pairs
 
@@ -23,7 +22,12 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """Shares of pairs: P(right answers) above P(wrong ones), and the likeliest token among the right answers."""
+    """How well a model solves a task.
+
+    Args:
+        right_above_wrong: Share of pairs where the right answers together are likelier than the wrong ones.
+        top1: Share of pairs where the likeliest token is a right answer.
+    """
 
     right_above_wrong: float
     top1: float
@@ -31,7 +35,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Quality:
-    """Active features per token, explained variance (1 - error / variance), and features that were active at all."""
+    """How well a dictionary describes activations.
+
+    Args:
+        l0: Active features per token.
+        explained_variance: 1 - error / variance.
+        n_alive: Features that are active at some token.
+    """
 
     l0: float
     explained_variance: float
@@ -40,7 +50,15 @@ class Quality:
 
 @torch.no_grad()
 def score_task(forward: Forward, tokenizer: PreTrainedTokenizerFast, task: str, n: int = 1024, seed: int = 1) -> Score:
-    """The score of the clean prompts of `n` held-out pairs; `forward` maps ids [batch, pos] to logits [batch, pos, vocab]."""
+    """The score on the clean prompts of held-out pairs.
+
+    Args:
+        forward: Token ids [batch, pos] -> logits [batch, pos, vocab].
+        tokenizer: The demo model's.
+        task: Name of the task.
+        n: How many pairs.
+        seed: Seed of the pairs.
+    """
     above = first = 0
     for ids, pairs in _by_length(tokenizer, make_pairs(task, n, seed=seed)):
         probabilities = forward(ids)[:, -1].softmax(-1)
@@ -53,7 +71,13 @@ def score_task(forward: Forward, tokenizer: PreTrainedTokenizerFast, task: str, 
 
 @torch.no_grad()
 def measure_dictionary(dictionary: SAE, x: torch.Tensor, y: torch.Tensor) -> Quality:
-    """How well `dictionary` makes `y` [token, d_out] of `x` [token, d_in]; the two are one tensor for an autoencoder."""
+    """How well a dictionary predicts y from x.
+
+    Args:
+        dictionary: An autoencoder or transcoder of sae-lens.
+        x: Activations that it reads [token, d_in].
+        y: Activations that it writes [token, d_out]; x itself for an autoencoder.
+    """
     acts = encode(dictionary, x)
     error = y - dictionary.decode(acts).reshape(y.shape)
     explained = 1 - error.pow(2).sum() / (y - y.mean(0)).pow(2).sum()
@@ -62,7 +86,7 @@ def measure_dictionary(dictionary: SAE, x: torch.Tensor, y: torch.Tensor) -> Qua
 
 
 def prompt_batches(tokenizer: PreTrainedTokenizerFast, n: int, seed: int = 1) -> list[torch.Tensor]:
-    """Ids [batch, pos] of clean and corrupted prompts of `n` held-out pairs of each task, one batch for each length."""
+    """Token ids [batch, pos] of clean and corrupted prompts, n held-out pairs of each task, in one batch per length."""
     return [
         torch.cat([ids, tokenizer([pair.corrupted for pair in pairs], return_tensors="pt")["input_ids"]])
         for task in TASKS

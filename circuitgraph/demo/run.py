@@ -1,34 +1,37 @@
-"""The demo: a circuit of the embedded model, found, measured and drawn by the same code as any other.
-
-In come a task and a folder; out come three files and the figures that the command prints. Nothing in the rest of the
-package knows this module.
-"""
+"""The demo: the circuit of a task in the embedded model. It uses the same public functions as any other program."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 
 from circuitgraph.dictionaries.load import load_dictionaries
-from circuitgraph.discover import Progress, discover_circuit
+from circuitgraph.discovery import discover
 from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.evaluation.evaluate import measure_graph
+from circuitgraph.evaluation.evidence import measure
 from circuitgraph.files import check_writable
-from circuitgraph.formats import write_graph
-from circuitgraph.graphs.prune import prune_graph
-from circuitgraph.models.model import load_model
+from circuitgraph.formats import save
+from circuitgraph.graphs.pruning import prune
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
-from circuitgraph.render import write_rendering
+from circuitgraph.progress import Progress, no_progress
+from circuitgraph.settings import Demo, resolve
 from circuitgraph.tasks import TASKS, make_pairs
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The circuit that was found, and the files that were written."""
+    """What the demo found.
+
+    Args:
+        circuit: The pruned graph with its evidence.
+        files: Those that were written.
+    """
 
     circuit: nx.MultiDiGraph
     files: tuple[Path, ...]
@@ -52,7 +55,8 @@ class DemoResult:
             f"{metric['name']} clean {metric['clean']:.2f} corrupted {metric['corrupted']:.2f}",
             f"faithfulness {_figure(evidence['faithfulness'])} (errors kept)",
             f"faithfulness {_figure(evidence['faithfulness_errors_removed'])} (errors removed)",
-            f"pearson r {_figure(evidence['pearson_r'])} (attribution against measured effect, {evidence['n_patched']} nodes)",
+            f"pearson r {_figure(evidence['pearson_r'])} (attribution against measured effect,"
+            f" {evidence['n_patched']} nodes)",
             *map(str, self.files),
         ]
 
@@ -60,19 +64,31 @@ class DemoResult:
 def run_demo(
     out: str | Path,
     *,
-    task: str = "ioi",
-    n_pairs: int = 1,
-    align: str = "position",
-    max_nodes: int = 200,
-    seed: int = 0,
+    settings: Demo | None = None,
     device: str | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
+    **changes: Any,
 ) -> DemoResult:
-    """Find the circuit of a task in the embedded model, measure it, and write circuit.json, .svg and .html into `out`.
+    """Find the circuit of a task in the embedded model, measure it, and write circuit.json, .svg and .html.
 
-    align "role" draws the pairs from all templates of the task, "position" from its first.
+    Args:
+        out: The folder to write into; it is made if needed.
+        settings: The defaults, or all settings at once.
+        device: Where to compute, as of `load_model`.
+        progress: Called with (stage, done, total).
+        **changes: Fields of `settings.Demo` over them:
+            task: A name of `circuitgraph.tasks.TASKS`.
+            n_pairs: How many held-out prompt pairs to average over.
+            align: "position" takes the pairs of the task's first template; "role" takes those of all templates and
+                matches tokens by the words that decide.
+            max_nodes: The most nodes that the circuit may have, the metric included.
+            seed: Seed of the pairs.
+
+    Raises CircuitGraphError for an unknown task, a count that is too small, or a folder that cannot be written.
     """
-    pairs = make_pairs(task, n_pairs, seed=seed, template=None if align == "role" else 0)
+    chosen = resolve(Demo, settings, changes)
+    task, align = chosen.task, chosen.align
+    pairs = make_pairs(task, chosen.n_pairs, seed=chosen.seed, template=None if align == "role" else 0)
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -84,14 +100,13 @@ def run_demo(
     progress("loading the model", 0, 1)
     model = load_model(MODEL, device=device)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
-    graph = discover_circuit(model, dictionaries, pairs, metric=TASKS[task].metric, align=align, progress=progress)
-    circuit = prune_graph(graph, max_nodes=max_nodes)
-    circuit = measure_graph(circuit, model, dictionaries, n_patched=50, n_edges=0, progress=progress)
+    graph = discover(pairs, model, dictionaries, metric=TASKS[task].metric, align=align, progress=progress)
+    circuit = prune(graph, max_nodes=chosen.max_nodes)
+    circuit = measure(circuit, model, dictionaries, n_patched=50, n_edges=0, progress=progress)
 
     progress("writing", 0, 1)
-    write_graph(circuit, files[0])
-    for path in files[1:]:
-        write_rendering(circuit, path)
+    for path in files:
+        save(circuit, path)
     return DemoResult(circuit, files)
 
 

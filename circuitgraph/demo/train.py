@@ -1,7 +1,7 @@
 """Makes the demo: `python -m circuitgraph.demo.train` trains the model and its dictionaries and measures both.
 
-Nothing comes in; out come the folders `MODEL` and `DICTIONARIES` and the tables of README.md, measured from the saved
-files. This module knows the order of the steps and how the tables look, not how anything is trained or measured.
+It writes the folders `MODEL` and `DICTIONARIES` anew, and the tables of README.md, which are measured on the saved
+files.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from circuitgraph.demo.corpus import text_batches
+from circuitgraph.demo.hook_points import load_dictionaries, load_model, record, spliced
 from circuitgraph.demo.measure import measure_dictionary, prompt_batches, score_task
-from circuitgraph.demo.places import load_dictionaries, load_model, record, spliced
 from circuitgraph.demo.train_dictionaries import train_dictionaries
 from circuitgraph.demo.train_model import train_model
 from circuitgraph.embedded import DICTIONARIES, MODEL
@@ -27,7 +27,7 @@ HELD_OUT_SEED = 1000
 
 
 def main() -> None:
-    """Trains, measures, prints, and writes the tables into README.md."""
+    """Train, measure, print, and write the tables into README.md."""
     torch.set_num_threads(1)  # The sums of a matrix product, and so every weight, depend on the number of threads.
     shutil.rmtree(MODEL, ignore_errors=True)
     shutil.rmtree(DICTIONARIES, ignore_errors=True)
@@ -40,10 +40,10 @@ def main() -> None:
 
 
 def task_table(model: TransformerBridge, n: int = 1024) -> str:
-    """Held-out accuracy of each task: the plain model, and the model with dictionaries spliced in without error terms."""
+    """Held-out accuracy of each task: of the plain model, and with dictionaries spliced in without error terms."""
     dictionaries = load_dictionaries(DICTIONARIES, model.cfg.n_layers)
-    attention_and_mlp = {place: d for place, d in dictionaries.items() if place.kind in ("z", "mlp_out")}
-    residual = {place: d for place, d in dictionaries.items() if place.kind == "resid_post"}
+    attention_and_mlp = {points: d for points, d in dictionaries.items() if points.kind in ("z", "mlp_out")}
+    residual = {points: d for points, d in dictionaries.items() if points.kind == "resid_post"}
     rows = []
     for task in TASKS:
         cells = [task]
@@ -59,24 +59,24 @@ def task_table(model: TransformerBridge, n: int = 1024) -> str:
 def dictionary_table(model: TransformerBridge) -> str:
     """Size, L0, explained variance and living features of each dictionary, on fresh text and on held-out prompts."""
     dictionaries = load_dictionaries(DICTIONARIES, model.cfg.n_layers)
-    hooks = sorted({hook for place in dictionaries for hook in (place.hook_in, place.hook_out)})
+    hooks = sorted({hook for points in dictionaries for hook in (points.hook_in, points.hook_out)})
     fresh = text_batches(model.tokenizer, 80, 64, HELD_OUT_SEED)
     # Without <bos>: its constant activation, the same in every text, would flatter the explained variance.
     text, prompts = (record(model, ids, hooks, bos=False) for ids in (fresh, prompt_batches(model.tokenizer, 256)))
     rows = []
-    for place, dictionary in dictionaries.items():
+    for points, dictionary in dictionaries.items():
         on_text, on_prompts = (
-            measure_dictionary(dictionary, x[place.hook_in], x[place.hook_out]) for x in (text, prompts)
+            measure_dictionary(dictionary, x[points.hook_in], x[points.hook_out]) for x in (text, prompts)
         )
         kind = dictionary.cfg.architecture()
         numbers = [f"{on_text.l0:.1f}", f"{on_text.explained_variance:.3f}", f"{on_prompts.explained_variance:.3f}"]
-        rows.append([place.name, kind, str(dictionary.cfg.d_sae), *numbers, str(on_text.n_alive)])
+        rows.append([points.name, kind, str(dictionary.cfg.d_sae), *numbers, str(on_text.n_alive)])
     head = ["dictionary", "architecture", "d_sae", "L0", "explained variance, text", "held-out prompts", "alive"]
     return _markdown(head, rows)
 
 
 def write_tables(report: str, readme: Path = README) -> None:
-    """Puts `report` between the two markers of the file."""
+    """Put the report between the two markers of the file."""
     before, _, rest = readme.read_text().partition(BEGIN)
     readme.write_text(f"{before}{BEGIN}\n\n{report}\n\n{END}{rest.partition(END)[2]}")
 
@@ -84,8 +84,8 @@ def write_tables(report: str, readme: Path = README) -> None:
 def _cost(model_seconds: float, dictionary_seconds: float) -> str:
     size = sum(file.stat().st_size for folder in (MODEL, DICTIONARIES) for file in folder.rglob("*")) / 1e6
     return (
-        f"Training took {model_seconds:.0f} CPU seconds for the model and {dictionary_seconds:.0f} for the dictionaries, "
-        f"on one thread; both folders together hold {size:.1f} MB."
+        f"Training took {model_seconds:.0f} CPU seconds for the model and {dictionary_seconds:.0f} for the"
+        f" dictionaries, on one thread; both folders together hold {size:.1f} MB."
     )
 
 

@@ -1,7 +1,6 @@
-"""Trains the demo model: a GPT-2 of 4 layers on sentences of `circuitgraph.tasks`.
+"""Trains the demo model: a GPT-2 of 4 layers on the text of `circuitgraph.tasks`.
 
-In comes a folder; in it come weights (float16) and tokenizer, as `save_pretrained` writes them. Plain next-token
-prediction on every word: this module knows nothing of tasks or answers but the progress that it prints.
+It learns to predict every next word. The tasks are in the text and are not trained for; they only show the progress.
 """
 
 from __future__ import annotations
@@ -23,7 +22,15 @@ N_STEPS, BATCH, PEAK_RATE, WARM_UP = 3000, 64, 1.5e-3, 100
 
 
 def train_model(folder: Path, *, n_steps: int = N_STEPS, seed: int = 0) -> float:
-    """Trains and saves the model; returns CPU seconds."""
+    """Train and save the model.
+
+    Args:
+        folder: Gets weights (float16) and tokenizer, as `save_pretrained` writes them.
+        n_steps: Optimiser steps.
+        seed: Seed of the weights and the text.
+
+    Returns CPU seconds.
+    """
     start = time.process_time()
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
@@ -48,15 +55,16 @@ def train_model(folder: Path, *, n_steps: int = N_STEPS, seed: int = 0) -> float
 def _new_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=len(tokenizer), n_positions=MAX_LENGTH, n_embd=128, n_layer=4, n_head=4, tie_word_embeddings=False,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer), n_positions=MAX_LENGTH, n_embd=128, n_layer=4, n_head=4,
+            tie_word_embeddings=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
 
 
 def _rate(step: int, n_steps: int) -> float:
-    """Linear warm-up, then a cosine to 0; a factor of the peak rate."""
+    """The learning rate as a share of the peak: linear warm-up, then a cosine to 0."""
     if step < WARM_UP:
         return (step + 1) / WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / (n_steps - WARM_UP)))
@@ -70,7 +78,7 @@ def _progress(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast) -> str
 def _save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner only.
-    # Half the bytes on disk, but every loader that follows config.json computes in float32.
+    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner only
+    # The file has half the bytes, and loaders that follow config.json compute in float32.
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")

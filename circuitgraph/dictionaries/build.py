@@ -1,8 +1,7 @@
-"""Tensors under our names -> Dictionary, checked before anything is built.
+"""Tensors under our names become a Dictionary, checked, on the model's device and in the dtype that it computes in.
 
-In come the tensors of one dictionary, a function that gives them the names of SaeWeights' fields, and a place; out comes a
-Dictionary on the model's device and in the dtype it computes in, or one line that says which tensor is wrong. Matrices that
-are stored in half precision stay so. This module knows no file format.
+Every reader of a file format ends here: it hands over the file's tensors and a function that gives them the names of
+SaeWeights' fields. Matrices that are stored in half precision stay in it.
 """
 
 from __future__ import annotations
@@ -21,20 +20,25 @@ from circuitgraph.dictionaries.lazy import Deferred, DeferredWeights
 from circuitgraph.dictionaries.processing import Parts, Translate, translation
 from circuitgraph.dictionaries.sources import DictionarySite
 from circuitgraph.errors import DictionaryError
-from circuitgraph.models.model import Model
+from circuitgraph.models.model import DTYPES, Model
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import SaeWeights
 from circuitgraph_kernels.weights import compute_dtype
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 
 @dataclass(frozen=True)
 class Request:
-    """What to load a dictionary for. place and processing: given with the source, else None. lazy: read weights later."""
+    """What a dictionary is loaded for.
+
+    Args:
+        model: The model that it shall fit.
+        site: Where the user says that it belongs: what it reads and writes, or only the site that it writes.
+        processing: What the user says was done to the weights of the model it was trained on.
+        lazy: Check sizes now, and read the weights when they are used.
+    """
 
     model: Model
-    place: DictionarySite | None = None
+    site: DictionarySite | Site | None = None
     processing: frozenset[str] | None = None
     lazy: bool = False
 
@@ -43,22 +47,29 @@ def build(
     name: str,
     tensors: Tensors,
     interpret: Callable[[Mapping[str, Tensor]], Parts],
-    place: DictionarySite,
+    site: DictionarySite,
     request: Request,
     *,
     trained_on: frozenset[str] = frozenset(),
     later: tuple[Site, ...] = (),
     neuronpedia: str | None = None,
 ) -> Dictionary:
-    """The dictionary of these tensors at that place of the model.
+    """The dictionary that these tensors are.
 
-    interpret: the file's tensors -> Parts; it must work on an outline too. trained_on: what its publisher had done to the
-    model's weights, unless the request says otherwise. later: the further sites of a cross-layer transcoder.
-    neuronpedia: MODEL/SOURCE there.
+    Args:
+        name: What it is loaded by.
+        tensors: The file's tensors.
+        interpret: Gives them our names; it must work on an outline too, which has no numbers.
+        site: What it reads and writes in the model it was trained on.
+        request: What it is loaded for.
+        trained_on: What its publisher had done to that model's weights, unless the request says otherwise.
+        later: The further sites of a cross-layer transcoder.
+        neuronpedia: Its MODEL/SOURCE on Neuronpedia.
+
+    Raises DictionaryError, which names the tensor, for broken weights and for those that do not fit the model.
     """
-    model = request.model
     wanted = trained_on if request.processing is None else request.processing
-    place, translate = translation(name, wanted, place, model)
+    site, translate = translation(name, wanted, site, request.model)
 
     def weights() -> SaeWeights:
         return _weights(name, interpret(tensors.read()), translate, request)
@@ -66,22 +77,23 @@ def build(
     def skip() -> Tensor:
         return _skip(name, interpret(tensors.read()), translate, request)
 
+    stored: SaeWeights | DeferredWeights
+    W_skip: Tensor | Deferred[Tensor] | None
     if request.lazy:
         parts = interpret(tensors.outline())
-        outline = parts.tensors
-        _check_kinds(name, outline)
-        _check_shapes(name, outline)
+        _check_kinds(name, parts.tensors)
+        _check_shapes(name, parts.tensors)
         translate(parts)  # for what it refuses
-        d_in, d_out = outline["W_enc"].shape[0], outline["W_dec"].shape[1]
-        stored: SaeWeights | DeferredWeights
-        stored = DeferredWeights(weights, d_in=d_in, d_sae=len(outline["W_dec"]), d_out=d_out)
-        W_skip: Tensor | Deferred[Tensor] | None = Deferred(skip) if "W_skip" in outline else None
+        (d_in, d_sae), d_out = parts.tensors["W_enc"].shape, parts.tensors["W_dec"].shape[1]
+        activation, normalize = parts.settings["activation"], parts.settings.get("normalize", "none")
+        stored = DeferredWeights(weights, d_in, d_sae, d_out, activation, normalize)
+        W_skip = Deferred(skip) if "W_skip" in parts.tensors else None
     else:
         parts = interpret(tensors.read())
         stored = _weights(name, parts, translate, request)
         W_skip = _skip(name, parts, translate, request) if "W_skip" in parts.tensors else None
-    dictionary = Dictionary(stored, place.reads, place.writes, name, W_skip, later, neuronpedia)
-    check_fit(dictionary, model)
+    dictionary = Dictionary(stored, site.reads, site.writes, name, W_skip, later, neuronpedia)
+    check_fit(dictionary, request.model)
     return dictionary
 
 
@@ -97,7 +109,7 @@ def pick(name: str, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> 
 
 
 def refuse_unknown(name: str, tensors: Mapping[str, Tensor], known: set[str], kind: str) -> None:
-    """DictionaryError if there are tensors that this kind of dictionary does not have: it would compute something else."""
+    """DictionaryError if there are tensors that this kind of dictionary does not have, so that it is another kind."""
     unknown = sorted(set(tensors) - known)
     if unknown:
         raise DictionaryError(
@@ -106,11 +118,11 @@ def refuse_unknown(name: str, tensors: Mapping[str, Tensor], known: set[str], ki
         )
 
 
-def check_layer(name: str, layer: object, place: DictionarySite) -> None:
-    """DictionaryError if the file says that it was trained for another layer than that of the place."""
-    if isinstance(layer, int) and not isinstance(layer, bool) and place.reads.layer != layer:
+def check_layer(name: str, layer: object, site: DictionarySite) -> None:
+    """DictionaryError if the file says that it was trained for another layer than that of the site."""
+    if isinstance(layer, int) and not isinstance(layer, bool) and site.reads.layer != layer:
         raise DictionaryError(
-            f"dictionary {name} was trained for layer {layer}, but {place} was given; expected a site of layer {layer}"
+            f"dictionary {name} was trained for layer {layer}, but {site} was given; expected a site of layer {layer}"
         )
 
 
@@ -123,7 +135,7 @@ def feature_count(name: str, value: object) -> int:
 
 
 def short_name(path: Path) -> str:
-    """The last two parts of a path: publishers call every file and many folders alike."""
+    """The last two parts of a path, since publishers give every file and many folders the same name."""
     return "/".join(path.absolute().parts[-2:])
 
 
@@ -155,9 +167,10 @@ def _skip(name: str, parts: Parts, translate: Translate, request: Request) -> Te
 
 def _check_kinds(name: str, tensors: Mapping[str, Tensor]) -> None:
     for key, value in tensors.items():
-        if value.layout != torch.strided or value.dtype not in _DTYPES:
+        if value.layout != torch.strided or value.dtype not in DTYPES.values():
             raise DictionaryError(
-                f"dictionary {name}: weight {key} is {value.dtype}, {value.layout}; expected plain floating-point numbers"
+                f"dictionary {name}: weight {key} is {value.dtype}, {value.layout}; expected plain floating-point"
+                " numbers"
             )
 
 
@@ -190,8 +203,8 @@ def _check_shapes(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _dtype(key: str, value: Tensor, model: Model) -> torch.dtype:
-    """That of the model's computations; matrices in half precision stay as they are stored, except for float64."""
-    narrow = value.dtype in _DTYPES[:2] and key in ("W_enc", "W_dec", "W_skip")
+    """What to keep a tensor in: the dtype computed in, or half precision for matrices stored so, unless in float64."""
+    narrow = value.dtype.itemsize == 2 and key in ("W_enc", "W_dec", "W_skip")
     wide = compute_dtype(model.dtype)
     return value.dtype if narrow and wide != torch.float64 else wide
 

@@ -1,8 +1,6 @@
 """Sets of transcoders as circuit-tracer lays them out: a folder with config.yaml and one or two files per layer.
 
-In comes the folder; out comes one Dictionary per layer, all of them or none. A cross-layer transcoder gives one per layer
-too, each with the later sites it writes. This module knows no other publisher but Gemma Scope 2, whose files such a set may
-list.
+A cross-layer transcoder is such a set too. The files may be Gemma Scope's own, of either version.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from circuitgraph.dictionaries.build import Request, build, feature_count, pick, refuse_unknown
 from circuitgraph.dictionaries.dictionary import Dictionary
-from circuitgraph.dictionaries.files import from_reader, from_safetensors, read_npz, read_yaml
+from circuitgraph.dictionaries.files import from_npz, from_safetensors, read_yaml
 from circuitgraph.dictionaries.hub import PREFIX, fetch
 from circuitgraph.dictionaries.processing import Parts
 from circuitgraph.dictionaries.publishers import gemma_scope_2
@@ -30,7 +28,13 @@ _KINDS = ("transcoder_set", "cross_layer_transcoder")
 
 
 def read_transcoder_set(folder: Path, request: Request) -> list[Dictionary]:
-    """The transcoders of every layer of the model, from the folder of config.yaml."""
+    """The transcoders of every layer of the model: all of them, or an error.
+
+    Args:
+        folder: The folder of config.yaml. For a cross-layer transcoder, each layer is a Dictionary of its own that
+            knows the later sites it writes.
+        request: What to load them for; it must name no site.
+    """
     name = folder.absolute().name
     config = read_yaml(folder / "config.yaml", name)
     kind = config.get("model_kind", "transcoder_set")
@@ -39,29 +43,25 @@ def read_transcoder_set(folder: Path, request: Request) -> list[Dictionary]:
             f"dictionary {name}: model_kind is {kind!r}; expected one of {', '.join(_KINDS)}."
             f"{did_you_mean(str(kind), _KINDS)}"
         )
-    if request.place is not None:
+    if request.site is not None:
         raise DictionaryError(
-            f"dictionary {name} is a set with a transcoder for every layer, but {request.place} was given; expected no site"
+            f"dictionary {name} is a set with a transcoder for every layer, but {request.site} was given; expected no"
+            " site"
         )
     crossing = kind == "cross_layer_transcoder"
     files = _files(name, folder, config, crossing, request.model.n_layers, request.model.name)
-    places = [_place(name, config, layer) for layer in range(len(files))]
-    _say_if_for_another_model(name, config.get("model_name"), request.model.name)
-    found = []
-    for layer, paths in enumerate(files):
-        label = f"{name}/layer_{layer}"
-        if crossing:
-            found.append(_cross_layer(label, layer, paths, places, request))
-        else:
-            found.append(_per_layer(label, paths[0], config, places[layer], request))
-    return found
+    sites = [_site(name, config, layer) for layer in range(len(files))]
+    _warn_if_for_another_model(name, config.get("model_name"), request.model.name)
+    if crossing:
+        return [_cross_layer(f"{name}/layer_{i}", i, paths, sites, request) for i, paths in enumerate(files)]
+    return [_per_layer(f"{name}/layer_{i}", paths[0], config, sites[i], request) for i, paths in enumerate(files)]
 
 
 # one layer -----------------------------------------------------------------------------------------------------
 
 
-def _per_layer(name: str, path: Path, config: Mapping[str, Any], place: DictionarySite, request: Request) -> Dictionary:
-    """y = f(x W_enc^T + b_enc) W_dec + b_dec (+ x W_skip^T); W_enc is stored as [d_sae, d_in], W_skip as [d_out, d_in]."""
+def _per_layer(name: str, path: Path, config: Mapping[str, Any], site: DictionarySite, request: Request) -> Dictionary:
+    """y = f(x W_enc^T + b_enc) W_dec + b_dec (+ x W_skip^T), as stored: W_enc [d_sae, d_in], W_skip [d_out, d_in]."""
 
     def interpret(tensors: Mapping[str, Tensor]) -> Parts:
         if "w_enc" in tensors:
@@ -78,8 +78,8 @@ def _per_layer(name: str, path: Path, config: Mapping[str, Any], place: Dictiona
         return Parts(picked, _activation(name, config, "threshold" in picked))
 
     if path.suffix == ".npz":
-        return build(name, from_reader(lambda: read_npz(path, name)), interpret, place, request)
-    return build(name, from_safetensors([path], name), interpret, place, request)
+        return build(name, from_npz(path, name), interpret, site, request)
+    return build(name, from_safetensors([path], name), interpret, site, request)
 
 
 def _activation(name: str, config: Mapping[str, Any], threshold: bool) -> dict[str, Any]:
@@ -91,16 +91,16 @@ def _activation(name: str, config: Mapping[str, Any], threshold: bool) -> dict[s
     if not threshold and activation == "topk":
         return {"activation": "topk", "k": feature_count(name, config.get("k"))}
     raise DictionaryError(
-        f"dictionary {name}: activation is {activation!r} {'with' if threshold else 'without'} a threshold in the weights;"
-        " expected relu or topk without, jump_relu with one"
+        f"dictionary {name}: activation is {activation!r} {'with' if threshold else 'without'} a threshold in the"
+        " weights; expected relu or topk without, jump_relu with one"
     )
 
 
 def _cross_layer(
-    name: str, layer: int, paths: tuple[Path, ...], places: list[DictionarySite], request: Request
+    name: str, layer: int, paths: tuple[Path, ...], sites: list[DictionarySite], request: Request
 ) -> Dictionary:
     """Layer `layer` of a cross-layer transcoder: W_enc [d_sae, d], W_dec [d_sae, n_sites, d]; b_dec is this layer's."""
-    writes = [place.writes for place in places[layer:]]
+    writes = [site.writes for site in sites[layer:]]
 
     def interpret(tensors: Mapping[str, Tensor]) -> Parts:
         if "w_enc" in tensors:  # Gemma Scope 2 keeps zeros for the layers before
@@ -117,8 +117,8 @@ def _cross_layer(
         shape = tuple(picked["W_dec"].shape)
         if len(shape) != 3 or shape[1] != len(writes):
             raise DictionaryError(
-                f"dictionary {name}: W_dec has shape {shape}; expected [features, {len(writes)}, d_model], one part for each"
-                f" of the layers {layer}-{layer + len(writes) - 1}"
+                f"dictionary {name}: W_dec has shape {shape}; expected [features, {len(writes)}, d_model], one part for"
+                f" each of the layers {layer}-{layer + len(writes) - 1}"
             )
         picked["W_dec"] = picked["W_dec"].flatten(1)
         for key in {"b_dec", "W_skip"} & picked.keys():  # they belong to the first site
@@ -127,7 +127,7 @@ def _cross_layer(
         return Parts(picked, {"activation": "jumprelu" if "threshold" in picked else "relu"})
 
     tensors = from_safetensors(paths, name)
-    return build(name, tensors, interpret, places[layer], request, later=tuple(writes[1:]))
+    return build(name, tensors, interpret, sites[layer], request, later=tuple(writes[1:]))
 
 
 # the set -------------------------------------------------------------------------------------------------------
@@ -136,12 +136,12 @@ def _cross_layer(
 def _files(
     name: str, folder: Path, config: Mapping[str, Any], crossing: bool, n_layers: int, model: str
 ) -> list[tuple[Path, ...]]:
-    """The files of each layer, of all layers of the model and no more."""
+    """The files of each layer; DictionaryError unless they are those of all layers of the model and no more."""
     listed = config.get("transcoders")
     if listed is not None:
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
             raise DictionaryError(f"dictionary {name}: transcoders in config.yaml is {listed!r:.80}; expected paths")
-        found: dict[int, tuple[Path, ...]] = {
+        files: dict[int, tuple[Path, ...]] = {
             layer: (_listed(name, folder, item),) for layer, item in enumerate(listed)
         }
     else:
@@ -152,21 +152,21 @@ def _files(
             if (match := re.fullmatch(rf"{stem}(\d+)\.safetensors", path.name))
         )
         stems = (stem, "W_dec_") if crossing else (stem,)
-        found = {layer: tuple(folder / f"{stem}{layer}.safetensors" for stem in stems) for layer in numbers}
-    expected = set(range(max(n_layers, max(found, default=-1) + 1)))
-    missing = sorted(layer for layer in expected if not all(path.is_file() for path in found.get(layer, (Path(),))))
+        files = {layer: tuple(folder / f"{stem}{layer}.safetensors" for stem in stems) for layer in numbers}
+    expected = set(range(max(n_layers, max(files, default=-1) + 1)))
+    missing = sorted(layer for layer in expected if not all(path.is_file() for path in files.get(layer, (Path(),))))
     trained = f" (made for {config['model_name']})" if config.get("model_name") else ""
     if missing:
         raise DictionaryError(
             f"dictionary {name}{trained} lacks layer {', '.join(map(str, missing))}; expected files for layers"
             f" 0-{len(expected) - 1}"
         )
-    if len(found) != n_layers:
+    if len(files) != n_layers:
         raise DictionaryError(
-            f"dictionary {name}{trained} has layers 0-{len(found) - 1}, but {model} has layers 0-{n_layers - 1};"
+            f"dictionary {name}{trained} has layers 0-{len(files) - 1}, but {model} has layers 0-{n_layers - 1};"
             " it was trained for another model"
         )
-    return [found[layer] for layer in range(n_layers)]
+    return [files[layer] for layer in range(n_layers)]
 
 
 def _listed(name: str, folder: Path, item: str) -> Path:
@@ -181,7 +181,8 @@ def _listed(name: str, folder: Path, item: str) -> Path:
     return folder / item
 
 
-def _place(name: str, config: Mapping[str, Any], layer: int) -> DictionarySite:
+def _site(name: str, config: Mapping[str, Any], layer: int) -> DictionarySite:
+    """What the transcoder of a layer reads and writes, by the hooks in the config."""
     sites = []
     for key in ("feature_input_hook", "feature_output_hook"):
         hook = config.get(key)
@@ -199,8 +200,8 @@ def _place(name: str, config: Mapping[str, Any], layer: int) -> DictionarySite:
     return DictionarySite(sites[0], sites[1])
 
 
-def _say_if_for_another_model(name: str, trained: object, model: str) -> None:
-    """Names of models differ in harmless ways too, so this is no reason to refuse; sizes are checked."""
+def _warn_if_for_another_model(name: str, trained: object, model: str) -> None:
+    """A warning, no error: names of one model differ in harmless ways, and sizes are checked anyway."""
     plain = [re.sub(r"[^a-z0-9]", "", str(text).rpartition("/")[2].lower()) for text in (trained, model)]
     if trained and plain[0] != plain[1]:
         warnings.warn(f"dictionary {name} was trained on {trained} and is loaded for {model}", stacklevel=2)

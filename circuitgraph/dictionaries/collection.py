@@ -23,10 +23,7 @@ class Dictionaries(Mapping[Site, Dictionary]):
     def __init__(self, dictionaries: Mapping[Site, Dictionary] | Iterable[Dictionary] = ()) -> None:
         if isinstance(dictionaries, Mapping):
             for site, dictionary in dictionaries.items():
-                if site != dictionary.writes:
-                    raise DictionaryError(
-                        f"dictionary {dictionary.name} writes {dictionary.writes}, but is given as {site}"
-                    )
+                check_key(site, dictionary)
             dictionaries = dictionaries.values()
         by_site: dict[Site, Dictionary] = {}
         for dictionary in dictionaries:
@@ -46,9 +43,12 @@ class Dictionaries(Mapping[Site, Dictionary]):
     def __len__(self) -> int:
         return len(self._by_site)
 
+    def __or__(self, other: Mapping[Site, Dictionary]) -> Dictionaries:
+        """These dictionaries, and the other ones in place of those at the same sites."""
+        return Dictionaries({**self, **other})
+
     def __repr__(self) -> str:
-        lines = [f"  {dictionary!r}" for dictionary in self.values()]
-        return "\n".join([f"Dictionaries of {len(self)} sites", *lines])
+        return "\n  ".join([f"Dictionaries({len(self)})", *map(repr, self.values())])
 
     def writers(self, site: Site) -> list[Dictionary]:
         """Every dictionary that writes the site; several where cross-layer transcoders overlap."""
@@ -96,3 +96,9 @@ class Dictionaries(Mapping[Site, Dictionary]):
     def error(self, site: Site, values: Mapping[Site, Tensor], acts: Mapping[Site, Tensor] | None = None) -> Tensor:
         """x - x_hat [..., d] at a site; all of x where no dictionary writes. Arguments as of `reconstruct`."""
         return values[site] - self.reconstruct(site, values, acts) if self.writers(site) else values[site]
+
+
+def check_key(site: Site, dictionary: Dictionary) -> None:
+    """Raise DictionaryError unless the site, under which a mapping has the dictionary, is the first that it writes."""
+    if site != dictionary.writes:
+        raise DictionaryError(f"dictionary {dictionary.name} writes {dictionary.writes}, but is given as {site}")

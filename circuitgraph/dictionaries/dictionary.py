@@ -1,7 +1,6 @@
-"""A sparse dictionary at its place in the model.
+"""One dictionary: its weights, the site that it reads and the sites that it writes.
 
-In come weights and sites; out come feature activations, reconstructions, input directions and write vectors. The formulas
-live in circuitgraph_kernels; this module adds where the dictionary reads and writes, and knows no file format.
+The formulas of encoder and decoder are circuitgraph_kernels'; how dictionaries are loaded is in load.py.
 """
 
 from __future__ import annotations
@@ -18,15 +17,23 @@ from circuitgraph_kernels.weights import compute_dtype
 
 
 class Dictionary:
-    """An SAE (reads == writes), a transcoder (reads the MLP input, writes mlp_out) or one layer of a cross-layer transcoder.
+    """An SAE, a transcoder, one layer of a cross-layer transcoder, or neurons: features between two sites of a model.
 
-    x_hat = acts @ W_dec + bias (+ x @ W_skip), with W_skip [d_in, d_out] for a transcoder with a linear skip connection. A
-    cross-layer transcoder writes at `writes` and at each site of `later`: W_dec [d_sae, n_sites * d] and b_dec hold the
-    columns of one site after the other. `name` is what it was loaded by, `neuronpedia` its MODEL/SOURCE there (gpt2-small/5-att-kk) if it
-    has pages of its features. Do not change a dictionary once it is made.
+        x_hat = encode(x) @ W_dec + bias (+ x @ W_skip)
 
-    weights and W_skip may be given as Deferred: then each is read from its file when it is asked for, and freed when nobody
-    holds it, so keep it in a variable for as long as it is needed. The sizes are known without reading.
+    An SAE reads and writes the same site. A transcoder reads the MLP's input and writes mlp_out. One layer of a
+    cross-layer transcoder writes `writes` and each site of `later`: W_dec [d_sae, n_sites * d] and b_dec hold the
+    columns of one site after the other. Do not change a dictionary once it is made.
+
+    Args:
+        weights: The weights. DeferredWeights are read from their file when they are asked for and freed when nobody
+            holds them, so keep them in a variable for as long as they are needed; sizes are known without reading.
+        reads: The site of its input x.
+        writes: The first site that it writes.
+        name: What it was loaded by.
+        W_skip: [d_in, d_out], the matrix of a linear skip connection; may be deferred too.
+        later: The further sites that it writes, in forward order.
+        neuronpedia: MODEL/SOURCE of the pages of its features on Neuronpedia (gpt2-small/5-att-kk).
     """
 
     def __init__(
@@ -39,25 +46,42 @@ class Dictionary:
         later: tuple[Site, ...] = (),
         neuronpedia: str | None = None,
     ) -> None:
-        self._weights, self._W_skip = weights, W_skip
-        self.reads, self.writes, self.name, self.later = reads, writes, name, later
+        self._weights = weights
+        self._W_skip = W_skip
+        self.reads = reads
+        self.writes = writes
+        self.name = name
+        self.later = later
         self.neuronpedia = neuronpedia
-        self.d_in, self.d_sae, self.d_out = weights.d_in, weights.d_sae, weights.d_out
+        self.d_in: int = weights.d_in
+        self.d_sae: int = weights.d_sae
+        self.d_out: int = weights.d_out
+        self.activation: str = weights.activation
+        self.normalize: str = weights.normalize
 
     def __repr__(self) -> str:
-        return f"Dictionary({self.name!r}, {self.reads} -> {', '.join(map(str, self.sites))}, {self.d_sae} features)"
+        if self.later:
+            kind = f"cross-layer transcoder {self.reads} -> {self.writes} to {self.later[-1]}"
+        elif self.reads != self.writes:
+            kind = f"transcoder {self.reads} -> {self.writes}"
+        else:
+            kind = f"{'neurons' if self.activation == 'identity' else 'SAE'} at {self.writes}"
+        skip = ", linear skip" if self.skips else ""
+        return f"<Dictionary {self.name!r}: {kind}, {self.d_sae} {self.activation} features{skip}>"
 
     @property
     def weights(self) -> SaeWeights:
+        """The weights; read now if they are deferred."""
         return self._weights.get() if isinstance(self._weights, Deferred) else self._weights
 
     @property
     def W_skip(self) -> Tensor | None:
+        """The matrix of the skip connection [d_in, d_out]; read now if it is deferred. None without one."""
         return self._W_skip.get() if isinstance(self._W_skip, Deferred) else self._W_skip
 
     @property
     def skips(self) -> bool:
-        """Whether it has a skip connection; reads no weights."""
+        """Whether it has a skip connection."""
         return self._W_skip is not None
 
     @property
@@ -76,23 +100,25 @@ class Dictionary:
         return encode(x, self.weights)
 
     def decode(self, acts: Tensor, x: Tensor | None = None) -> Tensor:
-        """x_hat [..., d_out] for activations of x [..., d_in]; x is needed if it is normalised or skips.
+        """The reconstruction x_hat [..., d_out]; of a cross-layer transcoder its part at each site, side by side.
 
-        For a cross-layer transcoder: this layer's part of the reconstruction at each of its sites, side by side.
+        Args:
+            acts: Feature activations [..., d_sae].
+            x: The input [..., d_in], for a dictionary that normalises it or has a skip connection.
         """
         x_hat = decode(acts, self.weights, x)
         return x_hat + self.skipped(x) if self.skips else x_hat
 
     def bias(self, x: Tensor) -> Tensor:
-        """What the decoder adds whatever the activations: b_dec [d_out], or [..., d_out] where x is normalised."""
+        """What the decoder adds whatever the activations are: b_dec [d_out], or [..., d_out] where x is normalised."""
         return output_bias(self.weights, x)
 
     def affine(self, x: Tensor) -> Tensor:
-        """What it adds besides its features, [..., d_out], for x [..., d_in]: the bias and what passes the skip connection."""
+        """What it writes for x [..., d_in] besides its features, [..., d_out]: the bias and what skips them."""
         return self.bias(x) + self.skipped(x) if self.skips else self.bias(x)
 
     def skipped(self, x: Tensor | None) -> Tensor:
-        """x @ W_skip [..., d_out]; DictionaryError without x, or for a dictionary that does not skip."""
+        """The skip connection's output x @ W_skip [..., d_out]; DictionaryError without x or without W_skip."""
         W_skip = self.W_skip
         if x is None or W_skip is None:
             raise DictionaryError(
@@ -101,9 +127,12 @@ class Dictionary:
         return x @ W_skip.to(x.dtype)
 
     def input_directions(self, features: Tensor) -> Tensor:
-        """d(pre-activation)/d(input) of the features [n], [n, d_in], scale and shift of a normalised input frozen.
+        """d(pre-activation) / d(input) of some features, [n, d_in], with scale and shift of a normalised input frozen.
 
-        Columns of W_enc; for a gated SAE times the scale of its magnitude path; centred where the input is.
+        These are columns of W_enc, for a gated SAE times the scale of its magnitude path, and centred if the input is.
+
+        Args:
+            features: Indices [n].
         """
         weights = self.weights
         vectors = weights.encoder_rows[features]
@@ -114,16 +143,16 @@ class Dictionary:
 
 
 def check_fit(dictionary: Dictionary, model: Model) -> None:
-    """DictionaryError unless the dictionary's sites and sizes are the model's."""
+    """Raise DictionaryError unless the dictionary's sites and sizes are the model's."""
     name = dictionary.name
-    d_out, left = divmod(dictionary.d_out, len(dictionary.sites))
-    if left:
+    d_out, remainder = divmod(dictionary.d_out, len(dictionary.sites))
+    if remainder:
         raise DictionaryError(
             f"dictionary {name} writes vectors of size {dictionary.d_out}, which {len(dictionary.sites)} sites"
             " cannot share; the file is broken"
         )
-    places = [(dictionary.reads, dictionary.d_in, "reads")]
-    for site, size, verb in places + [(site, d_out, "writes") for site in dictionary.sites]:
+    ends = [(dictionary.reads, dictionary.d_in, "reads"), *((site, d_out, "writes") for site in dictionary.sites)]
+    for site, size, verb in ends:
         if site.layer is not None and site.layer >= model.n_layers:
             raise DictionaryError(
                 f"dictionary {name} {verb} {site}, but {model.name} has layers 0-{model.n_layers - 1}"
@@ -132,8 +161,8 @@ def check_fit(dictionary: Dictionary, model: Model) -> None:
             raise DictionaryError(f"dictionary {name} {verb} {site}, which {model.name} does not have")
         if size != model.width(site):
             raise DictionaryError(
-                f"dictionary {name} {verb} vectors of size {size} at {site}, where {model.name} has {model.width(site)};"
-                " it was trained for another model"
+                f"dictionary {name} {verb} vectors of size {size} at {site}, where {model.name} has"
+                f" {model.width(site)}; it was trained for another model"
             )
     skip = dictionary._W_skip  # a deferred one is checked when it is read
     expected = (dictionary.d_in, dictionary.d_out)

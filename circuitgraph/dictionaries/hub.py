@@ -1,13 +1,13 @@
 """Files of the Hugging Face hub as local paths: `hf://USER/REPO[/PATH][@REVISION]`.
 
-In comes such text; out comes the path of the file or folder in the hub's cache, with only those files fetched that a
-dictionary may consist of. This module reads no file.
+Only the files that a dictionary may consist of are fetched.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from circuitgraph.dictionaries.files import SUFFIXES
 from circuitgraph.errors import DictionaryError
 
 PREFIX = "hf://"
@@ -24,15 +24,20 @@ _FILES = (
     "W_enc_*.safetensors",
     "W_dec_*.safetensors",
 )
-_SUFFIXES = (".npz", ".pt", ".safetensors")
 
 
 def fetch(text: str) -> Path:
-    """The local path of what the text names; DictionaryError, in one line, if the hub or its cache does not have it."""
+    """The local path of a file or folder on the hub, in the hub's cache.
+
+    Args:
+        text: `hf://USER/REPO[/PATH][@REVISION]`.
+
+    Raises DictionaryError if neither the hub nor its cache has it.
+    """
     from huggingface_hub import snapshot_download
 
     repository, inside, revision = _parse(text)
-    if inside.endswith(_SUFFIXES):
+    if inside.endswith(SUFFIXES):
         folder, _, file = inside.rpartition("/")
         prefix, stem = f"{folder}/" if folder else "", file.rpartition(".")[0]
         patterns = [inside, *(f"{prefix}{name}" for name in (f"{stem}.json", f"{stem}_cfg.json", "config.json"))]
@@ -46,7 +51,8 @@ def fetch(text: str) -> Path:
     path = Path(root) / inside
     if not path.exists():
         raise DictionaryError(
-            f"dictionary {text}: {repository} has no {inside or 'files'} of a known format; expected hf://USER/REPO/PATH"
+            f"dictionary {text}: {repository} has no {inside or 'files'} of a known format; expected"
+            " hf://USER/REPO/PATH"
         )
     return path
 

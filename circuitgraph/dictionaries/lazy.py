@@ -1,8 +1,4 @@
-"""Values that are made when they are asked for, and that go when nobody holds them.
-
-In come a function that makes a value and, for weights, their sizes; out comes the value, made anew whenever no one has
-kept the last one. This module knows neither files nor dictionaries.
-"""
+"""Values that are made when they are asked for, and freed when nobody holds them."""
 
 from __future__ import annotations
 
@@ -16,23 +12,26 @@ T = TypeVar("T")
 
 
 class Deferred(Generic[T]):
-    """A value that `get` makes; while someone holds it, the same one again."""
+    """A value that `get` makes; as long as someone holds it, `get` gives the same one again."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self._made: Callable[[], T | None] = lambda: None
+        self._last: Callable[[], T | None] = lambda: None
 
     def get(self) -> T:
-        value = self._made()
+        value = self._last()
         if value is None:
             value = self._make()
-            self._made = weakref.ref(value)
+            self._last = weakref.ref(value)
         return value
 
 
 class DeferredWeights(Deferred[SaeWeights]):
-    """Weights whose sizes are known before they are read."""
+    """Weights whose sizes, activation and normalisation are known before they are read."""
 
-    def __init__(self, make: Callable[[], SaeWeights], *, d_in: int, d_sae: int, d_out: int) -> None:
+    def __init__(
+        self, make: Callable[[], SaeWeights], d_in: int, d_sae: int, d_out: int, activation: str, normalize: str
+    ) -> None:
         super().__init__(make)
         self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
+        self.activation, self.normalize = activation, normalize

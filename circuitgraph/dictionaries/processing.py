@@ -1,8 +1,7 @@
-"""Dictionaries of models whose weights TransformerLens had processed, translated to the model at hand.
+"""Translates dictionaries of a model whose weights TransformerLens had processed to the model as it is loaded.
 
-In come the tensors of a dictionary, its place and what was done to the weights of the model it was trained on; out come
-its place in the model as it is, and a function that changes its tensors so that it gives the same activations there. The
-model itself stays as it is. This module knows no file format.
+The translated dictionary gives the same activations here as the original in the processed model, and the model stays
+as it is.
 
 With x the activation of this model, the processed model has, at the same tokens::
 
@@ -33,7 +32,12 @@ _STREAM = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 @dataclass(frozen=True)
 class Parts:
-    """Tensors under the names of SaeWeights' fields, with W_skip [d_in, d_out] beside them, and its other fields."""
+    """What a dictionary is made of.
+
+    Args:
+        tensors: By the name of the field of SaeWeights; also W_skip [d_in, d_out].
+        settings: The other fields of SaeWeights.
+    """
 
     tensors: Mapping[str, Tensor]
     settings: Mapping[str, Any]
@@ -43,68 +47,74 @@ Translate = Callable[[Parts], Parts]
 
 
 def translation(
-    name: str, wanted: frozenset[str], place: DictionarySite, model: Model
+    name: str, wanted: frozenset[str], site: DictionarySite, model: Model
 ) -> tuple[DictionarySite, Translate]:
-    """The dictionary's place in this model, and what to do to its parts, for one trained on a model processed as `wanted`.
+    """Where a dictionary belongs in this model, and the function that translates its parts.
 
-    Raises DictionaryError where this model is itself processed in a way that the dictionary does not know and that
+    Args:
+        name: The dictionary's name, for error messages.
+        wanted: The processing of the model that it was trained on.
+        site: What it reads and writes there.
+        model: This model.
+
+    Raises DictionaryError if this model is itself processed in a way that the dictionary was not trained on and that
     changes what it reads or writes. The returned function raises it for a dictionary that normalises its input, if the
-    norm is not that of the processed model's activations.
+    processed model's activations have another norm.
     """
     has = frozenset(getattr(model, "processing", frozenset()))
     if not model.centres:  # TransformerLens leaves out what RMSNorm does not allow
         has, wanted = (names - {"center_writing_weights"} for names in (has, wanted))
-    _refuse(name, wanted, has, place)
+    _refuse(name, wanted, has, site)
     lacking = wanted - has
-    if "fold_ln" in lacking and place.reads.kind == "mlp_in":
-        place = replace(place, reads=Site("ln2_normalized", place.reads.layer))
-    reads_z, writes_z = (site.kind == "z" and "fold_value_biases" in wanted for site in (place.reads, place.writes))
+    if "fold_ln" in lacking and site.reads.kind == "mlp_in":
+        site = replace(site, reads=Site("ln2_normalized", site.reads.layer))
+    reads_z, writes_z = (end.kind == "z" and "fold_value_biases" in wanted for end in (site.reads, site.writes))
     if "fold_value_biases" not in lacking and "fold_ln" not in lacking:
         reads_z = writes_z = False
-    centred = "center_writing_weights" in lacking and place.reads.kind in _STREAM
+    centred = "center_writing_weights" in lacking and site.reads.kind in _STREAM
 
     def translate(parts: Parts) -> Parts:
         if not (reads_z or writes_z or centred):
             return parts
         wide = compute_dtype(model.dtype)
-        kept = {
+        widened = {
             key: value.to(torch.promote_types(value.dtype, wide))
             for key, value in parts.tensors.items()
             if key != "W_dec"
         }
-        parts = without_input_bias(_with(parts, **kept))
+        parts = without_input_bias(_with(parts, **widened))
         if centred:
             parts = _centred(name, parts)
         if reads_z:
-            parts = _shifted(name, parts, model.value_bias(place.reads, norm="fold_ln" in lacking))
+            parts = _shifted(name, parts, model.value_bias(site.reads, norm="fold_ln" in lacking))
         if writes_z:
-            bias = model.value_bias(place.writes, norm="fold_ln" in lacking)
+            bias = model.value_bias(site.writes, norm="fold_ln" in lacking)
             parts = _with(parts, b_dec=_sum(parts.tensors["b_dec"], bias))
         return parts
 
-    return place, translate
+    return site, translate
 
 
-def _refuse(name: str, wanted: frozenset[str], has: frozenset[str], place: DictionarySite) -> None:
-    """Where this model lacks what the dictionary needs and nothing can bring it back."""
+def _refuse(name: str, wanted: frozenset[str], has: frozenset[str], site: DictionarySite) -> None:
+    """DictionaryError if processing has taken something from this model that the dictionary needs."""
     extra = has - wanted
-    sites = {place.reads.kind, place.writes.kind}
+    kinds = {site.reads.kind, site.writes.kind}
     lost = None
-    if "center_writing_weights" in extra and place.reads.kind in _STREAM:
+    if "center_writing_weights" in extra and site.reads.kind in _STREAM:
         lost = "center_writing_weights"
-    elif "fold_ln" in extra and ("mlp_in" in sites or ("z" in sites and "fold_value_biases" in has | wanted)):
+    elif "fold_ln" in extra and ("mlp_in" in kinds or ("z" in kinds and "fold_value_biases" in has | wanted)):
         lost = "fold_ln"
-    elif "fold_value_biases" in extra and "z" in sites:
+    elif "fold_value_biases" in extra and "z" in kinds:
         lost = "fold_value_biases"
     if lost:
         raise DictionaryError(
-            f"dictionary {name} at {place} was trained on a model without {lost}, but this model is loaded with it;"
+            f"dictionary {name} at {site} was trained on a model without {lost}, but this model is loaded with it;"
             " load the model without weight processing"
         )
 
 
 def without_input_bias(parts: Parts) -> Parts:
-    """b_dec, where it is subtracted from the input, as part of the encoder's biases."""
+    """The same dictionary with its b_dec, where that is subtracted from the input, folded into the encoder's biases."""
     if not parts.settings.get("apply_b_dec_to_input"):
         return parts
     if parts.settings.get("normalize", "none") != "none":
@@ -117,7 +127,7 @@ def without_input_bias(parts: Parts) -> Parts:
 def _centred(name: str, parts: Parts) -> Parts:
     """(x - mean(x)) @ W = x @ (W - mean of each column)."""
     normalize = parts.settings.get("normalize", "none")
-    if normalize == "layer_norm":  # it takes the mean off itself
+    if normalize == "layer_norm":  # it subtracts the mean itself
         return parts
     if normalize != "none":
         raise DictionaryError(
@@ -137,8 +147,8 @@ def _shifted(name: str, parts: Parts, shift: Tensor) -> Parts:
         if not bool(shift.any()):
             return parts
         raise DictionaryError(
-            f"dictionary {name} normalises its input and was trained on a model with fold_value_biases, where that input"
-            " is another; load the model with fold_value_biases"
+            f"dictionary {name} normalises its input and was trained on a model with fold_value_biases, where that"
+            " input is another; load the model with fold_value_biases"
         )
     tensors = parts.tensors
     changes = _biases(parts, -_product(shift, tensors["W_enc"]))

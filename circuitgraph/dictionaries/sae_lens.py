@@ -1,7 +1,6 @@
-"""Dictionaries of sae-lens: a folder it wrote, a name in its registry, or a loaded object.
+"""Dictionaries of sae-lens: a folder that it wrote, a name in its registry, or a loaded object.
 
-In come cfg and state dict as sae-lens has them; out comes a Dictionary. Folders are read without sae-lens, which is
-imported for names of its registry only. This module knows no other publisher.
+Folders are read without sae-lens, which takes seconds to import; only names of its registry need it.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from torch import Tensor
 from circuitgraph.dictionaries.build import Request, build, feature_count, pick
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.dictionaries.files import Tensors, from_safetensors, held, read_json
-from circuitgraph.dictionaries.named_sets import suggestions
 from circuitgraph.dictionaries.processing import Parts
+from circuitgraph.dictionaries.registry import suggestions
 from circuitgraph.dictionaries.sources import PROCESSINGS, DictionarySite, agreed_site, site_of_module
 from circuitgraph.errors import DictionaryError
 from circuitgraph.models.layout import site_of_hook
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
 
-# sae-lens architecture -> activation of SaeWeights; BatchTopK and Matryoshka save themselves as jumprelu
+# sae-lens' architecture -> activation of SaeWeights; BatchTopK and Matryoshka are saved as jumprelu
 _ARCHITECTURES = {
     "standard": "relu",
     "transcoder": "relu",
@@ -42,8 +41,8 @@ _REFUSED = {
     "temporal": "predicts part of its output from earlier tokens, so decoding its features is not what it computes",
     "abstopk": "keeps features by magnitude, negative ones too, which no encoder here does",
 }
-# Loaders of sae-lens that record nothing about the model's weights although the dictionaries were not trained on the raw
-# ones, and what was done to them.
+# Loaders of sae-lens whose dictionaries were trained on processed weights although their cfg does not say so, and what
+# was done to the weights.
 _TRAINED_ON = {
     # Kissane and Krzyzanowski trained on HookedTransformer.from_pretrained without further arguments.
     "connor_rob_hook_z": frozenset(PROCESSINGS),
@@ -71,8 +70,8 @@ def load_sae_lens_release(release: str, sae_id: str, request: Request) -> Dictio
     loader = entry.conversion_func if entry else None
     if loader == "mntss_clt_layer_transcoder":
         raise DictionaryError(
-            f"dictionary {name} is one layer of a cross-layer transcoder; sae-lens adds up what it writes to all layers,"
-            f" which gives no reconstruction; expected the whole set, for instance hf://{entry.repo_id}"
+            f"dictionary {name} is one layer of a cross-layer transcoder; sae-lens adds up what it writes to all"
+            f" layers, which gives no reconstruction; expected the whole set, for instance hf://{entry.repo_id}"
         )
 
     def load() -> Any:
@@ -80,7 +79,7 @@ def load_sae_lens_release(release: str, sae_id: str, request: Request) -> Dictio
             with warnings.catch_warnings():  # it asks for a model with processed weights, which is not needed here
                 warnings.filterwarnings("ignore", r"\s*This SAE has non-empty model_from_pretrained_kwargs")
                 return SAE.from_pretrained(release, sae_id)
-        except Exception as error:  # the library raises whatever the hub raises; the cause stays attached
+        except Exception as error:  # the library raises whatever the hub raises; the cause is kept
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             hint = "" if entry else suggestions(name, registry)
             raise DictionaryError(f"dictionary {name} does not load through sae-lens: {reason}{hint}") from error
@@ -94,13 +93,18 @@ def load_sae_lens_release(release: str, sae_id: str, request: Request) -> Dictio
 
 
 def is_sae_lens_object(value: object) -> bool:
-    """Whether this is a sae_lens.SAE; false without importing sae-lens if nobody has imported it."""
+    """Whether this is a sae_lens.SAE; sae-lens is not imported to find out."""
     library = sys.modules.get("sae_lens")
     return library is not None and isinstance(value, library.SAE)
 
 
 def from_sae_lens_object(sae: Any, request: Request) -> Dictionary:
-    """A copy of a loaded sae_lens.SAE; what happens to the object later does not reach it."""
+    """The dictionary of a loaded sae_lens.SAE. It is a copy: later changes of the object do not reach it.
+
+    Args:
+        sae: The object, for inference; one in training is refused.
+        request: What to load it for.
+    """
     cfg = sae.cfg.to_dict()
     name = f"{type(sae).__name__}({(cfg.get('metadata') or {}).get('hook_name')})"
     if hasattr(sae, "process_state_dict_for_saving_inference"):
@@ -113,7 +117,7 @@ def from_sae_lens_object(sae: Any, request: Request) -> Dictionary:
 
 @dataclass(frozen=True)
 class _Kind:
-    """How to read the tensors of one dictionary. finetuned: a factor on each feature, in the file, is used."""
+    """How to read the tensors of one dictionary; finetuned: the file has a factor for each feature, which is used."""
 
     name: str
     architecture: str
@@ -138,13 +142,14 @@ class _Kind:
         return Parts(picked, self.settings)
 
     def _scaled(self, W_dec: Tensor, factor: Tensor) -> Tensor:
-        """sae-lens before 6 multiplied each activation by a factor before decoding; sae-lens 6 leaves out factors of 1."""
+        """sae-lens before 6 multiplied activations by a factor before decoding; sae-lens 6 leaves out factors of 1."""
         if factor.is_meta or (not self.finetuned and bool((factor == 1).all())):
             return W_dec
         if not self.finetuned or factor.shape != W_dec.shape[:1]:
             raise DictionaryError(
-                f"dictionary {self.name} holds a scaling_factor of shape {tuple(factor.shape)}, finetuning_scaling_factor"
-                f" being {self.finetuned}; expected one factor per feature and finetuning_scaling_factor true, or none"
+                f"dictionary {self.name} holds a scaling_factor of shape {tuple(factor.shape)},"
+                f" finetuning_scaling_factor being {self.finetuned}; expected one factor per feature and"
+                " finetuning_scaling_factor true, or none"
             )
         return W_dec * factor[:, None]
 
@@ -157,7 +162,7 @@ def _from_sae_lens(
     metadata = cfg.get("metadata") or cfg
     if not isinstance(metadata, dict):
         raise DictionaryError(f"dictionary {name}: metadata in cfg.json is {metadata!r}; expected an object")
-    place = agreed_site(name, _own_place(name, metadata, request), request.place)
+    site = agreed_site(name, _own_site(name, metadata, request), request.site)
     transcoder = "transcoder" in architecture
     settings = {
         "activation": _ARCHITECTURES[architecture],
@@ -171,20 +176,20 @@ def _from_sae_lens(
             f"dictionary {name} is a transcoder with apply_b_dec_to_input, which none has; the cfg is broken"
         )
     kind = _Kind(name, architecture, settings, bool(cfg.get("finetuning_scaling_factor", False)))
-    trained_on |= _processing(name, metadata, place)
+    trained_on |= _processing(name, metadata, site)
     return build(
-        name, tensors, kind.interpret, place, request, trained_on=trained_on, neuronpedia=_neuronpedia(name, metadata)
+        name, tensors, kind.interpret, site, request, trained_on=trained_on, neuronpedia=_neuronpedia(name, metadata)
     )
 
 
 def _neuronpedia(name: str, metadata: Mapping[str, Any]) -> str | None:
     """MODEL/SOURCE of the dictionary on Neuronpedia, if sae-lens knows it."""
-    found = metadata.get("neuronpedia_id")
-    if found and (not isinstance(found, str) or not all(found.partition("/"))):
+    page = metadata.get("neuronpedia_id")
+    if page and (not isinstance(page, str) or not all(page.partition("/"))):
         raise DictionaryError(
-            f"dictionary {name}: neuronpedia_id is {found!r}; expected MODEL/SOURCE, for instance gpt2-small/5-att-kk"
+            f"dictionary {name}: neuronpedia_id is {page!r}; expected MODEL/SOURCE, for instance gpt2-small/5-att-kk"
         )
-    return found or None
+    return page or None
 
 
 def _check_architecture(name: str, architecture: object) -> None:
@@ -210,20 +215,20 @@ def _normalization(name: str, normalization: object, transcoder: bool) -> str:
         )
     if transcoder:
         raise DictionaryError(
-            f"dictionary {name} is a transcoder that normalises its inputs by {normalization!r} and does not undo it, so"
-            " its output has no scale; it is not supported"
+            f"dictionary {name} is a transcoder that normalises its inputs by {normalization!r} and does not undo it,"
+            " so its output has no scale; it is not supported"
         )
     return str(normalization)
 
 
-def _processing(name: str, metadata: Mapping[str, Any], place: DictionarySite) -> frozenset[str]:
-    """What was done to the weights of the model: sae-lens loads it without processing, except for these arguments."""
+def _processing(name: str, metadata: Mapping[str, Any], site: DictionarySite) -> frozenset[str]:
+    """What was done to the model's weights: nothing, except for what the arguments in the metadata ask for."""
     arguments = metadata.get("model_from_pretrained_kwargs") or {}
     if not isinstance(arguments, dict):
         raise DictionaryError(
             f"dictionary {name}: model_from_pretrained_kwargs is {arguments!r}; expected an object of settings"
         )
-    if arguments.get("refactor_factored_attn_matrices") and place.reads.kind == "z":
+    if arguments.get("refactor_factored_attn_matrices") and site.reads.kind == "z":
         raise DictionaryError(
             f"dictionary {name} was trained on a model with refactor_factored_attn_matrices, whose z is another; not"
             " supported"
@@ -231,11 +236,11 @@ def _processing(name: str, metadata: Mapping[str, Any], place: DictionarySite) -
     return frozenset(key for key in PROCESSINGS if arguments.get(key) is True)
 
 
-def _own_place(name: str, metadata: Mapping[str, Any], request: Request) -> DictionarySite | None:
-    """The place its hooks name; None for a dictionary that names no hook but was given a place."""
+def _own_site(name: str, metadata: Mapping[str, Any], request: Request) -> DictionarySite | None:
+    """The sites of the hooks that it names; None if it names none and the user said where it belongs."""
     hook = metadata.get("hook_name")
     if not hook:
-        if request.place is not None:
+        if request.site is not None:
             return None
         raise DictionaryError(
             f"dictionary {name}: its cfg names no hook_name; set metadata.hook_name, for instance"
@@ -254,7 +259,7 @@ def _own_place(name: str, metadata: Mapping[str, Any], request: Request) -> Dict
 
 
 def _site(name: str, hook: str, module: object, model: Model) -> Site:
-    """The site of a hook; where the cfg also names the module of the Hugging Face model, that is what was read."""
+    """The site of a hook. If the cfg also names a module of the Hugging Face model, the site is that module's."""
     site = site_of_module(str(module)) or site_of_hook(hook)
     if site is None:
         raise DictionaryError(
@@ -263,14 +268,14 @@ def _site(name: str, hook: str, module: object, model: Model) -> Site:
     inner = site_of_module(str(module)) is None and hook.endswith((".attn.hook_out", ".mlp.hook_out"))
     if inner and model.output_norm(Site("z", 0)) is not None:
         raise DictionaryError(
-            f"dictionary {name}: hook {hook!r} stands before the post-norm of {model.name}, which is no site here; expected"
-            " hook_attn_out or hook_mlp_out, what is added to the stream"
+            f"dictionary {name}: hook {hook!r} stands before the post-norm of {model.name}, which is no site here;"
+            " expected hook_attn_out or hook_mlp_out, what is added to the stream"
         )
     return site
 
 
 def _upgraded(name: str, cfg: dict[str, Any]) -> dict[str, Any]:
-    """A cfg as sae-lens 6 has it, from one that earlier versions wrote flat, with the defaults that sae-lens gives them."""
+    """The cfg in the form of sae-lens 6. Earlier versions wrote it flat; sae-lens' own defaults fill the gaps."""
     if "metadata" in cfg:
         return cfg
     names = {

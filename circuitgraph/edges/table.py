@@ -1,7 +1,6 @@
 """Edges as columns: a few bytes per edge, so that millions can be weighed before the few that stay become a graph.
 
-In come chunks of edges between numbered nodes; out comes an `EdgeTable`, which iterates as `Edge` values. This module
-computes no weight.
+`EdgeCollector` gathers chunks of edges between numbered nodes into an `EdgeTable`, which iterates as `Edge` values.
 """
 
 from __future__ import annotations
@@ -32,9 +31,18 @@ class Edge:
 
 @dataclass(frozen=True, eq=False)
 class EdgeTable:
-    """m edges between `nodes`; source, target [m] int32 count in them, kind [m] in EDGE_KINDS, the rest as in `Edge`.
+    """m edges between numbered nodes.
 
-    heads [m_heads, n_heads] belong to the edges head_of [m_heads] int64, ascending.
+    Args:
+        nodes: The nodes.
+        source: [m] int32 The number of each edge's source in `nodes`.
+        target: [m] int32 That of its target.
+        kind: [m] uint8 The number of its kind in `EDGE_KINDS`.
+        weight: [m] The contribution to the metric through the target, the mean over the examples.
+        local_weight: [m] The contribution to what the target reads, likewise.
+        weight_abs: [m] The mean of |weight|.
+        heads: [m_heads, n_heads] The terms of local_weight by head, of the edges that have them.
+        head_of: [m_heads] int64 Which edges these are, ascending.
     """
 
     nodes: Sequence[Node]

@@ -1,67 +1,63 @@
-"""Typed edges between nodes, with exact derivatives, from the targets down.
+"""Edges between nodes: typed, with exact derivatives, traced from the targets down.
 
-In come node tables, clean activations and targets; out comes a table of edges. Norm scales and everything outside the path
-are frozen at the clean run. This module decides who reads and which edges stay; input directions are `reading`'s, products
-`products`', and it knows no graph.
+A *target* is a node whose inputs are traced. The work is done in five steps:
 
-Edge u -> v: u writes write_u * delta_u (or a difference vector) into the residual stream at its position, v reads it
-through a path of one kind with input direction r:
+    1  targets            First the metric, or the nodes of the objective that stand for it.
+    2  input directions   What a target reads is, for each kind of path, one vector r per position of the residual stream
+                          (`paths.input_paths`). Norm scales and all that is not on the path are frozen at the clean run.
+    3  products           Each vector times what the nodes write, clean minus baseline (`edges.products`):
 
-    local_weight = (write_u . r) * delta_u                contribution to v's pre-activation
-    weight       = node_gradient(v) * local_weight        contribution to the metric through v
+                              local_weight = (write_u . r) * delta_u               contribution to v's pre-activation
+                              weight       = node_gradient(v) * local_weight       contribution to the metric through v
 
-For the metric r = dm/d(resid_post of the last layer). A linear skip connection between u and v, and attention and MLPs
-that are `through`, are passed; a dictionary of the residual stream between them is not: its own nodes carry on. A
-cross-layer transcoder's feature writes at several sites, and what stands below the reader is summed.
+                          Where a node is the sum of a feature over positions, its edges are added up (`edges.weights`).
+    4  selection          Edges with a large enough |weight| stay (`edges.selection`).
+    5  next targets       Features that are the source of an edge that stays are traced in their turn: layer by layer
+                          downwards, or with max_traced the most influential on the targets first.
+
+The input direction of the metric is dm/d(resid_post of the last layer). Paths pass linear skip connections, and attention
+and MLPs that are frozen. They end at a dictionary of the residual stream, whose own nodes carry on. A feature of a
+cross-layer transcoder writes at several sites; what stands below the target is summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.attribute import Attribution
 from circuitgraph.attribution.tables import FeatureTable, NodeTable
-from circuitgraph.attribution.targets import TargetNode
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.edges.influence import node_influence
-from circuitgraph.edges.products import Block, EdgeProducts, barriers
+from circuitgraph.edges.position_sums import Groups
+from circuitgraph.edges.products import EdgeProducts, barriers
+from circuitgraph.edges.selection import Selection
 from circuitgraph.edges.table import EdgeCollector, EdgeTable
+from circuitgraph.edges.weights import IncomingEdges
 from circuitgraph.errors import CircuitGraphError, DictionaryError
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.paths.input_paths import InputPaths, check_input_site
-from circuitgraph.paths.linear_maps import LinearMap, skip_map
-
-QK = ("derivative", "ablate")
-_TYPED = ("ov", "q", "k")  # kinds that keep a loading per head
+from circuitgraph.paths.linear_maps import skip_map
+from circuitgraph.paths.stream import StreamChange
+from circuitgraph.progress import Progress, no_progress
+from circuitgraph.settings import Compute, Edges
 
 # Sites whose value is added to the stream, or is the stream.
 _ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which edges stay. threshold: smallest |weight|, in the metric's unit. relative_threshold: smallest |local_weight|
-    as a share of what the target reads in all, sum of |local_weight|. top_k: inputs per target, and those as
-    large as the last of them. max_traced: features (and errors that are targets) whose inputs are traced, the most
-    influential first; None traces every one that a kept edge leaves."""
-
-    threshold: float = 0.0
-    relative_threshold: float = 0.0
-    top_k: int | None = None
-    max_traced: int | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class TracedEdges:
-    """The edges that stay, and per target that was traced what it reads in all, by node id, means over the examples.
+    """The edges that stay, and what the traced targets read in all, by node id, means over the examples.
 
-    total_input: sum of local weights of all sources before selection; stream_input: what it reads of the difference of the streams
-    themselves, which does not know the nodes. The two are equal up to rounding where every source is a node. Differences
-    of patterns (qk "ablate") are no sums and are left out of both. weights [n_nodes]: of the targets in the metric.
+    total_input: The sum of the local weights of all sources, before selection.
+    stream_input: What the target reads of the change of the streams themselves. The two are equal up to rounding where
+        every source is a node. q and k edges with qk "ablate" are not additive and are left out of both.
+    weights: [n_nodes] The weights of the targets in the metric, 0 for other nodes.
     """
 
     table: EdgeTable
@@ -70,46 +66,36 @@ class TracedEdges:
     weights: Tensor
 
 
-def attribute_edges(
-    model: Model,
+def trace_edges(
+    run: Attribution,
     tables: Sequence[NodeTable],
-    clean: Mapping[Site, Tensor],
-    metric_gradient: Tensor,
-    *,
-    base: Mapping[Site, Tensor] | None = None,
-    targets: Sequence[TargetNode] = (),
-    slopes: Mapping[Site, Tensor] | None = None,
-    maps: Sequence[LinearMap] = (),
-    qk: str = "derivative",
-    selection: Selection | None = None,
-    memory: int = 1 << 30,
-    tracer_type: type[Tracer] | None = None,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    settings: Edges,
+    compute: Compute | None = None,
+    progress: Progress = no_progress,
 ) -> TracedEdges:
-    """Edges that pass the selection and reach the metric.
+    """The edges between nodes that pass the settings and reach the metric, from the targets down.
 
-    First the inputs of the targets (of the metric itself without any), then those of every feature that was kept as the
-    source of a kept edge: layer by layer downwards, or with max_traced the most influential first. metric_gradient
-    [batch, pos, d_model] is dm/d(resid_post of the last layer). base: the baseline's activations, None for zero. slopes:
-    `gradients.mlp_slopes`, needed for dictionaries that read behind an MLP's neurons. qk "ablate" takes the difference
-    of the pattern with and without each source for q and k edges. memory: bytes that input directions and what they read
-    may take at once; one reader at one position, and the targets' own vectors, are held whatever they take.
-    tracer_type: `position_sums.SumTracer` for sums over positions.
+    Args:
+        run: Runs, gradients, targets and frozen components.
+        tables: The nodes at single positions, also where edges are between sums over positions.
+        settings: How q and k edges are computed, which features are traced and which edges stay.
+        compute: Its memory bounds what input directions and products take at once; one target is held whatever it takes.
+        progress: Told (stage, steps done, steps in all).
+
     Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced, CircuitGraphError for qk "ablate"
-    through components.
+    with frozen components or without recorded attention scores.
     """
-    if qk == "ablate" and maps:
+    if settings.qk == "ablate" and run.frozen:
         raise CircuitGraphError("qk 'ablate' passes no component that is 'frozen'; take 'derivative' or 'node'")
-    if qk == "ablate" and not any(site.kind == "attn_scores" for site in clean):
+    if settings.qk == "ablate" and not any(site.kind == "attn_scores" for site in run.clean.attached):
         raise CircuitGraphError("qk 'ablate' needs the attention scores; record them with sites_of(..., scores=True)")
-    tracer = (tracer_type or Tracer)(model, tables, clean, base, slopes, maps, qk, selection or Selection(), memory)
-    tracer.trace_targets(metric_gradient, targets)
-    if tracer.selection.max_traced is None:
-        for done, index in enumerate(tracer.readable):
-            progress("tracing edges", done, len(tracer.readable))
-            tracer.trace(index, tracer.kept[index].nonzero().flatten())
+    memory = (compute or Compute()).memory * (1 << 30)
+    tracer = Tracer(run, tables, settings, int(memory))
+    tracer.trace_objective()
+    if settings.max_traced is None:
+        tracer.trace_downwards(progress)
     else:
-        tracer.trace_most_influential(tracer.selection.max_traced, progress)
+        tracer.trace_most_influential(settings.max_traced, progress)
     return tracer.result()
 
 
@@ -136,208 +122,209 @@ def check_inputs(model: Model, dictionaries: Iterable[Dictionary], qk: str = "de
 
 
 class Tracer:
-    """Numbers the nodes, traces readers group by group and collects the edges that stay."""
+    """Numbers the nodes, traces targets batch by batch and collects the edges that stay.
 
-    def __init__(
-        self,
-        model: Model,
-        tables: Sequence[NodeTable],
-        clean: Mapping[Site, Tensor],
-        base: Mapping[Site, Tensor] | None,
-        slopes: Mapping[Site, Tensor] | None,
-        maps: Sequence[LinearMap],
-        qk: str,
-        selection: Selection,
-        memory: int,
-    ) -> None:
-        self.model, self.tables, self.clean, self.base, self.slopes = model, tables, clean, base, slopes
-        self.qk, self.selection, self.memory = qk, selection, memory
+    Nodes are numbered table by table; the nodes of the objective and the metric follow. `kept` marks the sources of edges
+    that stay: the next targets.
+    """
+
+    def __init__(self, run: Attribution, tables: Sequence[NodeTable], settings: Edges, memory: int) -> None:
+        self.run, self.model, self.clean = run, run.model, run.clean.values
+        self.change = StreamChange(run.model, self.clean, run.baseline.values)
+        self.tables, self.settings, self.memory = tables, settings, memory
+        self.selection = Selection(
+            settings.edge_threshold * run.full_share, settings.relative_threshold, settings.top_k
+        )
         dictionaries = [table.dictionary for table in tables if isinstance(table, FeatureTable)]
-        check_inputs(model, dictionaries, qk)
+        check_inputs(self.model, dictionaries, settings.qk)
         skips = [
-            skip_map(model, d.reads, d.writes, W_skip, clean) for d in dictionaries if (W_skip := d.W_skip) is not None
+            skip_map(self.model, d.reads, d.writes, W_skip, self.clean)
+            for d in dictionaries
+            if (W_skip := d.W_skip) is not None
         ]
         written = [dictionary.writes for dictionary in dictionaries]
-        self.products = EdgeProducts(tables, [*skips, *maps], barriers(written))
-        self.nodes: list[Node] = [node for table in tables for node in table.nodes()]
-        sizes = torch.tensor([0, *(len(table) for table in tables)])
+        self.products = EdgeProducts(tables, [*skips, *run.frozen.values()], barriers(written))
+        self.groups = [Groups.of(table, settings.positions) for table in tables]
+        self.nodes: list[Node] = [node for group in self.groups for node in group.nodes]
+        sizes = torch.tensor([0, *(len(group.nodes) for group in self.groups)])
         self.offsets: list[int] = sizes.cumsum(0).tolist()
         self.collector = EdgeCollector(self.nodes)
-        self.kept = [torch.zeros_like(table.pos, dtype=torch.bool) for table in tables]
-        readable = [i for i, table in enumerate(tables) if table.reads_at is not None]
-        self.readable = sorted(readable, key=lambda i: -tables[i].site.depth)
+        self.kept = [torch.zeros(len(g.nodes), dtype=torch.bool, device=g.number.device) for g in self.groups]
+        traceable = [i for i, table in enumerate(tables) if table.reads_at is not None]
+        self.traceable = sorted(traceable, key=lambda i: -tables[i].site.depth)
         self.weights = torch.zeros(len(self.nodes), dtype=torch.float64)
         self.total_inputs: dict[int, float] = {}
         self.stream_inputs: dict[int, float] = {}
 
-    def trace_targets(self, metric_gradient: Tensor, targets: Sequence[TargetNode]) -> None:
-        """The inputs of the metric, or of the targets and their edges to the metric."""
-        metric = Node("metric", Site("metric"), metric_gradient.shape[1] - 1)
-        first = len(self.nodes)
-        self.nodes += [*(target.node for target in targets), metric]
+    def trace_objective(self) -> None:
+        """The inputs of the metric; or those of the objective's nodes, and their edges to the metric."""
+        gradient, targets, first = self.run.stream_gradient, self.run.targets, len(self.nodes)
+        top = [*(target.node for target in targets), Node("metric", Site("metric"), gradient.shape[1] - 1)]
+        self.nodes += top if self.settings.positions == "each" else [replace(node, pos=0) for node in top]
         self.weights = torch.zeros(len(self.nodes), dtype=torch.float64)
         if not targets:
             self.weights[-1] = 1
-            ones = torch.ones_like(metric_gradient[:, :1, 0])
-            self._keep(torch.tensor([first]), ones, self.products.of_stream(metric_gradient[:, None]))
-            self._note([first], (metric_gradient * self._stream_end()).sum((1, 2))[:, None])
+            self._trace_stream(torch.tensor([first]), gradient[:, None], torch.ones_like(gradient[:, :1, 0]))
             return
         ids = torch.arange(first, first + len(targets))
         weights = torch.stack([target.weight for target in targets], 1)
-        outer = [i for i, target in enumerate(targets) if target.gradient is not None]
-        if outer:
+        logits = [i for i, target in enumerate(targets) if target.gradient is not None]
+        if logits:
             gradient = torch.stack([t.gradient for t in targets if t.gradient is not None], 1)
-            self._keep(ids[outer], weights[:, outer], self.products.of_stream(gradient))
-            self._note(ids[outer].tolist(), torch.einsum("brpd,bpd->br", gradient, self._stream_end()))
+            self._trace_stream(ids[logits], gradient, weights[:, logits])
         for i, target in enumerate(targets):
             if target.reads is not None and target.vector is not None:
-                self._trace_vectors(
-                    self._reader(target.reads),
-                    target.vector[None],
-                    target.node.pos,
-                    ids[i : i + 1],
-                    weights[:, i : i + 1],
+                here, row = slice(i, i + 1), torch.zeros(1, dtype=torch.int64, device=weights.device)
+                incoming, paths = IncomingEdges(self.groups, 1), self._paths_of(target.reads)
+                self._add_inputs(
+                    incoming, paths, target.vector[None], target.node.pos, weights[:, here], row, ids[here]
                 )
-        local = torch.stack([t.clean if self.base is None else t.clean - t.baseline for t in targets], 1)
+                self._select(ids[here], incoming)
+        zero = self.change.baseline is None
+        local = torch.stack([t.clean if zero or t.corrupted is None else t.clean - t.corrupted for t in targets], 1)
         self.weights[first:-1] = weights.mean(0).to("cpu", torch.float64)
         weight = weights * local
         metric_ids = torch.full_like(ids, len(self.nodes) - 1)
         self.collector.add("metric", ids, metric_ids, weight.mean(0), weight.mean(0), weight.abs().mean(0), None)
 
-    def trace(self, index: int, columns: Tensor) -> None:
-        """The inputs of these columns of a table of features, or of errors that are targets."""
-        table = self.tables[index]
-        if not len(columns) or table.reads_at is None:
-            return
-        reader = self._reader(table.reads_at)
-        positions = table.pos[columns]
-        for pos in torch.unique(positions).tolist():
-            for here in columns[positions == pos].split(self._group(reader, pos)):
-                readers = table.take(here)
-                ids = (here + self.offsets[index]).cpu()
-                assert readers.reads is not None
-                self._trace_vectors(reader, readers.reads, pos, ids, readers.node_gradient)
+    def trace_downwards(self, progress: Progress) -> None:
+        """Trace every source of an edge that stays, the last layer first: what it keeps stands below it."""
+        for done, index in enumerate(self.traceable):
+            progress("tracing edges", done, len(self.traceable))
+            self.trace(index, self.kept[index].nonzero().flatten())
 
-    def _reader(self, reads: Site) -> InputPaths:
-        self.products.forget()
-        return InputPaths(self.model, reads, self.clean, self.slopes, ablate=self.qk == "ablate")
-
-    def _trace_vectors(self, reader: InputPaths, vectors: Tensor, pos: int, ids: Tensor, node_gradient: Tensor) -> None:
-        """The inputs of the nodes ids [r] that read vectors [r, d_in] or [batch, r, d_in] at one position."""
-        paths = reader.paths(vectors, pos)
-        self._keep(ids, node_gradient, self.products.of_paths(paths))
-        change = self._stream_before(reader.reads)
-        linear = [path.of_stream(change).sum(2) for path in paths if path.softmax is None]
-        self._note(ids.tolist(), torch.stack(torch.broadcast_tensors(*linear)).sum(0))
-
-    def trace_most_influential(self, budget: int, progress: Callable[[str, int, int], None]) -> None:
-        """Trace `budget` features in up to four rounds, the most influential on the targets first in each."""
+    def trace_most_influential(self, budget: int, progress: Progress) -> None:
+        """Trace `budget` nodes in up to four rounds, the most influential on the targets first in each."""
         traced = torch.zeros(self.offsets[-1], dtype=torch.bool)
-        readable = torch.zeros_like(traced)
-        for index in self.readable:
-            readable[self.offsets[index] : self.offsets[index + 1]] = True
+        traceable = torch.zeros_like(traced)
+        for index in self.traceable:
+            traceable[self.offsets[index] : self.offsets[index + 1]] = True
         while (done := int(traced.sum())) < budget:
             progress("tracing edges", done, budget)
             influence = node_influence(self.collector.table(), self.weights)[: len(traced)]
-            open_ = torch.where(readable & ~traced, influence, 0)
-            chosen = open_.topk(min(budget - done, max(256, -(-budget // 4)), len(open_))).indices
-            chosen = chosen[open_[chosen] > 0].sort().values
+            waiting = torch.where(traceable & ~traced, influence, 0)
+            chosen = waiting.topk(min(budget - done, max(256, -(-budget // 4)), len(waiting))).indices
+            chosen = chosen[waiting[chosen] > 0].sort().values
             if not len(chosen):
                 break
             traced[chosen] = True
-            for index in self.readable:
+            for index in self.traceable:
                 start, stop = self.offsets[index : index + 2]
-                here = chosen[(chosen >= start) & (chosen < stop)] - start
-                self.trace(index, here.to(self.tables[index].pos.device))
+                nodes = chosen[(chosen >= start) & (chosen < stop)] - start
+                self.trace(index, nodes.to(self.tables[index].pos.device))
 
-    def _group(self, reader: InputPaths, pos: int) -> int:
-        """How many readers at one position fit into the memory, with what they read of every source by path and head."""
-        kinds, heads = (3, self.model.n_heads) if reader.state is not None else (1, 1)
-        sources = sum(len(table) for table in self.tables if table.site.depth < reader.entry)
-        numbers = kinds * (heads + 2) * sources  # by head, their sum, and that times the gradient
-        if self.products.crossed(reader.entry):
-            numbers += heads * (pos + 1) * self.model.d_model * 4
-        return max(1, self.memory // (8 * len(self.clean[Site("embed")]) * max(1, numbers)))
-
-    def _stream_end(self) -> Tensor:
-        """The difference of the streams behind the last layer, [batch, pos, d_model]."""
-        return self._difference(Site("resid_post", self.model.n_layers - 1))
-
-    def _stream_before(self, reads: Site) -> Tensor:
-        """The difference of the streams that a component reads, [batch, pos, d_model]."""
-        layer = reads.block
-        if reads.kind in ("resid_pre", "resid_post"):
-            return self._difference(reads)
-        before = self._difference(Site("resid_post", layer - 1)) if layer else self._difference(Site("embed"))
-        if not layer and Site("pos_embed") in self.clean:
-            before = before + self._difference(Site("pos_embed"))
-        if reads.kind in ("z", "attn_out") or self.model.parallel:
-            return before
-        return before + self._difference(Site("attn_out", layer))
-
-    def _difference(self, site: Site) -> Tensor:
-        return self.clean[site] if self.base is None else self.clean[site] - self.base[site]
-
-    def _note(self, ids: Sequence[int], stream: Tensor) -> None:
-        for i, value in zip(ids, stream.mean(0).tolist(), strict=True):
-            self.stream_inputs[i] = value
-
-    def _keep(self, ids: Tensor, node_gradient: Tensor, blocks: Sequence[Block]) -> None:
-        """Collect the edges of these blocks into readers ids [r] that pass; mark their sources in `kept`."""
-        local = [block.local.sum(2) if block.local.shape[2] > 1 else block.local[:, :, 0] for block in blocks]
-        self._select(ids, blocks, local, [node_gradient[:, :, None] * values for values in local])
-
-    def _select(self, ids: Tensor, blocks: Sequence[Block], local: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-        """The same with the local weights and weights [batch, r, columns] of each block."""
-        means = [_mean(weight) for weight in weights]
-        local_means = [_mean(values) for values in local]
-        linear = [v for v, b in zip(local_means, blocks, strict=True) if self.qk != "ablate" or b.kind not in "qk"]
-        total = torch.stack([values.sum(-1) for values in linear]).sum(0) if linear else torch.zeros(len(ids))
-        self.total_inputs |= dict(zip(ids.tolist(), total.tolist(), strict=True))
-        for block, weight, mean, local_mean, keep in zip(
-            blocks, weights, means, local_means, self._passing(means, local_means), strict=True
-        ):
-            r, c = keep.nonzero(as_tuple=True)
-            if not len(r):
-                continue
-            sources = self._mark(block.table, c + block.columns.start)
-            heads = None
-            if block.kind in _TYPED:
-                heads = _mean(block.local)[r, :, c]
-            self.collector.add(
-                block.kind,
-                sources,
-                ids.to(r.device)[r],
-                mean[r, c],
-                local_mean[r, c],
-                weight[:, r, c].abs().mean(0),
-                heads,
-            )
-
-    def _mark(self, table: int, columns: Tensor) -> Tensor:
-        """Mark these sources as kept; their ids."""
-        self.kept[table][columns] = True
-        return columns + self.offsets[table]
+    def trace(self, index: int, nodes: Tensor) -> None:
+        """The inputs of these nodes (by number, ascending) of a table of features, or of errors that are targets."""
+        table, groups = self.tables[index], self.groups[index]
+        if not len(nodes) or table.reads_at is None:
+            return
+        paths = self._paths_of(table.reads_at)
+        for batch in self._batches(index, nodes, paths):
+            incoming, ids = IncomingEdges(self.groups, len(batch)), (batch + self.offsets[index]).cpu()
+            columns = groups.columns(batch)
+            rows = torch.searchsorted(batch, groups.number[columns])
+            positions = table.pos[columns]
+            for pos in torch.unique(positions).tolist():
+                here = positions == pos
+                targets = table.take(columns[here])
+                assert targets.reads is not None
+                self._add_inputs(
+                    incoming, paths, targets.reads, pos, targets.node_gradient, rows[here], ids[rows[here].cpu()]
+                )
+            self._select(ids, incoming)
 
     def result(self) -> TracedEdges:
         """Everything found so far."""
         return TracedEdges(self.collector.table(), self.total_inputs, self.stream_inputs, self.weights)
 
-    def _passing(self, means: Sequence[Tensor], local_means: Sequence[Tensor]) -> list[Tensor]:
-        """Which edges [readers, columns] of each block pass the selection."""
-        select = self.selection
-        passed = [(mean.abs() > select.threshold) & (mean != 0) for mean in means]
-        if select.relative_threshold and means:
-            total = torch.stack([local.abs().sum(-1) for local in local_means]).sum(0)[:, None]
-            passed = [
-                keep & (local.abs() >= select.relative_threshold * total)
-                for keep, local in zip(passed, local_means, strict=True)
-            ]
-        if select.top_k is not None and means:
-            everything = torch.cat([mean.abs() * keep for mean, keep in zip(means, passed, strict=True)], -1)
-            smallest = everything.topk(min(select.top_k, everything.shape[-1]), dim=-1).values[:, -1:]
-            passed = [keep & (mean.abs() >= smallest) for mean, keep in zip(means, passed, strict=True)]
-        return passed
+    def _paths_of(self, reads: Site) -> InputPaths:
+        """Paths into what reads at the site. Projections for the last such site are dropped."""
+        self.products.forget()
+        return InputPaths(self.model, reads, self.clean, self.run.slopes, ablate=self.settings.qk == "ablate")
+
+    def _batches(self, index: int, nodes: Tensor, paths: InputPaths) -> Iterator[Tensor]:
+        """The nodes in batches that fit into the memory; nodes at single positions together with others at the same one."""
+        pos, groups = self.tables[index].pos, self.groups[index]
+        if not groups.single:
+            yield from nodes.split(self._fitting(paths, int(pos.max())))
+            return
+        for at in torch.unique(pos[nodes]).tolist():
+            yield from nodes[pos[nodes] == at].split(self._fitting(paths, at))
+
+    def _fitting(self, paths: InputPaths, pos: int) -> int:
+        """How many targets at positions up to pos fit into the memory.
+
+        Counted are, by kind of path, the products with every source by head, their sum, and that times the gradient; dense
+        input directions where maps stand between; and the sums that wait for further positions.
+        """
+        kinds, heads = (3, self.model.n_heads) if paths.state is not None else (1, 1)
+        batch = len(self.clean[Site("embed")])
+        below = [i for i, table in enumerate(self.tables) if table.site.depth < paths.entry]
+        numbers = kinds * (heads + 2) * batch * sum(len(self.tables[i]) for i in below)
+        numbers += kinds * (heads + batch) * sum(len(self.groups[i].nodes) for i in below if not self.groups[i].single)
+        if self.products.crossed(paths.entry):
+            numbers += heads * batch * (pos + 1) * self.model.d_model * 4
+        return max(1, self.memory // (8 * max(1, numbers)))
+
+    def _trace_stream(self, ids: Tensor, gradient: Tensor, node_gradient: Tensor) -> None:
+        """The inputs of targets ids [r] that read the end of the stream, gradient [batch, r, pos, d_model]."""
+        incoming, rows = IncomingEdges(self.groups, len(ids)), torch.arange(len(ids), device=gradient.device)
+        for block in self.products.of_stream(gradient):
+            incoming.add(block, node_gradient, rows)
+        self._select(ids, incoming)
+        self._note(ids, torch.einsum("brpd,bpd->br", gradient, self.change.end))
+
+    def _add_inputs(
+        self,
+        incoming: IncomingEdges,
+        inputs: InputPaths,
+        vectors: Tensor,
+        pos: int,
+        node_gradient: Tensor,
+        rows: Tensor,
+        ids: Tensor,
+    ) -> None:
+        """Add what targets read at one position with vectors [r, d_in] or [batch, r, d_in]; rows, ids [r] are their numbers
+        in the batch and in the graph."""
+        paths = inputs.paths(vectors, pos)
+        for block in self.products.of_paths(paths):
+            incoming.add(block, node_gradient, rows)
+        change = self.change.before(inputs.reads)
+        linear = [path.of_stream(change) for path in paths if path.softmax is None]
+        self._note(ids, torch.stack(torch.broadcast_tensors(*linear)).sum(0))
+
+    def _note(self, ids: Tensor, stream: Tensor) -> None:
+        """Add what targets read of the stream, [batch, r], to their stream_input."""
+        for i, value in zip(ids.tolist(), stream.mean(0).tolist(), strict=True):
+            self.stream_inputs[i] = self.stream_inputs.get(i, 0.0) + value
+
+    def _select(self, ids: Tensor, incoming: IncomingEdges) -> None:
+        """Collect the edges into targets ids [r] that pass, and mark their sources in `kept`."""
+        found = incoming.found
+        weights, local = [_mean(x.weight) for x in found.values()], [_mean(x.local) for x in found.values()]
+        additive = [
+            x for x, (kind, _) in zip(local, found, strict=True) if self.settings.qk != "ablate" or kind not in "qk"
+        ]
+        total = torch.stack([x.sum(-1) for x in additive]).sum(0) if additive else torch.zeros(len(ids))
+        self.total_inputs |= dict(zip(ids.tolist(), total.tolist(), strict=True))
+        passing = self.selection.passing(weights, local)
+        for ((kind, table), edges), weight, local_weight, keep in zip(
+            found.items(), weights, local, passing, strict=True
+        ):
+            r, c = keep.nonzero(as_tuple=True)
+            if not len(r):
+                continue
+            sources = c + edges.first
+            self.kept[table][sources] = True
+            self.collector.add(
+                kind,
+                sources + self.offsets[table],
+                ids.to(r.device)[r],
+                weight[r, c],
+                local_weight[r, c],
+                edges.weight[:, r, c].abs().mean(0),
+                None if edges.heads is None else _mean(edges.heads)[r, :, c],
+            )
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -1,15 +1,11 @@
-"""How well estimates agree with measurements.
-
-In come two lists of numbers with names; out come correlations, shared signs, the overlap of the largest, the items that
-disagree most, and bootstrap intervals of a ratio of means. This module knows neither models nor graphs.
-"""
+"""How well estimates agree with measurements: correlations, shared signs, overlap of the largest, the worst items."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import scipy.stats
 from torch import Tensor
 
 N_WORST = 5
@@ -32,18 +28,22 @@ class Agreement:
     top_k_overlap: float | None
     worst: tuple[tuple[str, float, float], ...]
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A number, and the bounds between which 95 % of its bootstrap resamples over the examples lie; None for one example."""
-
-    value: float
-    low: float | None
-    high: float | None
+    def __repr__(self) -> str:
+        return (
+            f"{self.n}: pearson {_number(self.pearson_r)}, spearman {_number(self.spearman_r)},"
+            f" same sign {_number(self.sign_agreement)}, top {self.top_k} shared {_number(self.top_k_overlap)}"
+        )
 
 
 def compare(names: Sequence[str], predicted: Tensor, measured: Tensor, *, top_k: int = 10) -> Agreement:
-    """The agreement of two vectors [n]."""
+    """The agreement of two vectors [n].
+
+    Args:
+        names: What each of the n items is called, for the list of the worst.
+        predicted: The estimates, [n].
+        measured: The measurements, [n].
+        top_k: How many of the largest to compare; all of them where there are fewer.
+    """
     n, k = len(names), min(top_k, len(names))
     measured = measured.double()
     predicted = predicted.to(measured)
@@ -53,7 +53,7 @@ def compare(names: Sequence[str], predicted: Tensor, measured: Tensor, *, top_k:
     return Agreement(
         n=n,
         pearson_r=pearson(predicted, measured),
-        spearman_r=pearson(ranks(predicted), ranks(measured)),
+        spearman_r=spearman(predicted, measured),
         sign_agreement=float((predicted.sign() == measured.sign())[both].double().mean()) if bool(both.any()) else None,
         top_k=k,
         top_k_overlap=len(largest[0] & largest[1]) / k if k else None,
@@ -62,40 +62,38 @@ def compare(names: Sequence[str], predicted: Tensor, measured: Tensor, *, top_k:
 
 
 def pearson(x: Tensor, y: Tensor) -> float | None:
-    """Correlation of two vectors; None for fewer than two values or no variance."""
-    if len(x) < 2 or not bool(x.std()) or not bool(y.std()):
+    """The linear correlation of two vectors; None for fewer than two values, or where all of one are equal."""
+    if not _varies(x) or not _varies(y):
         return None
-    return float(torch.corrcoef(torch.stack([x, y]))[0, 1])
+    return float(scipy.stats.pearsonr(x.cpu().numpy(), y.cpu().numpy()).statistic)
 
 
-def ranks(values: Tensor) -> Tensor:
-    """The rank of each value, 0 for the smallest; equal values share the mean of their ranks."""
-    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    shared: Tensor = last - (counts.double() + 1) / 2
-    return shared[inverse]
+def spearman(x: Tensor, y: Tensor) -> float | None:
+    """The correlation of the ranks, equal values sharing the mean of theirs; None where `pearson` is."""
+    if not _varies(x) or not _varies(y):
+        return None
+    return float(scipy.stats.spearmanr(x.cpu().numpy(), y.cpu().numpy()).statistic)
 
 
 def auroc(scores: Tensor, truth: Tensor) -> float | None:
-    """The share of (true, false) pairs in which the true item has the larger score, ties counting half; None without both."""
+    """The share of (true, false) pairs in which the true item has the larger score, ties counting half.
+
+    Args:
+        scores: One number per item, [n].
+        truth: Which items are true, boolean [n].
+
+    None where all items are true, or none is.
+    """
     positive, negative = scores[truth], scores[~truth]
     if not len(positive) or not len(negative):
         return None
-    order = ranks(torch.cat([positive, negative]))[: len(positive)]
-    return float((order.sum() - len(positive) * (len(positive) - 1) / 2) / (len(positive) * len(negative)))
+    pairs_in_order = scipy.stats.mannwhitneyu(positive.cpu().numpy(), negative.cpu().numpy(), method="asymptotic")
+    return float(pairs_in_order.statistic) / (len(positive) * len(negative))
 
 
-def ratio(numerator: Tensor, denominator: Tensor, *, seed: int, n_bootstrap: int = 1000) -> Interval | None:
-    """mean(numerator) / mean(denominator) of two vectors [examples], resampled together; None where that is x / 0."""
-    if float(denominator.mean()) == 0:
-        return None
-    value, n = float(numerator.mean() / denominator.mean()), len(numerator)
-    if n < 2:
-        return Interval(value, None, None)
-    rows = torch.randint(n, (n_bootstrap, n), generator=torch.Generator().manual_seed(seed)).to(numerator.device)
-    below = denominator[rows].mean(1)
-    drawn = (numerator[rows].mean(1) / below)[below != 0].double()
-    if not len(drawn):
-        return Interval(value, None, None)
-    bounds = torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=torch.float64, device=drawn.device))
-    return Interval(value, float(bounds[0]), float(bounds[1]))
+def _varies(values: Tensor) -> bool:
+    return len(values) > 1 and bool((values != values[0]).any())
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"

@@ -1,8 +1,7 @@
-"""Running the model with nodes set to their baseline value.
+"""Circuits: the model with every node outside a set at its baseline value.
 
-In come the model, dictionaries, tokens and which nodes keep their value; out come logits or metrics. A
-dictionary is spliced in as x + (decode(edited) - decode(acts)) + (edited error - error), so that keeping every node
-leaves the logits unchanged bit for bit. This module knows no graph.
+A dictionary is spliced in as x + (decode(edited) - decode(acts)) + (edited error - error), so that a circuit of all nodes
+leaves the logits unchanged bit for bit.
 """
 
 from __future__ import annotations
@@ -14,37 +13,45 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution.node_attribution import ComponentTreatment, node_sites
 from circuitgraph.attribution.runs import Baseline
+from circuitgraph.attribution.treatment import ComponentTreatment, node_sites
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model, Replace
+from circuitgraph.models.variants import BATCH_ROWS, variants_at_once
 from circuitgraph.nodes import Node, Site
 
-Errors = Literal["keep", "circuit", "residual", "remove"]
-ERRORS: tuple[Errors, ...] = ("keep", "circuit", "residual", "remove")
-
-_ELEMENTS = 1 << 25  # numbers in one table of activations [rows, pos, d_sae]
-BATCH_ROWS = 512
+Errors = Literal["keep", "circuit", "stream", "remove"]
+ERRORS: tuple[Errors, ...] = ("keep", "circuit", "stream", "remove")
 
 
 @dataclass(frozen=True, eq=False)
 class CircuitMask:
-    """The nodes that keep the value they have in the run: features[site] [pos, d_sae], errors[site] [pos], biases[site]
-    [pos] and embeddings [pos], all boolean, of one circuit; of several, with one more dimension in front. Every other node
-    takes its baseline value."""
+    """The nodes that keep the value they have in the run; every other node takes its baseline value.
+
+    All masks are boolean: features[site] [pos, d_sae], errors[site] [pos], biases[site] [pos] and embeddings [pos] of one
+    circuit, and with an axis for circuits in front of several.
+    """
 
     features: Mapping[Site, Tensor]
     errors: Mapping[Site, Tensor]
     biases: Mapping[Site, Tensor]
     embeddings: Tensor
 
+    def keeps(self, site: Site, writers: Iterable[Dictionary]) -> bool:
+        """Whether every node at a site that these dictionaries write is kept."""
+        masks = [self.errors[site], self.biases[site], *(self.features[each.writes] for each in writers)]
+        return all(bool(mask.all()) for mask in masks)
+
 
 @dataclass(frozen=True, eq=False)
 class NodeValues:
-    """What every node is in one run: acts [batch, pos, d_sae] by dictionary; errors and the biases of dictionaries that
-    normalise [batch, pos, d] by site; embeddings [batch, pos, d_model]."""
+    """What every node is in one run.
+
+    acts [batch, pos, d_sae] by dictionary; errors, and the biases of dictionaries that normalise, [batch, pos, d] by site;
+    embeddings [batch, pos, d_model].
+    """
 
     acts: Mapping[Site, Tensor]
     errors: Mapping[Site, Tensor]
@@ -69,8 +76,16 @@ def node_values(
     values: Mapping[Site, Tensor] | None,
     treatment: ComponentTreatment | None = None,
 ) -> NodeValues:
-    """The nodes of the run with these activations. None stands for baseline zero: no features, errors and embeddings, and
-    biases that are left alone. Components that are through or cut by their role are no nodes: they run on what they get."""
+    """The nodes of the run with these activations.
+
+    Args:
+        model: The model.
+        dictionaries: Its dictionaries.
+        values: Activations by site [batch, pos, d]; None for baseline zero: no features, errors and embeddings, and biases
+            that are left alone.
+        treatment: How components without a dictionary are treated; those that are frozen or dropped are no nodes and run on
+            what they get.
+    """
     sites = node_sites(model, dictionaries, treatment)
     if values is None:
         zero = torch.zeros((), device=model.device)
@@ -81,7 +96,7 @@ def node_values(
     for site in sites:
         for dictionary in dictionaries.writers(site):
             columns, read = dictionary.columns(site), values[dictionary.reads]
-            if dictionary.weights.normalize != "none":
+            if dictionary.normalize != "none":
                 biases[site] = biases.get(site, 0) + dictionary.bias(read)[..., columns]
     return NodeValues(acts, errors, biases, values[Site("embed")])
 
@@ -95,8 +110,17 @@ def circuit_mask(
     *,
     complement: bool = False,
 ) -> CircuitMask:
-    """The masks of these nodes, or of all others. errors: "keep" keeps every error node, "remove" none, "circuit" those
-    of the circuit (or complement), "residual" those of it at dictionaries of the residual stream."""
+    """The masks of these nodes, or of all others.
+
+    Args:
+        model: The model.
+        dictionaries: Its dictionaries.
+        nodes: The nodes of the circuit.
+        n_pos: How many positions the prompts have.
+        errors: Which error nodes are kept: "keep" all of them, "remove" none, "circuit" those of the circuit (or of the
+            complement), "stream" those of it at dictionaries of the residual stream.
+        complement: Keep all other nodes instead.
+    """
     sites = node_sites(model, dictionaries)
     features = {s: torch.zeros(n_pos, d.d_sae, dtype=torch.bool) for s, d in dictionaries.items()}
     error = {s: torch.zeros(n_pos, dtype=torch.bool) for s in sites}
@@ -107,7 +131,7 @@ def circuit_mask(
         if node.kind == "feature":
             at[node.site][0].append(node.pos)
             at[node.site][1].append(node.feature)  # type: ignore[arg-type]
-        elif node.kind == "error" and node.site in error:  # not what a component that is through leaves over
+        elif node.kind == "error" and node.site in error:  # not what the map of a frozen component leaves over
             error[node.site][node.pos] = True
         elif node.kind == "bias" and node.site in biases:
             biases[node.site][node.pos] = True
@@ -122,37 +146,37 @@ def circuit_mask(
     for site, mask in masks[1].items():
         if errors == "keep":
             mask[:] = True
-        elif errors == "remove" or (errors == "residual" and not site.kind.startswith("resid_")):
+        elif errors == "remove" or (errors == "stream" and site.part != "stream"):
             mask[:] = False
     moved = [{site: mask.to(model.device) for site, mask in group.items()} for group in masks]
     return CircuitMask(moved[0], moved[1], moved[2], embeddings.to(model.device))
 
 
-def stack_masks(circuits: Sequence[CircuitMask]) -> CircuitMask:
+def stack_masks(masks: Sequence[CircuitMask]) -> CircuitMask:
     """The masks of several circuits as one."""
 
     def stack(groups: Sequence[Mapping[Site, Tensor]]) -> dict[Site, Tensor]:
         return {site: torch.stack([group[site] for group in groups]) for site in groups[0]}
 
     return CircuitMask(
-        stack([kept.features for kept in circuits]),
-        stack([kept.errors for kept in circuits]),
-        stack([kept.biases for kept in circuits]),
-        torch.stack([kept.embeddings for kept in circuits]),
+        stack([mask.features for mask in masks]),
+        stack([mask.errors for mask in masks]),
+        stack([mask.biases for mask in masks]),
+        torch.stack([mask.embeddings for mask in masks]),
     )
 
 
 def run_with_nodes(
-    model: Model, dictionaries: Dictionaries, tokens: Tensor, baseline: Baseline, kept: CircuitMask
+    model: Model, dictionaries: Dictionaries, tokens: Tensor, baseline: Baseline, mask: CircuitMask
 ) -> Tensor:
-    """Logits [batch, pos, vocab] of tokens [batch, pos] where the nodes outside `kept` have their baseline value.
+    """Logits [batch, pos, vocab] of tokens [batch, pos] where the nodes outside the mask have their baseline value.
 
-    CircuitMask nodes have the value that the edited run gives them. Baseline zero leaves positions and biases alone: they are
+    The other nodes have the value that the edited run gives them. Baseline zero leaves positions and biases alone: they are
     constants of the model. Components without a dictionary are all error. Skip connections are no nodes: they pass on
     what the edited run puts into them.
     """
     baseline_nodes = node_values(model, dictionaries, baseline.values)
-    return run_circuits(model, dictionaries, tokens, baseline_nodes, stack_masks([kept]))[0][0]
+    return run_circuits(model, dictionaries, tokens, baseline_nodes, stack_masks([mask]))[0][0]
 
 
 def run_circuits(
@@ -160,36 +184,48 @@ def run_circuits(
     dictionaries: Dictionaries,
     tokens: Tensor,
     baseline_nodes: NodeValues,
-    kept: CircuitMask,
+    masks: CircuitMask,
     *,
     observe: Sequence[Site] = (),
-    start: tuple[int, Tensor] | None = None,
+    clean: Mapping[Site, Tensor] | None = None,
 ) -> tuple[Tensor, dict[Site, Tensor]]:
-    """`run_with_nodes` of n circuits in one forward pass: logits [n, batch, pos, vocab] and what stands at the observed
-    sites, [n, batch, pos, d] each. Nodes outside the circuits have the values `baseline_nodes`.
+    """`run_with_nodes` of n circuits in one forward pass.
 
-    start: (layer, clean stream entering it) where every circuit keeps all nodes below that layer, and no dictionary that writes
-    from there on reads below it.
+    Args:
+        model: The model.
+        dictionaries: Its dictionaries.
+        tokens: Token ids [batch, pos].
+        baseline_nodes: The values of the nodes outside the circuits.
+        masks: The masks of n circuits.
+        observe: Sites whose values are returned.
+        clean: Activations of the run without edits, if they are at hand. Sites where every circuit keeps every node are
+            then left alone, and the layers below the others are not run.
+
+    Returns the logits [n, batch, pos, vocab] and the observed values [n, batch, pos, d].
     """
-    shape = (len(kept.embeddings), len(tokens))
-    first = 0 if start is None else start[0]
-    replace: dict[Site, Replace] = {}
-    if start is None:
-        replace[Site("embed")] = _edit(
-            Site("embed"), [], baseline_nodes.embeddings, baseline_nodes, kept.embeddings, kept, shape
+    edits, read = circuit_edits(dictionaries, baseline_nodes, masks, only_changes=clean is not None)
+    return model.run_variants(tokens, edits, len(masks.embeddings), clean=clean or {}, read=read, observe=observe)
+
+
+def circuit_edits(
+    dictionaries: Dictionaries, baseline_nodes: NodeValues, masks: CircuitMask, *, only_changes: bool = False
+) -> tuple[dict[Site, Replace], set[Site]]:
+    """The edits that make n circuits, as `Model.run_variants` takes them, and the sites that they read.
+
+    only_changes: leave out sites where every circuit keeps every node.
+    """
+    edits: dict[Site, Replace] = {}
+    read: set[Site] = set()
+    if not only_changes or not bool(masks.embeddings.all()):
+        edits[Site("embed")] = _edit(
+            Site("embed"), [], baseline_nodes.embeddings, baseline_nodes, masks.embeddings, masks
         )
-    reads: set[Site] = set()
-    for site in baseline_nodes.errors:
-        if site.block >= first:
-            writers = dictionaries.writers(site)
-            replace[site] = _edit(
-                site, writers, baseline_nodes.errors[site], baseline_nodes, kept.errors[site], kept, shape
-            )
-            reads |= {dictionary.reads for dictionary in writers}
-    begin = None if start is None else (first, start[1].repeat(shape[0], 1, 1))
-    record = sorted(reads | set(observe))
-    logits, recorded = model.run(tokens.repeat(shape[0], 1), record=record, replace=replace, start=begin)
-    return logits.unflatten(0, shape), {site: recorded[site].unflatten(0, shape) for site in observe}
+    for site, error in baseline_nodes.errors.items():
+        writers = dictionaries.writers(site)
+        if not only_changes or not masks.keeps(site, writers):
+            edits[site] = _edit(site, writers, error, baseline_nodes, masks.errors[site], masks)
+            read |= {dictionary.reads for dictionary in writers}
+    return edits, read
 
 
 def circuit_metrics(
@@ -205,56 +241,56 @@ def circuit_metrics(
 ) -> Tensor:
     """The metric of each circuit, [circuits, batch], as many in one forward pass as fit; masks are made when needed."""
     step = circuits_at_once(dictionaries, tokens, batch_rows)
-    found = []
+    metrics = []
     for first in range(0, len(circuits), step):
         progress(first, len(circuits))
-        kept = stack_masks([make() for make in circuits[first : first + step]])
-        runs, observed = run_circuits(model, dictionaries, tokens, baseline_nodes, kept, observe=metric.sites)
-        found += [metric(logits, {s: x[i] for s, x in observed.items()}) for i, logits in enumerate(runs)]
-    return torch.stack(found)
+        masks = stack_masks([make() for make in circuits[first : first + step]])
+        runs, observed = run_circuits(model, dictionaries, tokens, baseline_nodes, masks, observe=metric.sites)
+        metrics += [metric(logits, {s: x[i] for s, x in observed.items()}) for i, logits in enumerate(runs)]
+    return torch.stack(metrics)
 
 
 def circuits_at_once(dictionaries: Dictionaries, tokens: Tensor, batch_rows: int = BATCH_ROWS) -> int:
     """How many circuits on tokens [batch, pos] one forward pass takes."""
-    batch, n_pos = tokens.shape
     widest = max((dictionary.d_sae for dictionary in dictionaries.values()), default=1)
-    return max(1, min(batch_rows, _ELEMENTS // (n_pos * widest)) // batch)
+    return variants_at_once(tokens, width=widest, batch_rows=batch_rows)
 
 
 def _edit(
     site: Site,
     writers: Sequence[Dictionary],
-    held_error: Tensor,
+    baseline_error: Tensor,
     baseline_nodes: NodeValues,
-    errors: Tensor,
-    kept: CircuitMask,
-    shape: tuple[int, int],
+    keep_error: Tensor,
+    masks: CircuitMask,
 ) -> Replace:
-    """x [circuits * batch, pos, d] with the features, errors and biases outside the masks at their baseline_nodes value.
+    """x [n, batch, pos, d] with the features, errors and biases outside the masks at their baseline value.
 
-    As x = acts @ W_dec + affine + error, what a feature adds to x where the error is kept, or to the baseline_nodes error where it is
-    not, is its baseline_nodes activation if it is not kept, and its own one times (feature kept) - (error kept).
+    With m = 1 where a node is kept and 0 elsewhere, and x = acts @ W_dec + affine + error,
+
+        edited = m_error x + (1 - m_error) (error_base + affine)
+                 + ((m_feature - m_error) acts + (1 - m_feature) acts_base) @ W_dec
+                 + (1 - m_bias) (bias_base - bias)
     """
+    keep_error = keep_error[:, None, :, None]
+    keep_bias = masks.biases.get(site, masks.embeddings)[:, None, :, None]
 
-    def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
-        x = x.unflatten(0, shape)
+    def edit(x: Tensor, values: Mapping[Site, Tensor]) -> Tensor:
         affine: Tensor | float = 0.0
         change: Tensor | float = 0.0
         for dictionary in writers:
-            columns, read = dictionary.columns(site), recorded[dictionary.reads].unflatten(0, shape)
+            columns, read = dictionary.columns(site), values[dictionary.reads]
             W_dec = dictionary.weights.W_dec[:, columns].to(x.dtype)
             affine = affine + dictionary.affine(read)[..., columns]
-            own = kept.features[dictionary.writes][:, None]
-            amounts = dictionary.encode(read) * (own.to(x.dtype) - errors[:, None, :, None].to(x.dtype))
-            amounts = amounts.addcmul_(baseline_nodes.acts[dictionary.writes].to(x.dtype), (~own).to(x.dtype))
+            keep = masks.features[dictionary.writes][:, None]
+            amounts = dictionary.encode(read) * (keep.to(x.dtype) - keep_error.to(x.dtype))
+            amounts = amounts.addcmul_(baseline_nodes.acts[dictionary.writes].to(x.dtype), (~keep).to(x.dtype))
             change = change + amounts @ W_dec
-            if site in baseline_nodes.biases and dictionary.weights.normalize != "none":
-                change = change - torch.where(
-                    kept.biases[site][:, None, :, None], 0, dictionary.bias(read)[..., columns]
-                )
+            if site in baseline_nodes.biases and dictionary.normalize != "none":
+                change = change - torch.where(keep_bias, 0, dictionary.bias(read)[..., columns])
         if site in baseline_nodes.biases:
-            change = change + torch.where(kept.biases[site][:, None, :, None], 0, baseline_nodes.biases[site])
-        edited: Tensor = torch.where(errors[:, None, :, None], x, held_error + affine) + change
-        return edited.flatten(0, 1)
+            change = change + torch.where(keep_bias, 0, baseline_nodes.biases[site])
+        edited: Tensor = torch.where(keep_error, x, baseline_error + affine) + change
+        return edited
 
     return edit

@@ -1,31 +1,32 @@
 """Edges, measured: what the source's write, taken away where the target reads, does to the target.
 
-In come the model, the clean run, node tables and pairs of nodes; out come changes of pre-activations and of the metric.
-Everything between source and target keeps its clean value but what edges pass: the skip connections of transcoders, and
-components that are through. These and the target's own block compute anew, so that norms, attention patterns and neurons answer
-to the change as they do in the model, unless they are frozen. This module knows no weights of edges.
+Everything between source and target keeps its clean value, except what edges pass: skip connections of transcoders and
+frozen components. These and the target's own block compute anew, so that norms, attention patterns and neurons answer to
+the change as they do in the model, unless they are frozen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from circuitgraph.attribution.node_attribution import ComponentTreatment, frozen_outputs
 from circuitgraph.attribution.tables import FeatureTable, NodeTable
 from circuitgraph.attribution.targets import Target
+from circuitgraph.attribution.treatment import ComponentTreatment, frozen_outputs
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
 from circuitgraph.errors import CircuitGraphError, did_you_mean
+from circuitgraph.interventions.freeze import frozen_sites
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model, Replace
+from circuitgraph.models.variants import BATCH_ROWS, variants_at_once
 from circuitgraph.nodes import Node, Site
+from circuitgraph.progress import Progress, no_progress
 from circuitgraph_kernels import pre_activations
 
-_FROZEN = {"norms": ("ln1_scale", "ln1_post_scale", "ln2_scale", "ln2_post_scale"), "attention": ("pattern",)}
-_STREAM = ("resid_pre", "resid_post")
+FREEZABLE = ("norms", "attention")  # the names of `interventions.freeze` that mean something here
 
 
 def measure_edges(
@@ -39,20 +40,34 @@ def measure_edges(
     treatment: ComponentTreatment | None = None,
     freeze: Sequence[str] = (),
     targets: Mapping[Node, Target] | None = None,
-    batch_rows: int = 512,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    batch_rows: int = BATCH_ROWS,
+    progress: Progress = no_progress,
 ) -> Tensor:
-    """The measured effect of each (source, target), [pairs, batch]: the target's value in the clean run minus its value when
-    what the source writes (clean minus baseline) is taken from the stream that the target reads.
+    """The measured effect of each pair: the target's value in the clean run minus its value without the source.
 
-    The value of a feature is its pre-activation, that of the metric the metric, and that of a target what its target says. treatment:
-    what components without a dictionary are. freeze: "norms" (their scales) and "attention" (patterns) keep their clean values; with norms frozen it is comparable with
-    the sum of `local_weight` over the kinds of edges between the two, with both with that over the kinds that are neither q
-    nor k. The pairs' sources must be in the tables.
+    Without the source means: what it writes, clean minus baseline, is taken from the stream that the target reads. The value
+    of a feature is its pre-activation, that of the metric node the metric, that of a target what the target says. With norms
+    frozen the effect is comparable with the sum of `local_weight` over all kinds of edges between the two nodes; with
+    attention frozen too, with that over the kinds that are neither q nor k.
+
+    Args:
+        model: The model.
+        dictionaries: Its dictionaries.
+        tokens: Token ids [batch, pos].
+        metric: A metric of logits.
+        tables: Tables of all nodes, clean minus baseline; the sources must be in them.
+        pairs: (source, target).
+        treatment: How components without a dictionary are treated.
+        freeze: "norms" (their scales), "attention" (patterns): what keeps its clean value.
+        targets: What target nodes stand for.
+        batch_rows: Rows of one forward pass.
+        progress: Told (stage, pairs done, pairs in all).
+
+    Returns the effects [pairs, batch]. Raises CircuitGraphError for a target without a value, such as an error.
     """
     check_freeze(freeze)
     _check_targets([target for _, target in pairs], targets or {}, metric)
-    places = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
+    columns = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
     targets = targets or {}
     groups: dict[Site, list[int]] = {}
     for i, (_, target) in enumerate(pairs):
@@ -64,19 +79,18 @@ def measure_edges(
             return targets[target].value(logits, dict.fromkeys(targets[target].sites, read))
         return _pre(dictionaries, target, read) if target.kind == "feature" else metric(logits)
 
-    batch, done = len(tokens), 0
-    step = max(1, batch_rows // batch)
-    effects: Tensor = run.logits.new_zeros(len(pairs), batch)
+    done, step = 0, variants_at_once(tokens, batch_rows=batch_rows)
+    effects: Tensor = run.logits.new_zeros(len(pairs), len(tokens))
     for at, indices in groups.items():
         sources = sorted({pairs[i][0] for i in indices}, key=lambda node: node.order)
         for first in range(0, len(sources), step):
             progress("measuring edges", done, len(pairs))
-            chosen = {source: n for n, source in enumerate(sources[first : first + step])}
-            logits, read = run.without([places[source] for source in chosen], at)
-            for i in (i for i in indices if pairs[i][0] in chosen):
+            variants = {source: variant for variant, source in enumerate(sources[first : first + step])}
+            logits, read = run.without([columns[source] for source in variants], at)
+            for i in (i for i in indices if pairs[i][0] in variants):
                 source, target = pairs[i]
-                rows = slice(chosen[source] * batch, (chosen[source] + 1) * batch)
-                effects[i] = value(target, run.logits, run.clean[at]) - value(target, logits[rows], read[rows])
+                without = value(target, logits[variants[source]], read[variants[source]])
+                effects[i] = value(target, run.logits, run.clean[at]) - without
                 done += 1
     return effects
 
@@ -84,10 +98,10 @@ def measure_edges(
 def check_freeze(freeze: Sequence[str]) -> None:
     """CircuitGraphError for a name that means nothing here."""
     for name in freeze:
-        if name not in _FROZEN:
+        if name not in FREEZABLE:
             raise CircuitGraphError(
-                f"{name!r} cannot be frozen while edges are measured; expected {' or '.join(_FROZEN)}."
-                f"{did_you_mean(name, _FROZEN)}"
+                f"{name!r} cannot be frozen while edges are measured; expected {' or '.join(FREEZABLE)}."
+                f"{did_you_mean(name, FREEZABLE)}"
             )
 
 
@@ -103,7 +117,7 @@ def _check_targets(nodes: Sequence[Node], targets: Mapping[Node, Target], metric
 
 
 def _read_at(model: Model, dictionaries: Dictionaries, targets: Mapping[Node, Target], target: Node) -> Site:
-    """Where the target reads: its target's or dictionary's site, or for logits and the metric the end of the residual stream.
+    """Where the target reads: its own site or its dictionary's, or for logits and the metric the end of the stream.
 
     What enters a block is read where it leaves the one before, as nothing is taken in between.
     """
@@ -119,26 +133,30 @@ def _pre(dictionaries: Dictionaries, target: Node, x: Tensor) -> Tensor:
     return pre_activations(x[:, target.pos], dictionaries[target.site].weights)[:, target.feature]
 
 
-def _written(table: NodeTable, column: int) -> list[tuple[Site, Tensor]]:
-    """What the node adds to the stream, clean minus baseline, [batch, d_model] for each place where it does."""
+def _written(table: NodeTable, column: int) -> Iterator[tuple[Site, Tensor]]:
+    """What the node adds to the stream, clean minus baseline, [batch, d_model] for each site where it does."""
     if isinstance(table, FeatureTable):
         vectors = [table.amount[:, column, None] * write for write in table.writes[column]]
-        return list(zip([site.output for site in table.dictionary.sites], vectors, strict=True))
-    return [(table.site.output, table.vectors[:, column])]
+        yield from zip([site.output for site in table.dictionary.sites], vectors, strict=True)
+    else:
+        output = table.site.output
+        yield Site("embed") if output.part == "embedding" else output, table.vectors[:, column]
 
 
 @dataclass(frozen=True, eq=False)
 class _Runs:
-    """The clean run and what is shared by the runs without a source: the sites that are frozen, the outputs of components that
-    are through, the dictionaries that skip per output site, and the sites of the residual stream whose dictionaries stand
-    between what is before and behind them."""
+    """The clean run, and what all runs without a source share.
+
+    frozen: sites that keep their clean value. passing: outputs of frozen components. skips: the dictionaries that skip, per
+    output site. between: sites of the stream whose dictionaries stand between what is before and behind them.
+    """
 
     model: Model
     tokens: Tensor
     logits: Tensor
     clean: Mapping[Site, Tensor]
-    frozen: Sequence[Site]
-    through: Collection[Site]
+    frozen: Collection[Site]
+    passing: Collection[Site]
     skips: Mapping[Site, Sequence[Dictionary]]
     between: Collection[Site]
 
@@ -153,64 +171,48 @@ class _Runs:
         read: Collection[Site],
     ) -> _Runs:
         """The clean run with all that is needed of it; `read` is where targets read."""
-        layers = range(model.n_layers)
-        kinds = [kind for name in freeze for kind in _FROZEN[name]]
-        frozen = [site for kind in kinds for layer in layers if model.has(site := Site(kind, layer))]
+        frozen = frozen_sites(model, freeze)
         skipping = [dictionary for dictionary in dictionaries.values() if dictionary.skips]
         skips = {site: [d for d in skipping if site in d.sites] for d in skipping for site in d.sites}
-        parts = [Site(kind, layer) for kind in ("resid_pre", "attn_out", "mlp_out") for layer in layers]
-        between = {site for site in set(dictionaries.written) if site.kind in _STREAM}
-        sites = {*parts, *frozen, *read, *between, *(dictionary.reads for dictionary in skipping)}
+        between = {site for site in dictionaries.written if site.part == "stream"}
+        ends = {Site("resid_post", layer) for layer in range(model.n_layers)}
+        sites = {*ends, *_outputs(model), *frozen, *read, *between, *(dictionary.reads for dictionary in skipping)}
         logits, clean = model.run(tokens, record=sorted(sites))
-        through = frozen_outputs(model, dictionaries, treatment)
-        return cls(model, tokens, logits, clean, frozen, through, skips, between)
+        return cls(model, tokens, logits, clean, frozen, frozen_outputs(model, dictionaries, treatment), skips, between)
 
     def without(self, sources: Sequence[tuple[NodeTable, int]], at: Site) -> tuple[Tensor, Tensor]:
-        """Logits and what is read at `at`, where rows i * batch to (i + 1) * batch lack what source i writes."""
-        batch, n, end = len(self.tokens), len(sources), at.block
-        lost = [
-            (site, i * batch, int(table.pos[column]), vector)
-            for i, (table, column) in enumerate(sources)
-            for site, vector in _written(table, column)
-            if site.depth <= at.depth
-        ]
-        first = min((_entered(site) for site, *_ in lost), default=end)
-        first = min(first, end)
+        """Logits [sources, batch, pos, vocab] and what is read at `at`, each without what one source writes before it."""
         taken: dict[Site, list[tuple[int, int, Tensor]]] = {}
-        for site, *change in lost:
-            place = Site("resid_pre", first) if site.kind == "resid_post" and site.block < first else site
-            place = Site("embed") if site.layer is None else place
-            taken.setdefault(place, []).append(tuple(change))  # type: ignore[arg-type]
-        parts = [Site(kind, layer) for layer in range(first, end + 1) for kind in ("attn_out", "mlp_out")]
-        held = [site for site in self.between if first <= (site.block) and site.depth <= at.depth]
-        replace = {site: self._replacement(site, n, taken.get(site, [])) for site in {*parts, *held, *taken}}
-        frozen = [site for site in self.frozen if first <= site.block <= end]
-        replace |= {site: self._replacement(site, n, []) for site in frozen}
-        reads = {dictionary.reads for site in parts for dictionary in self.skips.get(site, [])}
-        start = (first, self.clean[Site("resid_pre", first)].repeat(n, 1, 1)) if first else None
-        record = sorted({at, *reads})
-        logits, recorded = self.model.run(self.tokens.repeat(n, 1), record=record, replace=replace, start=start)
-        return logits, recorded[at]
+        for variant, (table, column) in enumerate(sources):
+            for site, vector in _written(table, column):
+                if site.depth <= at.depth:
+                    taken.setdefault(site, []).append((variant, int(table.pos[column]), vector))
+        lowest = min(taken, default=at)
+        held = {*_outputs(self.model), *self.between, *self.frozen}
+        held = {site for site in held if lowest.depth <= site.depth <= at.depth}
+        edits = {site: self._edit(site, taken.get(site, [])) for site in {*held, *taken}}
+        read = {dictionary.reads for site in edits for dictionary in self.skips.get(site, [])}
+        logits, observed = self.model.run_variants(
+            self.tokens, edits, len(sources), clean=self.clean, read=read, observe=[at]
+        )
+        return logits, observed[at]
 
-    def _replacement(self, site: Site, n: int, taken: Sequence[tuple[int, int, Tensor]]) -> Replace:
-        """The site's clean value, its own where a change passes, plus what skips pass, without what is taken."""
-        passes = site in self.through or (site.kind in ("embed", *_STREAM) and site not in self.between)
-        batch = len(self.tokens)
+    def _edit(self, site: Site, taken: Sequence[tuple[int, int, Tensor]]) -> Replace:
+        """The site's clean value, or its own where a change passes, plus what skips pass, without what is taken."""
+        passes = site in self.passing or (site.part in ("embedding", "stream") and site not in self.between)
 
-        def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
-            value = x.clone() if passes else self.clean[site].repeat(n, *[1] * (x.ndim - 1))
+        def edit(x: Tensor, values: Mapping[Site, Tensor]) -> Tensor:
+            value = (x if passes else self.clean[site].expand_as(x)).clone()
             for dictionary in self.skips.get(site, []):
-                change = recorded[dictionary.reads] - self.clean[dictionary.reads].repeat(n, 1, 1)
+                change = values[dictionary.reads] - self.clean[dictionary.reads]
                 value = value + dictionary.skipped(change)[..., dictionary.columns(site)]
-            for row, pos, vector in taken:
-                value[row : row + batch, pos] -= vector
+            for variant, pos, vector in taken:
+                value[variant, :, pos] -= vector
             return value
 
         return edit
 
 
-def _entered(site: Site) -> int:
-    """The layer that a run must start from to lack what is written at the site."""
-    if site.layer is None:
-        return 0
-    return site.layer + 1 if site.kind == "resid_post" else site.layer
+def _outputs(model: Model) -> list[Site]:
+    """Where attention and MLPs add to the stream."""
+    return [Site(kind, layer) for layer in range(model.n_layers) for kind in ("attn_out", "mlp_out")]

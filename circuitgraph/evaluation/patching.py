@@ -1,12 +1,8 @@
-"""Measured effects: nodes, or sets of nodes, at their baseline value while everything else runs.
-
-In come the model, dictionaries, the clean run, what every node is in the baseline, node tables and nodes; out come
-changes of the metric. This module knows no graph and no circuits.
-"""
+"""Measured effects: nodes, or sets of nodes, at their baseline value while everything else runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,17 +10,14 @@ from torch import Tensor
 from circuitgraph.attribution.tables import NodeTable
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import GraphError
-from circuitgraph.evaluation.circuits import (
-    BATCH_ROWS,
-    NodeValues,
-    circuit_mask,
-    circuits_at_once,
-    run_circuits,
-    stack_masks,
-)
+from circuitgraph.evaluation.circuits import NodeValues, circuit_mask, circuits_at_once, run_circuits, stack_masks
 from circuitgraph.metrics import Metric
 from circuitgraph.models.model import Model, Replace
+from circuitgraph.models.variants import BATCH_ROWS, variants_at_once
 from circuitgraph.nodes import Node, Site
+from circuitgraph.progress import Progress, no_progress
+
+Columns = Mapping[Node, tuple[NodeTable, int]]  # where the tables have each node
 
 
 def patch_effects(
@@ -38,48 +31,62 @@ def patch_effects(
     nodes: Sequence[Node | Collection[Node]],
     *,
     batch_rows: int = BATCH_ROWS,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> Tensor:
-    """Measured effect of each node or set of nodes, [nodes, batch]: metric clean - metric with these at their baseline value
-    (`baseline_nodes`, and in the tables) and all others free to run.
+    """Measured effect of each node or set of nodes: metric clean - metric with these at their baseline value.
 
-    Exact activation patching, many at once; the sign is that of attribution. Each batch starts at the lowest layer that it
-    touches. The effect of a set is not the sum of its nodes' effects. Nodes must be in the tables: the others are the same
-    in both runs.
+    Exact activation patching, many at once; all other nodes are free to run, and the sign is that of attribution. The effect
+    of a set is not the sum of its nodes' effects.
+
+    Args:
+        model: The model.
+        dictionaries: Its dictionaries.
+        tokens: Token ids [batch, pos].
+        clean: Activations of the clean run.
+        baseline_nodes: What every node is in the baseline.
+        metric: What is measured.
+        tables: Tables of all nodes, clean minus baseline.
+        nodes: What is patched. Each must be in the tables: other nodes are the same in both runs.
+        batch_rows: Rows of one forward pass.
+        progress: Told (stage, nodes done, nodes in all).
+
+    Returns the effects [nodes, batch]. Raises GraphError for a node that is in no table, and for a set with a constant.
     """
     sets = [frozenset((item,)) if isinstance(item, Node) else frozenset(item) for item in nodes]
-    places = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
-    _check(sets, places, baseline_nodes)
+    columns = {node: (table, i) for table in tables for i, node in enumerate(table.nodes())}
+    _check(sets, columns, baseline_nodes)
     clean_metric = metric(*model.run(tokens, record=metric.sites))
     effects = torch.zeros(len(nodes), len(tokens), dtype=clean_metric.dtype, device=clean_metric.device)
-    order = sorted((i for i, chosen in enumerate(sets) if chosen), key=lambda i: min(node.order for node in sets[i]))
-    single = [i for i in order if len(sets[i]) == 1]
-    several = [i for i in order if len(sets[i]) > 1]
     done = 0
-    for indices, step in (
-        (single, max(1, batch_rows // len(tokens))),
-        (several, circuits_at_once(dictionaries, tokens, batch_rows)),
-    ):
-        for first in range(0, len(indices), step):
-            progress("patching nodes", done, len(nodes))
-            chunk = indices[first : first + step]
-            if indices is single:
-                alone = [places[node] for i in chunk for node in sets[i]]
-                flat, seen = _run_patched(model, tokens, clean, alone, metric.sites)
-                shape = (len(chunk), len(tokens))
-                logits, observed = flat.unflatten(0, shape), {s: x.unflatten(0, shape) for s, x in seen.items()}
-            else:
-                together = [sets[i] for i in chunk]
-                logits, observed = _run_sets(model, dictionaries, tokens, clean, baseline_nodes, together, metric.sites)
-            after = [metric(patched, {s: x[i] for s, x in observed.items()}) for i, patched in enumerate(logits)]
-            effects[chunk] = clean_metric - torch.stack(after)
-            done += len(chunk)
+    for chunk in _chunks(sets, dictionaries, tokens, batch_rows):
+        progress("patching nodes", done, len(nodes))
+        chosen = [sets[i] for i in chunk]
+        if len(chosen[0]) == 1:
+            alone = [columns[node] for (node,) in chosen]
+            logits, observed = _run_nodes(model, tokens, clean, alone, metric.sites)
+        else:
+            logits, observed = _run_sets(model, dictionaries, tokens, clean, baseline_nodes, chosen, metric.sites)
+        after = [metric(patched, {s: x[i] for s, x in observed.items()}) for i, patched in enumerate(logits)]
+        effects[chunk] = clean_metric - torch.stack(after)
+        done += len(chunk)
     return effects
 
 
-def _check(sets: Sequence[Collection[Node]], places: Collection[Node], baseline_nodes: NodeValues) -> None:
+def _chunks(
+    sets: Sequence[Collection[Node]], dictionaries: Dictionaries, tokens: Tensor, batch_rows: int
+) -> Iterator[list[int]]:
+    """Which sets share a forward pass: single nodes, then sets of several, in forward order, so that most start late."""
+    order = sorted((i for i, chosen in enumerate(sets) if chosen), key=lambda i: min(node.order for node in sets[i]))
+    single = [i for i in order if len(sets[i]) == 1]
+    several = [i for i in order if len(sets[i]) > 1]
+    steps = variants_at_once(tokens, batch_rows=batch_rows), circuits_at_once(dictionaries, tokens, batch_rows)
+    for indices, step in zip((single, several), steps, strict=True):
+        yield from (indices[first : first + step] for first in range(0, len(indices), step))
+
+
+def _check(sets: Sequence[Collection[Node]], columns: Columns, baseline_nodes: NodeValues) -> None:
     for node in (node for chosen in sets for node in chosen):
-        if node not in places:
+        if node not in columns:
             raise GraphError(
                 f"node {str(node)!r} is the same in the clean run and the baseline; there is nothing to patch"
             )
@@ -97,49 +104,44 @@ def _run_sets(
     sets: Sequence[Collection[Node]],
     observe: Sequence[Site],
 ) -> tuple[Tensor, dict[Site, Tensor]]:
-    """Logits [sets, batch, pos, vocab] and the observed sites; what stands upstream in a set reaches the others, which are baseline_nodes all the same."""
+    """Logits [sets, batch, pos, vocab] and the observed sites, each set at its baseline value.
+
+    A node of a set that reads another one has its baseline value all the same.
+    """
     n_pos = tokens.shape[1]
-    kept = [circuit_mask(model, dictionaries, chosen, n_pos, complement=True) for chosen in sets]
-    touched = [*(node.site for chosen in sets for node in chosen), *observe]
-    lowest = 0 if any(site.layer is None for site in touched) else min(site.block for site in touched)
-    reaches = sorted(((max(s.block for s in d.sites), d.reads.block) for d in dictionaries.values()), reverse=True)
-    for last, read in reaches:  # a dictionary that writes from there on must run whole
-        lowest = min(lowest, read) if last >= lowest else lowest
-    start = (lowest, clean[Site("resid_post", lowest - 1)]) if lowest else None
-    return run_circuits(model, dictionaries, tokens, baseline_nodes, stack_masks(kept), observe=observe, start=start)
+    others = [circuit_mask(model, dictionaries, chosen, n_pos, complement=True) for chosen in sets]
+    masks = stack_masks(others)
+    return run_circuits(model, dictionaries, tokens, baseline_nodes, masks, observe=observe, clean=clean)
 
 
-def _run_patched(
+def _run_nodes(
     model: Model,
     tokens: Tensor,
     clean: Mapping[Site, Tensor],
-    places: Sequence[tuple[NodeTable, int]],
+    nodes: Sequence[tuple[NodeTable, int]],
     observe: Sequence[Site],
 ) -> tuple[Tensor, dict[Site, Tensor]]:
-    """Logits [len(places) * batch, pos, vocab] and what stands at the observed sites; each group of `batch` rows has one
-    node at its baseline value."""
-    batch = len(tokens)
+    """Logits [nodes, batch, pos, vocab] and the observed sites, each node alone at its baseline value.
+
+    Nothing before a single node changes, so what is taken away there is known: clean minus baseline of the tables.
+    """
     changes: dict[Site, list[tuple[int, int, Tensor]]] = {}
-    for group, (table, column) in enumerate(places):
+    for variant, (table, column) in enumerate(nodes):
         for site, difference in table.differences(column).items():
-            change = (group * batch, int(table.pos[column]), difference)
+            change = (variant, int(table.pos[column]), difference)
             changes.setdefault(_added_at(site), []).append(change)
 
-    def subtract(here: list[tuple[int, int, Tensor]]) -> Replace:
-        def edit(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
+    def subtract(taken: list[tuple[int, int, Tensor]]) -> Replace:
+        def edit(x: Tensor, values: Mapping[Site, Tensor]) -> Tensor:
             x = x.clone()
-            for row, pos, vector in here:
-                x[row : row + batch, pos] -= vector
+            for variant, pos, vector in taken:
+                x[variant, :, pos] -= vector
             return x
 
         return edit
 
-    lowest = min(site.block for site in (*changes, *observe))
-    start = None
-    if lowest > 0 and Site("embed") not in changes:
-        start = (lowest, clean[Site("resid_post", lowest - 1)].repeat(len(places), 1, 1))
-    replace = {site: subtract(here) for site, here in changes.items()}
-    return model.run(tokens.repeat(len(places), 1), record=observe, replace=replace, start=start)
+    edits = {site: subtract(taken) for site, taken in changes.items()}
+    return model.run_variants(tokens, edits, len(nodes), clean=clean, observe=observe)
 
 
 def _added_at(site: Site) -> Site:

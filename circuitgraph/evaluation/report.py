@@ -1,7 +1,4 @@
-"""What was measured about a circuit, as values, JSON and a table.
-
-In come numbers; out come an `Evaluation`, its record and its text. This module runs nothing.
-"""
+"""What was measured about a circuit, as values, JSON and text."""
 
 from __future__ import annotations
 
@@ -9,166 +6,249 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from circuitgraph.evaluation.agreement import Agreement, Interval
-from circuitgraph.evaluation.curves import Curve, NoisePoint
+from circuitgraph.evaluation.agreement import Agreement
+from circuitgraph.evaluation.conditions import Condition, Curve, Interval, cmd, cpr, interval_text, number_text
+from circuitgraph.evaluation.noise import NoisePoint
 from circuitgraph.text import table_text
 
 NOT_NEEDED = 0.001  # of faithfulness: a node whose removal costs less is counted as not needed
+_OF_SINGLE_NODES_AND_EDGES = ("effects", "drops", "edge_effects")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """The circuit C, its complement and the empty circuit 0 under one baseline and one treatment of error nodes.
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is measured of every circuit, means over the examples.
 
-    errors: "keep" (all run freely), "circuit" (those of the circuit, or complement), "residual" (those of it at
-    residual-stream dictionaries), "remove" (none). faithfulness = (m(C) - m(0)) / (m(M) - m(0)), complement_faithfulness the same of
-    the complement, with bootstrap bounds over the examples; None where m(M) = m(0). m(0) has every error removed.
+    prompts: SHA-256 of the prompt pairs as JSON lines. settings: the metric's name, the seed, which prompts were chosen
+    (length, examples), and how much was measured. conditions: faithfulness under every baseline and treatment of
+    errors; the first is the one that `faithfulness` and `complement_faithfulness` are of. curves: circuits of growing
+    size, where these were asked for. effects: node -> measured effect, metric clean - metric with that node alone at
+    its baseline value. edge_effects: (source, target) -> measured effect on the target.
     """
 
-    baseline: str
-    errors: str
-    metric_empty: float
-    metric_circuit: float
-    metric_complement: float
-    faithfulness: Interval | None
-    complement_faithfulness: Interval | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Measured facts about a circuit C of the model M, means over the examples.
-
-    faithfulness = (m(C) - m(0)) / (m(M) - m(0)); 0 is the run with every node at its baseline value. In C the nodes of
-    the graph run freely and every other node has its baseline value; `faithfulness` lets all error nodes run freely too
-    (against a corrupted baseline they carry only what the circuit puts into them: without any other node the corrupted
-    run comes out), `faithfulness_errors_of_circuit` those among its nodes, `faithfulness_errors_removed` none. None where
-    m(M) = m(0). complement_faithfulness is the faithfulness of the complement, errors free.
-    pearson_r and `nodes` compare attribution and measured patching effect of the n_patched strongest nodes; `edges` compares
-    local_weight, summed over kinds, and measured effect on the target. prompts: SHA-256 of the prompt pairs as JSON lines.
-    settings: the same for every baseline and treatment of errors. Only where asked for: n_not_needed (nodes whose removal
-    from C, errors of the circuit, costs less than NOT_NEEDED of faithfulness) of n_dropped, curves over circuit size with their
-    areas cpr (signed order) and cmd (absolute order), and the noise curve.
-    effects: node -> measured effect, metric clean - metric with that node alone at its baseline value. drops: node -> loss of
-    faithfulness without it. edge_effects: (source, target) -> measured effect.
-    """
-
-    baseline: str
     prompts: str
-    seed: int
+    settings: dict[str, Any]
     n_examples: int
-    n_nodes: int
-    n_edges: int
     metric_clean: float
-    metric_empty: float
-    faithfulness: float | None
-    faithfulness_errors_of_circuit: float | None
-    faithfulness_errors_removed: float | None
-    complement_faithfulness: float | None
-    pearson_r: float | None
-    n_patched: int
-    nodes: Agreement
-    edges: Agreement | None
-    settings: tuple[Setting, ...]
-    n_dropped: int
-    n_not_needed: int | None
-    cpr: float | None
-    cmd: float | None
-    curves: tuple[Curve, ...]
-    noise: tuple[NoisePoint, ...]
-    effects: dict[str, float] = field(repr=False)
-    drops: dict[str, float] = field(repr=False)
-    edge_effects: dict[tuple[str, str], float] = field(repr=False)
+    conditions: tuple[Condition, ...]
+    curves: tuple[Curve, ...] = ()
+    effects: dict[str, float] = field(default_factory=dict, repr=False)
+    edge_effects: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
 
-    def summary(self) -> dict[str, Any]:
-        """The evaluation without what belongs to single nodes and edges, as JSON values."""
-        return {key: value for key, value in self.record().items() if key not in ("effects", "drops", "edge_effects")}
+    @property
+    def baseline(self) -> str:
+        return self.conditions[0].baseline
+
+    @property
+    def metric_empty(self) -> float:
+        return self.conditions[0].metric_empty
+
+    @property
+    def faithfulness(self) -> float | None:
+        return _value(self.conditions[0].faithfulness)
+
+    @property
+    def complement_faithfulness(self) -> float | None:
+        return _value(self.conditions[0].complement_faithfulness)
+
+    @property
+    def cpr(self) -> float | None:
+        """The area under the curve of the signed order; None without curves."""
+        return next((cpr(curve) for curve in self.curves if curve.order == "signed"), None)
+
+    @property
+    def cmd(self) -> float | None:
+        """The area above the curve of the absolute order; None without curves."""
+        return next((cmd(curve) for curve in self.curves if curve.order == "absolute"), None)
+
+    def headline(self) -> dict[str, Any]:
+        """The single numbers that follow from the others, for files and pictures."""
+        names = ("baseline", "metric_empty", "faithfulness", "complement_faithfulness", "cpr", "cmd")
+        return {name: getattr(self, name) for name in names}
 
     def record(self) -> dict[str, Any]:
         """Everything as JSON values; edge_effects is a list of [source, target, effect]."""
-        record = plain_values(asdict(self) | {"edge_effects": ()})
+        record: dict[str, Any] = plain_values(self.headline() | asdict(self) | {"edge_effects": ()})
         record["edge_effects"] = [[*pair, effect] for pair, effect in self.edge_effects.items()]
-        return record  # type: ignore[no-any-return]
+        return record
+
+    def summary(self) -> dict[str, Any]:
+        """The record without what belongs to single nodes and edges: the `evidence` of a graph."""
+        return {key: value for key, value in self.record().items() if key not in _OF_SINGLE_NODES_AND_EDGES}
 
 
-def evaluation_text(evaluation: Evaluation) -> str:
-    """The table that `circuitgraph evaluate` prints."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Evidence):
+    """Measured facts about a circuit C of nodes of the model M, means over the examples.
+
+    In C the nodes of the graph run freely and every other node has its baseline value. `faithfulness` lets all error
+    nodes run freely too (against a corrupted baseline they carry only what the circuit puts into them: without any
+    other node the corrupted run comes out), `faithfulness_errors_of_circuit` those among its nodes,
+    `faithfulness_errors_removed` none. All are None where m(M) - m(0) is no larger than rounding.
+
+    nodes: attribution against measured effect of the n_patched strongest nodes, with their correlation as `pearson_r`.
+    edges: local_weight, summed over kinds, against measured effect on the target. drops: node -> loss of faithfulness
+    (errors of the circuit) without it, of the n_dropped weakest nodes; n_not_needed of them cost less than NOT_NEEDED,
+    None where that was not asked for or is undefined. noise: between the corrupted and the clean values of the
+    circuit's nodes.
+    """
+
+    n_nodes: int
+    n_edges: int
+    nodes: Agreement
+    edges: Agreement | None = None
+    noise: tuple[NoisePoint, ...] = ()
+    drops: dict[str, float] = field(default_factory=dict, repr=False)
+
+    @property
+    def faithfulness_errors_of_circuit(self) -> float | None:
+        return self._with_errors("circuit")
+
+    @property
+    def faithfulness_errors_removed(self) -> float | None:
+        return self._with_errors("remove")
+
+    @property
+    def pearson_r(self) -> float | None:
+        return self.nodes.pearson_r
+
+    @property
+    def n_patched(self) -> int:
+        return self.nodes.n
+
+    @property
+    def n_dropped(self) -> int:
+        return len(self.drops)
+
+    @property
+    def n_not_needed(self) -> int | None:
+        return sum(drop < NOT_NEEDED for drop in self.drops.values()) if self.drops else None
+
+    def headline(self) -> dict[str, Any]:
+        names = (
+            "faithfulness_errors_of_circuit",
+            "faithfulness_errors_removed",
+            "pearson_r",
+            "n_patched",
+            "n_dropped",
+            "n_not_needed",
+        )
+        return super().headline() | {name: getattr(self, name) for name in names}
+
+    def __repr__(self) -> str:
+        return evaluation_text(self, short=True).rstrip()
+
+    def _with_errors(self, errors: str) -> float | None:
+        """The faithfulness under the first baseline with this treatment of errors."""
+        return next(_value(row.faithfulness) for row in self.conditions if row.errors == errors)
+
+
+def evaluation_text(evaluation: Evaluation, *, short: bool = False) -> str:
+    """The tables that `circuitgraph evaluate` prints.
+
+    Args:
+        evaluation: What was measured.
+        short: Without the worst estimates, the points of the curves and the noise.
+    """
     e = evaluation
     lines = [
-        f"circuit    {e.n_nodes} nodes, {e.n_edges} edges; {e.n_examples} examples, prompts {e.prompts[:12]}, seed {e.seed}",
-        f"metric     clean {e.metric_clean:.4f}  empty {e.metric_empty:.4f} (baseline {e.baseline})",
+        f"circuit    {e.n_nodes} nodes, {e.n_edges} edges; {prompts_text(e)}",
+        f"metric     {e.settings['metric']}, clean {e.metric_clean:.4f}, empty {e.metric_empty:.4f} ({e.baseline})",
         "",
-        *table_text(
-            ["baseline", "errors", "m(circuit)", "faithfulness", "m(complement)", "complement_faithfulness"],
-            [
-                [
-                    row.baseline,
-                    row.errors,
-                    number_text(row.metric_circuit),
-                    interval_text(row.faithfulness),
-                    number_text(row.metric_complement),
-                    interval_text(row.complement_faithfulness),
-                ]
-                for row in e.settings
-            ],
-        ),
+        *conditions_table(e.conditions),
         "",
-        *_agreement("nodes", "attribution", e.nodes),
+        *_agreement_lines("nodes", "attribution", e.nodes, short),
     ]
     if e.edges is not None:
-        lines += _agreement("edges", "local weight", e.edges)
+        lines += _agreement_lines("edges", "local weight", e.edges, short)
     if e.n_not_needed is not None:
-        lines += [
-            f"minimality {e.n_not_needed} of {e.n_dropped} nodes cost less than {NOT_NEEDED} of faithfulness when dropped"
-        ]
-    if e.cpr is not None and e.cmd is not None:
-        lines += ["", f"CPR {e.cpr:.4f} (signed order)  CMD {e.cmd:.4f} (absolute order)", ""]
-        header = ["nodes", *(f"{curve.order} {part}" for curve in e.curves for part in ("f", "c"))]
-        points = zip(*(curve.points for curve in e.curves), strict=True)
-        rows = [
-            [str(p[0].n_nodes), *(number_text(v) for q in p for v in (q.faithfulness, q.complement_faithfulness))]
-            for p in points
-        ]
-        lines += table_text(header, rows)
-    if e.noise:
-        lines += [
-            "",
-            *table_text(
-                ["share clean", "noising", "denoising"],
-                [[f"{p.share:.1f}", number_text(p.noising), number_text(p.denoising)] for p in e.noise],
-            ),
-        ]
+        cost = f"cost less than {NOT_NEEDED} of faithfulness when dropped"
+        lines += [f"minimality {e.n_not_needed} of {e.n_dropped} nodes {cost}"]
+    lines += curves_lines(e, "nodes", short=short)
+    if e.noise and not short:
+        rows = [[f"{p.share:.1f}", number_text(p.noising), number_text(p.denoising)] for p in e.noise]
+        lines += ["", *table_text(["share clean", "noising", "denoising"], rows)]
     return "\n".join(lines) + "\n"
 
 
-def _agreement(what: str, estimate: str, agreement: Agreement) -> list[str]:
-    a = agreement
+def prompts_text(evidence: Evidence) -> str:
+    """Which prompts were measured, and with which seed."""
+    length = evidence.settings["length"]
+    of_length = "" if length is None else f" of {length} tokens"
+    return (
+        f"{evidence.n_examples} examples{of_length}, prompts {evidence.prompts[:12]}, seed {evidence.settings['seed']}"
+    )
+
+
+def conditions_table(conditions: Sequence[Condition]) -> list[str]:
+    """One row per condition; without a column for errors where there are no error nodes."""
+    header = [
+        "baseline",
+        "errors",
+        "m(empty)",
+        "m(circuit)",
+        "faithfulness",
+        "m(complement)",
+        "complement_faithfulness",
+    ]
+    rows = [
+        [
+            row.baseline,
+            row.errors or "",
+            number_text(row.metric_empty),
+            number_text(row.metric_circuit),
+            interval_text(row.faithfulness),
+            number_text(row.metric_complement),
+            interval_text(row.complement_faithfulness),
+        ]
+        for row in conditions
+    ]
+    if all(row.errors is None for row in conditions):
+        header, rows = header[:1] + header[2:], [row[:1] + row[2:] for row in rows]
+    return table_text(header, rows)
+
+
+def curves_lines(evidence: Evidence, what: str, *, note: str = "", short: bool = False) -> list[str]:
+    """CPR and CMD, and the points of all orders: kept edges where circuits are pruned, f(aithfulness) and c(omplement).
+
+    Args:
+        evidence: What was measured.
+        what: What circuits are made of, "nodes" or "edges".
+        note: What to say behind CPR and CMD.
+        short: Without the points.
+    """
+    if evidence.cpr is None or evidence.cmd is None:
+        return []
+    lines = ["", f"CPR {evidence.cpr:.4f} (signed order)  CMD {evidence.cmd:.4f} (absolute order){note}"]
+    if short:
+        return lines
+    columns = [[str(point.n_chosen) for point in evidence.curves[0].points]]
+    header = [what]
+    for curve in evidence.curves:
+        complements = [p.complement_faithfulness for p in curve.points if p.complement_faithfulness is not None]
+        if not complements:
+            header.append(f"{curve.order} kept")
+            columns.append([str(point.n_kept) for point in curve.points])
+        header.append(f"{curve.order} f")
+        columns.append([number_text(point.faithfulness) for point in curve.points])
+        if complements:
+            header.append(f"{curve.order} c")
+            columns.append([number_text(value) for value in complements])
+    return [*lines, "", *table_text(header, list(zip(*columns, strict=True)))]
+
+
+def _agreement_lines(what: str, estimate: str, agreement: Agreement, short: bool) -> list[str]:
     return [
-        f"{what:10} {estimate} against measured effect, {a.n}: pearson {_number(a.pearson_r)}, spearman {_number(a.spearman_r)},"
-        f" same sign {_number(a.sign_agreement)}, top {a.top_k} shared {_number(a.top_k_overlap)}",
+        f"{what:10} {estimate} against measured effect, {agreement!r}",
         *(
             f"           worst {name}: {predicted:+.4f}, measured {measured:+.4f}"
-            for name, predicted, measured in a.worst[:3]
+            for name, predicted, measured in ([] if short else agreement.worst[:3])
         ),
     ]
 
 
-def number_text(value: float, places: int = 4) -> str:
-    """The number rounded, 0 without a sign."""
-    return f"{round(value, places) + 0.0:.{places}f}"
-
-
-def interval_text(interval: Interval | None) -> str:
-    """A number with its bounds, to three places."""
-    if interval is None:
-        return "undefined"
-    bounds = ""
-    if interval.low is not None and interval.high is not None:
-        bounds = f" [{number_text(interval.low, 3)}, {number_text(interval.high, 3)}]"
-    return f"{number_text(interval.value, 3)}{bounds}"
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+def _value(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.value
 
 
 def plain_values(value: Any) -> Any:

@@ -1,8 +1,4 @@
-"""The rows of a file -> a checked graph, and a graph -> its rows in their order.
-
-In come nodes and edges one by one, in any format's order; out comes a graph that keeps the schema, or one line that says
-which row does not. This module knows no format.
-"""
+"""The rows of a file of any format -> a checked graph, and a graph -> its rows in their order."""
 
 from __future__ import annotations
 
@@ -14,7 +10,8 @@ import numpy as np
 from circuitgraph.errors import GraphError
 from circuitgraph.formats.groups import check_groups
 from circuitgraph.formats.values import MAX_DEPTH, is_plain_graph
-from circuitgraph.graphs.schema import check_graph
+from circuitgraph.formats.versions import todays_facts, todays_node
+from circuitgraph.graphs.schema import VERSION, check_graph
 from circuitgraph.nodes import EDGE_KINDS, Node
 
 EdgeRow = tuple[str, str, dict[str, Any]]
@@ -22,17 +19,22 @@ _ARGUMENTS = frozenset({"self", "u_for_edge", "v_for_edge", "key"})  # of networ
 
 
 class Builder:
-    """A graph that grows row by row and refuses what a graph cannot have twice or not at all."""
+    """A graph that grows row by row and refuses what a graph cannot have twice or not at all.
 
-    def __init__(self, facts: dict[str, Any]) -> None:
+    Rows of a file of an older version come out in today's words.
+    """
+
+    def __init__(self, facts: dict[str, Any], version: int = VERSION) -> None:
         self.graph = nx.MultiDiGraph()
-        self.graph.graph.update(facts)
+        self.graph.graph.update(todays_facts(facts, version))
+        self.version = version
         self.n_nodes = self.n_edges = 0
 
     def add_node(self, key: str, attributes: dict[str, Any]) -> None:
         self.n_nodes += 1
         if key in self.graph:
             raise GraphError(f"node {self.n_nodes} repeats the id {key!r}")
+        attributes = todays_node(attributes, self.graph.graph, self.version)
         self.graph.add_nodes_from([(key, attributes)])  # add_node(**attributes) would refuse some names
 
     def add_edge(self, source: str, target: str, attributes: dict[str, Any]) -> None:

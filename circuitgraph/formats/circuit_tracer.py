@@ -1,6 +1,6 @@
 """circuit-tracer's `.pt` graphs -> a graph, without executing anything that is in them.
 
-In comes a file that torch.save wrote, out comes a graph. circuit-tracer saves objects of its own classes, which only running their
+circuit-tracer saves objects of its own classes, which only running their
 code could restore, so files straight from it are refused with the way to convert them; a file of tensors, numbers, strings,
 lists and dicts is read. Keys: adjacency_matrix [n, n] (row: target, column: source; selected features, then errors by layer
 and position, then tokens, then logits), active_features [m, 3] (layer, position, feature), selected_features [k], activation_values,
@@ -13,11 +13,9 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
-import torch
-from torch import Tensor
 
 from circuitgraph.errors import GraphError
 from circuitgraph.formats.neuronpedia_names import MAX_LAYER
@@ -25,6 +23,9 @@ from circuitgraph.formats.neuronpedia_read import Parts, graph_of_parts
 from circuitgraph.formats.untrusted import one_line, reading
 from circuitgraph.formats.values import take_object, take_whole
 from circuitgraph.nodes import Node, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_FILE = 4 << 30
 CONVERT = (
@@ -40,6 +41,8 @@ def read_circuit_tracer(path: str | Path) -> nx.MultiDiGraph:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    import torch  # here and below: reading any other file must not cost its second
+
     _check_claims(path)
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
@@ -117,10 +120,17 @@ def _parts(data: dict[str, Any]) -> Parts:
 
 
 def _tensor(data: dict[str, Any], name: str, dimensions: int) -> Tensor:
+    import torch
+
     value = data.get(name)
     if isinstance(value, list | tuple) and dimensions == 1 and all(isinstance(item, int | float) for item in value):
         value = torch.tensor(value)
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.ndim != dimensions:
+    if (
+        not isinstance(value, torch.Tensor)
+        or value.layout != torch.strided
+        or value.is_meta
+        or value.ndim != dimensions
+    ):
         raise GraphError(
             f"{name} is {one_line(type(value).__name__)}; expected a tensor of {dimensions} dimensions; {CONVERT}"
         )
@@ -130,8 +140,10 @@ def _tensor(data: dict[str, Any], name: str, dimensions: int) -> Tensor:
 
 
 def _logit_labels(data: dict[str, Any], count: int) -> list[str]:
+    import torch
+
     targets = data.get("logit_targets", data.get("logit_tokens"))
-    values = targets.tolist() if isinstance(targets, Tensor) and targets.ndim == 1 else targets
+    values = targets.tolist() if isinstance(targets, torch.Tensor) and targets.ndim == 1 else targets
     if not isinstance(values, list | tuple) or len(values) != count:
         raise GraphError(f"logit_targets or logit_tokens must name the {count} logits; {CONVERT}")
     return [str(item[0]) if isinstance(item, list | tuple) and item else str(item) for item in values]

@@ -23,6 +23,7 @@ from typing import Any
 
 import networkx as nx
 
+from circuitgraph.components.shape import ComponentShape
 from circuitgraph.errors import GraphError
 from circuitgraph.files import write_atomically
 from circuitgraph.formats.build import Builder, check
@@ -39,7 +40,7 @@ _KEPT = ("score", "neurons", "neurons_scores")
 def read_eap(path: str | Path) -> nx.MultiDiGraph:
     """The graph of an EAP-IG or MIB JSON file, with all of its edges; `in_graph` says which are its circuit."""
     with reading(path):
-        return value_from_eap(parse_json(read_text(path), unique=True))
+        return value_from_eap(parse_json(read_text(path)))
 
 
 def write_eap(graph: nx.MultiDiGraph, path: str | Path) -> None:
@@ -130,17 +131,21 @@ def component_names(n_layers: int, n_heads: int) -> Iterator[str]:
 
 def component_edges(n_layers: int, n_heads: int, parallel: bool) -> Iterator[tuple[str, str, str]]:
     """(source, target, "q", "k", "v" or "") of every edge of a transformer of that shape, in the order of EAP-IG."""
-    stream = ["input"]
+    shape = ComponentShape(n_layers, n_heads, parallel)
+    *writers, logits = component_names(n_layers, n_heads)
     for layer in range(n_layers):
-        heads = [f"a{layer}.h{head}" for head in range(n_heads)]
+        stream, heads = writers[: shape.writers_before(layer)], writers[shape.heads(layer)]
         yield from ((source, head, letter) for source in stream for head in heads for letter in KINDS)
-        if parallel:
-            yield from ((source, f"m{layer}", "") for source in stream)
-        stream += heads
-        if not parallel:
-            yield from ((source, f"m{layer}", "") for source in stream)
-        stream.append(f"m{layer}")
-    yield from ((source, "logits", "") for source in stream)
+        yield from ((source, f"m{layer}", "") for source in writers[: shape.writers_before(layer, mlp=True)])
+    yield from ((source, logits, "") for source in writers)
+
+
+def edge_place(shape: ComponentShape, name: str) -> tuple[int, int]:
+    """The row and column of an edge, such as a3.h7->a5.h1<q>, in the masks of `components.edge_masks`."""
+    source, _, rest = name.partition("->")
+    target, _, letter = rest.partition("<")
+    writer, reader = (Node.parse(_key(end, shape.n_layers, shape.n_heads)) for end in (source, target))
+    return shape.writer(writer), shape.reader(reader, KINDS.get(letter[:1], ""))
 
 
 @functools.lru_cache(maxsize=1 << 14)  # a file names each component once per edge
@@ -186,14 +191,14 @@ def _membership(given: dict[str, Any], where: str) -> bool:
 
 def _facts(n_layers: int, components: dict[str, Any], total: float) -> dict[str, Any]:
     return {
-        "tokens": {"clean": ["all positions"], "corrupted": ["all positions"]},
-        "metric": {"name": "score", "clean": total, "corrupted": 0.0},
+        "tokens": {"clean": ["all positions"], "corrupted": None},
+        "metric": {"name": "score", "clean": total, "corrupted": None},
         "n_layers": n_layers,
         "n_examples": 1,
         "components": components,
         "provenance": {"source": "EAP-IG JSON"},
         "reports": [
-            "read from EAP-IG JSON: metric clean is the sum of the scores into the logits, corrupted 0",
+            "read from EAP-IG JSON: the metric is the sum of the scores into the logits, the prompts are not in the file",
             "local_weight is the score: the file has no other number for an edge",
         ],
     }

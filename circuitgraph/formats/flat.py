@@ -1,10 +1,10 @@
 """A graph as two tables whose columns have one type each, and back: what GraphML, GEXF, Cytoscape and CSV can hold.
 
-In comes a graph, out come columns and rows (and back). A column is integer, number, boolean or string if all of its values
+A column is integer, number, boolean or string if all of its values
 are; else its values become JSON text and its name gets `json_` in front. A name that a format keeps for itself, or that
 starts with one of our own marks, gets `cg_` in front. Values that are None are left out where the node's id says them (layer,
-feature), and become JSON text elsewhere. Graph attributes are one JSON text. A column of whole and other numbers comes back
-as numbers (1 as 1.0). This module knows no file.
+feature), and become JSON text elsewhere. Graph attributes, with the version of the schema, are one JSON text. A column of
+whole and other numbers comes back as numbers (1 as 1.0).
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from circuitgraph.errors import GraphError
 from circuitgraph.formats.build import Builder, EdgeRow, check, in_order
 from circuitgraph.formats.untrusted import parse_json
 from circuitgraph.formats.values import dumps, plain_graph, take_object
+from circuitgraph.formats.versions import known_version
+from circuitgraph.graphs.schema import VERSION
 from circuitgraph.nodes import Node
 
 INTEGER, NUMBER, BOOLEAN, STRING = "integer", "number", "boolean", "string"
 EXACT = 1 << 53  # whole numbers up to here are exact as floats
 _JSON, _OWN = "json_", "cg_"
+_VERSION = "circuitgraph_version"  # of the schema, among the graph attributes; files before version 3 have none
 _PLACE = ("kind", "site", "layer", "pos", "feature")
 
 NodeRow = tuple[str, dict[str, Any]]
@@ -53,7 +56,7 @@ def to_flat(graph: nx.MultiDiGraph, reserved: Iterable[str] = ()) -> FlatGraph:
     node_columns, node_rows = _columns(rows, names)
     edge_columns, edge_rows = _columns([data for *_, data in edges], names)
     return FlatGraph(
-        dumps(graph.graph, "graph"),
+        dumps(graph.graph | {_VERSION: VERSION}, "graph"),
         node_columns,
         list(zip(keys, node_rows, strict=True)),
         edge_columns,
@@ -67,7 +70,8 @@ def from_flat(facts: str | None, nodes: Iterable[NodeRow], edges: Iterable[EdgeR
         raise GraphError(
             "it holds no graph attributes (tokens, metric, ...): only files that circuitgraph wrote are read"
         )
-    builder = Builder(take_object(parse_json(facts), "the text of the graph attributes"))
+    known = take_object(parse_json(facts), "the text of the graph attributes")
+    builder = Builder(known, known_version(known.pop(_VERSION, 2)))
     for key, row in nodes:
         attributes = _attributes(row)
         builder.add_node(key, {k: v for k, v in Node.parse(key).fields.items() if k in _PLACE} | attributes)

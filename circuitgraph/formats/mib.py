@@ -6,19 +6,18 @@ the strongest edges, one for each share of edges that MIB measures. This module 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
 
+from circuitgraph.components.shape import ComponentShape
 from circuitgraph.errors import CircuitGraphError, GraphError
 from circuitgraph.files import write_atomically
-from circuitgraph.formats.eap import eap_value, read_eap
+from circuitgraph.formats.eap import eap_value, edge_place, read_eap
 from circuitgraph.formats.values import dumps
 
 SCORES = "importances.json"
-PERCENTAGES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)  # of all edges
 
 
 def write_mib(graph: nx.MultiDiGraph, folder: str | Path, *, circuits: bool = False) -> list[Path]:
@@ -30,9 +29,7 @@ def write_mib(graph: nx.MultiDiGraph, folder: str | Path, *, circuits: bool = Fa
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CircuitGraphError(f"cannot make folder {folder}: {error.strerror}; choose another -o") from None
-    contents = {SCORES: value}
-    if circuits:
-        contents = {f"circuit_{percent:g}.json": strongest(value, percent) for percent in PERCENTAGES}
+    contents = strongest(value) if circuits else {SCORES: value}
     for name, content in contents.items():
         write_atomically(folder / name, dumps(content, name))
     return [folder / name for name in contents]
@@ -49,23 +46,34 @@ def read_mib(folder: str | Path) -> nx.MultiDiGraph:
     return read_eap(Path(folder) / SCORES)
 
 
-def strongest(value: dict[str, Any], percent: float) -> dict[str, Any]:
-    """The file's value with the floor(percent) strongest |score| in the circuit, without those that join no input to logits.
+def strongest(value: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """File name -> the file's value with the strongest |score| in the circuit, for each share of edges that MIB measures.
 
-    Ties keep the order of the file.
+    Edges that join no input to logits are left out. Ties keep the order of the file.
     """
-    edges = value["edges"]
+    import torch
+
+    from circuitgraph.components.edge_masks import prune_edges
+    from circuitgraph.evaluation.conditions import FRACTIONS, circuit_sizes
+
+    config, nodes, edges = value["cfg"], value["nodes"], value["edges"]
+    shape = ComponentShape(config["n_layers"], config["n_heads"], config["parallel_attn_mlp"])
     ranked = sorted(edges, key=lambda name: -abs(edges[name]["score"]))
-    circuit = nx.MultiDiGraph((*_ends(name), name) for name in ranked[: math.floor(len(edges) * percent / 100 + 1e-9)])
-    circuit.add_nodes_from(("input", "logits"))
-    live = (nx.descendants(circuit, "input") | {"input"}) & (nx.ancestors(circuit, "logits") | {"logits"})
-    kept = {name for source, target, name in circuit.edges(keys=True) if source in live and target in live}
-    ends = {end for name in kept for end in _ends(name)}
-    return {
-        "cfg": value["cfg"],
-        "nodes": {name: node | {"in_graph": name in ends} for name, node in value["nodes"].items()},
-        "edges": {name: edge | {"in_graph": name in kept} for name, edge in edges.items()},
-    }
+    places = [edge_place(shape, name) for name in ranked]
+    circuits = {}
+    for fraction, n in list(zip(FRACTIONS, circuit_sizes(len(ranked)), strict=True))[:-1]:  # the whole is no circuit
+        circuit = torch.zeros(shape.n_writers, shape.n_readers, dtype=torch.bool)
+        for place in places[:n]:
+            circuit[place] = True
+        pruned = prune_edges(shape, circuit).tolist()
+        kept = {name for name, (row, column) in zip(ranked[:n], places, strict=False) if pruned[row][column]}
+        ends = {end for name in kept for end in _ends(name)}
+        circuits[f"circuit_{100 * fraction:g}.json"] = {
+            "cfg": config,
+            "nodes": {name: node | {"in_graph": name in ends} for name, node in nodes.items()},
+            "edges": {name: edge | {"in_graph": name in kept} for name, edge in edges.items()},
+        }
+    return circuits
 
 
 def _ends(name: str) -> tuple[str, str]:

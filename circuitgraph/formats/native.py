@@ -1,8 +1,8 @@
 """The native graph file: versioned JSON that loses nothing and is byte-identical when written again.
 
-In comes a graph or a file, out comes the other. The layout, documented by native.schema.json beside this file:
+The layout, documented by native.schema.json beside this file:
 
-    {"format": "circuitgraph", "version": 2,
+    {"format": "circuitgraph", "version": 3,
      "counts": {"edges": 479, "nodes": 183},                          how many lines follow
      "graph": {graph attributes},
      "nodes": [{"id": "z.2/f17@5", ...node attributes}, ...],         in forward order
@@ -10,7 +10,7 @@ In comes a graph or a file, out comes the other. The layout, documented by nativ
 
 One node or edge stands on a line, its id or ends first, then the other keys sorted. NaN, Inf and numbers beyond 64 bits are
 refused. A name that ends in .gz is gzipped. A file is written in pieces and, while its lines stand as above, read in
-pieces. This module knows no other format.
+pieces. Files of versions 1 and 2 are read too (`versions`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,18 @@ import networkx as nx
 from circuitgraph.errors import GraphError
 from circuitgraph.files import write_atomically
 from circuitgraph.formats.build import Builder, check, in_order
-from circuitgraph.formats.lines import dump_lines
 from circuitgraph.formats.untrusted import one_line, open_bytes, parse_json, read_text, reading
 from circuitgraph.formats.values import dumps, plain_graph, take_object
+from circuitgraph.formats.versions import known_version
+from circuitgraph.graphs.schema import VERSION
 
 FORMAT = "circuitgraph"
-VERSION = 2
 SCHEMA = Path(__file__).with_name("native.schema.json")
 MAX_LINE = 16 << 20
 CHUNK = 500  # lines that are encoded or decoded at once
 _NOT_OURS = (
-    'this is no circuitgraph file: expected a JSON object with "format": "circuitgraph"; `circuitgraph import` makes one'
-    " of other programs' files"
+    'this is no circuitgraph file: expected a JSON object with "format": "circuitgraph"; for a file of another program say'
+    " its format"
 )
 _HEAD = ("format", "version", "counts", "graph")
 
@@ -78,13 +79,16 @@ def value_to_graph(data: Any) -> nx.MultiDiGraph:
     """The graph of a native file's JSON value; GraphError if it is not one."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise GraphError(_NOT_OURS)
-    data = _migrate(data)
-    builder = Builder(take_object(data["graph"], "graph"))
+    version = known_version(data.get("version"))
+    for name, kind in (("graph", dict), ("nodes", list), ("edges", list)):
+        if not isinstance(data.get(name), kind):
+            raise GraphError(f"{name!r} is missing or no {kind.__name__}")
+    builder = Builder(data["graph"], version)
     for row in data["nodes"]:
         _add_node(builder, dict(row) if isinstance(row, dict) else row)
     for row in data["edges"]:
         _add_edge(builder, dict(row) if isinstance(row, dict) else row)
-    return _counted(builder, data["counts"])
+    return builder.finished() if version == 1 else _counted(builder, data.get("counts"))
 
 
 def graph_to_value(graph: nx.MultiDiGraph) -> dict[str, Any]:
@@ -134,8 +138,8 @@ def _list(name: str, reserved: tuple[str, ...], starts: list[str], rows: list[di
         if not set(reserved).isdisjoint(itertools.chain.from_iterable(chunk)):
             taken = next(i for i, row in enumerate(chunk) if not row.keys().isdisjoint(reserved))
             raise GraphError(f"{place(first, taken)} has an attribute called {' or '.join(reserved)}; rename it")
-        lines = zip(begun, dump_lines(chunk, partial(place, first)), strict=True)
-        yield before + "\n" + ",\n".join([start + line[1:] for start, line in lines])
+        lines = (dumps(row, place(first, i))[1:] for i, row in enumerate(chunk))
+        yield before + "\n" + ",\n".join(map(add, begun, lines))
         before = ","
     yield before + "]" if not rows else "\n]"
 
@@ -152,14 +156,14 @@ def _read_lines(file: io.BufferedIOBase | Any) -> nx.MultiDiGraph | None:
         head[name] = _value(line[len(start) : -2])
         if head[name] is None:
             return None
-    if head["format"] != FORMAT or head["version"] != VERSION or isinstance(head["version"], bool):
+    if head["format"] != FORMAT:
         return None
-    builder = Builder(take_object(head["graph"], "graph"))
-    for name, add, last in (("nodes", _add_node, b"],\n"), ("edges", _add_edge, b"]\n")):
+    builder = Builder(take_object(head["graph"], "graph"), known_version(head["version"]))
+    for name, add_row, last in (("nodes", _add_node, b"],\n"), ("edges", _add_edge, b"]\n")):
         first = file.readline(MAX_LINE)
         if first == f'"{name}": []'.encode() + last[1:]:
             continue
-        if first != f'"{name}": [\n'.encode() or not _read_list(file, partial(add, builder), last):
+        if first != f'"{name}": [\n'.encode() or not _read_list(file, partial(add_row, builder), last):
             return None
     return _counted(builder, head["counts"]) if file.read(3) == b"}\n" else None
 
@@ -214,27 +218,3 @@ def _counted(builder: Builder, counts: Any) -> nx.MultiDiGraph:
         if said != count:
             raise GraphError(f"it holds {count} {name} where counts says {one_line(said)[:40]}")
     return graph
-
-
-def _migrate(data: dict[str, Any]) -> dict[str, Any]:
-    """The data of a file of any version as version `VERSION` has it."""
-    version = data.get("version")
-    known = isinstance(version, int) and not isinstance(version, bool) and 1 <= version <= VERSION
-    if not known:
-        raise GraphError(
-            f"the file has version {one_line(repr(version))[:40]}; this release reads versions 1 to {VERSION}"
-        )
-    for name, kind in (("graph", dict), ("nodes", list), ("edges", list)):
-        if not isinstance(data.get(name), kind):
-            raise GraphError(f"{name!r} is missing or no {kind.__name__}")
-    for step in _MIGRATIONS[version:]:
-        data = step(data)
-    return {"counts": None} | data
-
-
-def _from_1(data: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 says how many nodes and edges there are."""
-    return data | {"version": 2, "counts": {"nodes": len(data["nodes"]), "edges": len(data["edges"])}}
-
-
-_MIGRATIONS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (dict, _from_1)  # from version 0 (none), 1

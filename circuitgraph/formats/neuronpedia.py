@@ -18,6 +18,7 @@ The extra block `circuitgraph` holds the native file, from which nothing is miss
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -26,18 +27,26 @@ from typing import Any
 
 import networkx as nx
 
-from circuitgraph import __version__
 from circuitgraph.errors import GraphError
 from circuitgraph.files import check_writable, write_atomically
 from circuitgraph.formats.groups import groups_of, pins_of
 from circuitgraph.formats.native import graph_to_value
-from circuitgraph.formats.neuronpedia_links import model_id_of, sources_of
 from circuitgraph.formats.neuronpedia_names import ATTENTION_SITES, fields_of
 from circuitgraph.formats.untrusted import parse_json, read_text, reading
 from circuitgraph.formats.values import take_list, take_number, take_object, take_string
+from circuitgraph.graphs.neuronpedia import model_id_of, sources_of
 from circuitgraph.nodes import Node, Site
 
-GENERATOR = {"name": "circuitgraph", "version": __version__}
+
+def _version() -> str:
+    """The installed version; "unknown" for a source tree on the path, which has no metadata."""
+    try:
+        return importlib.metadata.version("circuitgraph-engine")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+GENERATOR = {"name": "circuitgraph", "version": _version()}
 INDEX = "graph-metadata.json"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 _WHY = ("q", "k")  # kinds that say why attention looks somewhere and carry nothing
@@ -251,8 +260,9 @@ def _metadata(graph: nx.MultiDiGraph, slug: str, scan: str | None) -> dict[str, 
 
 def _description(graph: nx.MultiDiGraph) -> str:
     metric = graph.graph["metric"]
+    runs = [f"{run} {metric[run]:.4g}" for run in ("clean", "corrupted") if metric[run] is not None]
     lines = [
-        f"{metric['name']}: clean {metric['clean']:.4g}, corrupted {metric['corrupted']:.4g}; the logit node is this metric.",
+        f"{metric['name']}: {', '.join(runs)}; the logit node is this metric.",
         "Influence is the share of |attribution| of the node and all stronger ones.",
         "A probability of 0.000 stands for: not among the likeliest tokens.",
     ]

@@ -1,12 +1,4 @@
-"""Links to Neuronpedia: the page of one feature, and a quick list of many.
-
-In come a model's name there, the name of a dictionary there (its source, for instance 5-res-jb) and features; out come URLs.
-Names of sources are kept with the dictionaries, in the graph's provenance:
-
-    graph.graph["provenance"]["neuronpedia"] = {"model": "gpt2-small", "sources": {"z.5": "5-att-kk", ...}}
-
-This module opens nothing.
-"""
+"""Links to Neuronpedia: the page of one feature, and a quick list of many. Nothing is opened."""
 
 from __future__ import annotations
 
@@ -19,7 +11,7 @@ import networkx as nx
 
 from circuitgraph.errors import GraphError
 from circuitgraph.files import write_atomically
-from circuitgraph.formats.values import take_object, take_string
+from circuitgraph.graphs.neuronpedia import model_id_of, sources_of
 from circuitgraph.nodes import Node, Site
 
 PAGES = "https://www.neuronpedia.org"
@@ -70,23 +62,6 @@ def write_links(graph: nx.MultiDiGraph, path: str | Path) -> None:
     lines = [f"{key}\t{node_url(graph, key)}" for key in features]
     lines.append(f"quick list\t{graph_quick_list_url(graph, features)}")
     write_atomically(path, "\n".join(lines) + "\n")
-
-
-def sources_of(graph: nx.MultiDiGraph) -> dict[str, str]:
-    """Site -> name of its dictionary on Neuronpedia; empty where the provenance names none."""
-    given = take_object(graph.graph["provenance"].get("neuronpedia", {}), "provenance.neuronpedia")
-    sources = take_object(given.get("sources", {}), "provenance.neuronpedia.sources")
-    return {str(Site.parse(site)): take_string(name, f"the source of {site}") for site, name in sources.items()}
-
-
-def model_id_of(graph: nx.MultiDiGraph) -> str:
-    """The model's name on Neuronpedia; its own name, without folder or organisation, where the provenance has none."""
-    provenance = graph.graph["provenance"]
-    given = take_object(provenance.get("neuronpedia", {}), "provenance.neuronpedia").get("model")
-    model = provenance.get("model") if given is None else given
-    if isinstance(model, dict):
-        model = model.get("name")
-    return str(model).rstrip("/").rpartition("/")[2] if model else "unknown"
 
 
 def with_sources(graph: nx.MultiDiGraph, model: str | None, sources: Mapping[str, str]) -> nx.MultiDiGraph:

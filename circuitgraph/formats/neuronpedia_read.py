@@ -155,8 +155,8 @@ def _edges(parts: Parts, keys: dict[str, str], metric: str) -> list[dict[str, An
 
 def _facts(parts: Parts, total: float, silent: int) -> dict[str, Any]:
     reports = [
-        "read from an attribution graph: metric clean is the sum of the links into the logits times their probability,"
-        " corrupted 0; the corrupted tokens are the clean ones"
+        "read from an attribution graph of one prompt: the metric is the sum of the links into the logits times their"
+        " probability"
     ]
     if silent:
         reports.append(
@@ -168,11 +168,11 @@ def _facts(parts: Parts, total: float, silent: int) -> dict[str, Any]:
         )
     logits = {name: {"label": label, "probability": p} for name, (label, p) in parts.logits.items()}
     facts = {
-        "tokens": {"clean": parts.tokens, "corrupted": list(parts.tokens)},
-        "metric": {"name": "probability_weighted_logits", "clean": total, "corrupted": 0.0},
+        "tokens": {"clean": parts.tokens, "corrupted": None},
+        "metric": {"name": "probability_weighted_logits", "clean": total, "corrupted": None},
         "n_layers": parts.n_layers,
         "n_examples": 1,
-        "logits": {"clean": [[label, p] for label, p in parts.logits.values()], "corrupted": []},
+        "logits": {"clean": [[label, p] for label, p in parts.logits.values()]},
         "provenance": {"source": "attribution graph"},
         "reports": reports,
     }

@@ -186,6 +186,11 @@ def _parquet_rows(file: Any) -> tuple[str | None, list[dict[str, Any]]]:
     return None if facts is None else unescape(facts.decode("utf-8")), rows
 
 
+def check_parquet() -> None:
+    """GraphError where pyarrow is not installed."""
+    _pyarrow()
+
+
 def _pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow

@@ -1,69 +1,68 @@
-"""What a graph says of its making: the model, dictionaries, prompts, settings and versions that it was built with.
-
-In come the runs and settings of a discovery; out come graph attributes as plain values. This module attributes nothing.
-"""
+"""What a graph says of its making: the model, dictionaries, prompts, settings and versions that it was built with."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from circuitgraph.attribution.alignment import Alignment
-from circuitgraph.attribution.runs import Baseline, CleanRun
+from circuitgraph.attribution.attribute import Attribution, recorded_settings
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.edges.position_sums import ALL
 from circuitgraph.models.model import Model
-from circuitgraph.models.tokens import TokenizedPairs
-from circuitgraph.prompts import PromptPair, record_of
+from circuitgraph.prompts import record_of
+
+_LIBRARIES = ("circuitgraph-engine", "torch", "transformers", "transformer-lens", "sae-lens")
 
 
-def graph_facts(
-    model: Model,
-    dictionaries: Dictionaries,
-    pairs: Sequence[PromptPair],
-    tokens: TokenizedPairs,
-    clean: CleanRun,
-    base: Baseline,
-    settings: dict[str, Any],
-    places: Alignment,
-) -> dict[str, Any]:
-    """The graph attributes: what was run, on what, with which settings."""
-    runs = [tokens.clean, tokens.corrupted]
-    aligned: dict[str, Any] = {}
-    if settings["align"] == "position":
-        shown = [model.token_strings(ids[0].tolist()) for ids in runs]
-    else:
-        shown = places.shown(runs, lambda token: model.token_strings([token])[0])
-        aligned["alignment"] = {"places": list(places.names), "index": places.index.tolist()}
-    if settings["positions"] == "sum":
-        shown = [[ALL], [ALL]]
-    libraries = ("circuitgraph-engine", "torch", "transformers", "transformer-lens", "sae-lens")
-    versions = {name: importlib.metadata.version(name) for name in libraries if _installed(name)}
+def graph_facts(run: Attribution, *, sums: bool) -> dict[str, Any]:
+    """The graph attributes: what was run, on what, with which settings.
+
+    Args:
+        run: The runs and their settings.
+        sums: Whether nodes are sums over positions.
+    """
+    model, corrupted = run.model, run.corrupted
+    alignment: dict[str, Any] = {}
+    if run.settings.align == "role":
+        names, index = list(run.alignment.names), run.alignment.index.tolist()
+        alignment["alignment"] = {"positions": names, "index": index}
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES if _installed(name)}
     return {
-        "tokens": {"clean": shown[0], "corrupted": shown[1]},
-        "logits": {"clean": _top_tokens(model, clean.logits), "corrupted": _top_tokens(model, base.logits)},
-        "metric": {
-            "name": settings["metric"],
-            "clean": float(clean.metric.mean()),
-            "corrupted": float(base.metric.mean()),
+        "tokens": _tokens(run, sums=sums),
+        "logits": {
+            "clean": _top_tokens(model, run.clean.logits),
+            "corrupted": None if corrupted is None else _top_tokens(model, corrupted.logits),
         },
+        "metric": {"name": run.metric.name, **run.metric_means},
         "n_layers": model.n_layers,
-        "n_examples": len(pairs),
+        "n_examples": len(run.pairs),
         "provenance": {
             "model": model.name,
-            "dictionaries": {str(site): dictionary.name for site, dictionary in dictionaries.items()},
-            **_names_on_neuronpedia(dictionaries),
-            "prompts": [record_of(pair) for pair in pairs],
-            "settings": settings,
-            **aligned,
+            "dictionaries": {str(site): dictionary.name for site, dictionary in run.dictionaries.items()},
+            **_names_on_neuronpedia(run.dictionaries),
+            "prompts": [record_of(pair) for pair in run.pairs],
+            "settings": recorded_settings(run),
+            **alignment,
             "versions": versions,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
         },
     }
+
+
+def _tokens(run: Attribution, *, sums: bool) -> dict[str, list[str] | None]:
+    """{clean, corrupted}: the tokens of the first example, or by aligned position what the examples share."""
+    named = {"clean": run.tokens.clean, "corrupted": run.tokens.corrupted}
+    ids = {name: tokens for name, tokens in named.items() if tokens is not None}
+    if sums:
+        shown = [[ALL] for _ in ids]
+    elif run.settings.align == "position":
+        shown = [run.model.token_strings(tokens[0].tolist()) for tokens in ids.values()]
+    else:
+        shown = run.alignment.token_texts(list(ids.values()), lambda token: run.model.token_strings([token])[0])
+    return {"corrupted": None, **dict(zip(ids, shown, strict=True))}
 
 
 def _names_on_neuronpedia(dictionaries: Dictionaries) -> dict[str, Any]:

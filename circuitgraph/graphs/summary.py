@@ -1,7 +1,4 @@
-"""A graph as a short text: counts per kind and layer, strongest nodes and edges, evidence.
-
-In comes a graph, out comes plain text with aligned columns. This module changes nothing and draws nothing.
-"""
+"""A graph as a short text in aligned columns: counts per kind and layer, strongest nodes and edges, evidence."""
 
 from __future__ import annotations
 
@@ -17,11 +14,13 @@ def summary_text(graph: nx.MultiDiGraph, *, top: int = 10) -> str:
     """The summary that `circuitgraph show` prints."""
     facts = graph.graph
     metric = facts["metric"]
-    lines = [
-        f"prompt     {' '.join(facts['tokens']['clean'])!r}",
-        f"corrupted  {' '.join(facts['tokens']['corrupted'])!r}",
+    lines = [f"prompt     {' '.join(facts['tokens']['clean'])!r}"]
+    if facts["tokens"]["corrupted"] is not None:
+        lines.append(f"corrupted  {' '.join(facts['tokens']['corrupted'])!r}")
+    runs = [f"{run} {metric[run]:.4f}" for run in ("clean", "corrupted") if metric[run] is not None]
+    lines += [
         f"examples   {facts['n_examples']}, of which this is the first",
-        f"metric     {metric['name']}  clean {metric['clean']:.4f}  corrupted {metric['corrupted']:.4f}",
+        f"metric     {'  '.join([metric['name'], *runs])}",
         f"size       {graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges",
     ]
     evidence = facts.get("evidence", {})

@@ -1,7 +1,9 @@
-"""The formulas of attention and MLPs that edges differentiate, and whether a model follows them.
+"""The formulas of attention and MLPs that edges differentiate, and a check whether a model follows them.
 
-In come weights in model_layout's form and activations at Sites; out come rotated queries and keys, scores and their
-slopes, and for a model with another formula one line that says so. This module runs no model.
+    q, k, v = norm(x) W + b;  s = cap(scale * R norm(q) . R norm(k));  pattern = softmax(s)
+    mlp_out = post_norm(mlp_post W_out + b_out)
+
+This module computes rotated queries and keys, scores and their slopes from recorded activations.
 """
 
 from __future__ import annotations
@@ -18,22 +20,32 @@ from circuitgraph.nodes import Site
 
 @dataclass(frozen=True)
 class Rotation:
-    """Rotary positions: cos and sin [pos, rotary_dim], of the first rotary_dim coordinates of each head; [batch, pos,
-    rotary_dim] where examples have other positions."""
+    """Rotary positions.
+
+    Args:
+        cos, sin: [pos, rotary_dim], for the first rotary_dim coordinates of each head; [batch, pos, rotary_dim] if the
+            examples' positions differ.
+        interleaved: Whether pairs are neighbouring coordinates, not those of the two halves.
+    """
 
     cos: Tensor
     sin: Tensor
     interleaved: bool
 
     def apply(self, x: Tensor, at: Tensor | slice = slice(None)) -> Tensor:
-        """R x for x [batch, ..., n, heads, d_head], row i at position at[i]; a batch of 1 becomes that of the angles."""
+        """R x, rotated.
+
+        Args:
+            x: [batch, ..., n, heads, d_head]; a batch of 1 takes the batch of the angles.
+            at: The position of each of the n rows.
+        """
         size = self.cos.shape[-1]
         cos, sin = self._at(x, at)
         turned = x[..., :size] * cos + self._quarter(x[..., :size]) * sin
         return torch.cat([turned, x[..., size:].expand(*turned.shape[:-1], -1)], -1)
 
     def undo(self, x: Tensor, at: Tensor | slice = slice(None)) -> Tensor:
-        """R^T x: a input direction behind the rotation as one before it."""
+        """R^T x: an input direction after the rotation becomes one before it. Arguments as of `apply`."""
         size = self.cos.shape[-1]
         cos, sin = self._at(x, at)
         turned = x[..., :size] * cos - self._quarter(x[..., :size] * sin)
@@ -41,10 +53,10 @@ class Rotation:
 
     def _at(self, x: Tensor, at: Tensor | slice) -> list[Tensor]:
         """cos and sin at these positions, shaped to be multiplied with x [batch, ..., n, heads, d_head]."""
-        found = [angle[..., at, :][..., None, :] for angle in (self.cos, self.sin)]
+        angles = [angle[..., at, :][..., None, :] for angle in (self.cos, self.sin)]
         if self.cos.ndim == 2:
-            return found
-        return [angle.view(len(angle), *[1] * (x.ndim - 4), *angle.shape[1:]) for angle in found]
+            return angles
+        return [angle.view(len(angle), *[1] * (x.ndim - 4), *angle.shape[1:]) for angle in angles]
 
     def _quarter(self, x: Tensor) -> Tensor:
         """Each pair (a, b) as (-b, a); its transpose is its negative."""
@@ -58,8 +70,15 @@ class Rotation:
 class AttentionState:
     """One attention layer in a run: what the derivative of its scores needs.
 
-    q [batch, pos, n_heads, d_head] and k [batch, pos, n_kv, d_head] normed and rotated, v [batch, pos, n_kv, d_head],
-    pattern [batch, n_heads, query, key]; q_scale and k_scale [batch, pos, heads] are those of the norms per head, or None.
+    Args:
+        weights: Its weights.
+        q: Queries [batch, pos, n_heads, d_head], normed and rotated.
+        k: Keys [batch, pos, n_kv, d_head], normed and rotated.
+        v: Values [batch, pos, n_kv, d_head].
+        pattern: [batch, n_heads, query, key].
+        q_scale, k_scale: Scales of the norms per head [batch, pos, heads], or None.
+        rotation: Of rotary positions, or None.
+        causal: Whether each query only sees keys at its position and before.
     """
 
     weights: AttentionWeights
@@ -73,7 +92,7 @@ class AttentionState:
     causal: bool = True
 
     def keys(self, pos: int) -> slice:
-        """The positions that the query at pos may attend to, the pattern is 0 at those among them that it does not see."""
+        """The positions that the query at pos may attend to; the pattern is 0 at those of them that are masked."""
         return slice(0, pos + 1) if self.causal else slice(0, self.k.shape[1])
 
     @property
@@ -82,11 +101,11 @@ class AttentionState:
         return self.q.shape[2] // self.k.shape[2]
 
     def per_query_head(self, x: Tensor, dim: int) -> Tensor:
-        """x with n_kv entries in that dimension as n_heads, each repeated for the query heads that read it."""
+        """x with n_kv entries in that dimension repeated to n_heads, one for each query head."""
         return x if self.group == 1 else x.repeat_interleave(self.group, dim)
 
     def positioned(self, x: Tensor, gain: Tensor | None) -> Tensor:
-        """Queries or keys x [..., pos, d_head] of one head each as they enter the product: normed with the gain, rotated."""
+        """Queries or keys x [..., pos, d_head] of one head as they enter the product: normed, and rotated."""
         x = _head_norm(x, gain, self.weights.eps)[0]
         return x if self.rotation is None else self.rotation.apply(x[..., None, :])[..., 0, :]
 
@@ -111,18 +130,24 @@ def attention_state(
     causal: bool = True,
     hidden_below: float = -1e30,
 ) -> AttentionState:
-    """The state of a layer from the recorded q, k, v, pattern and rotary cos and sin (or those given).
+    """The state of a layer from what a run recorded.
 
-    causal: the model looks only back. Where the values are those of aligned prompts, a key may stand behind its query; with
-    recorded scores also one whose weight is 0, unless its score is below hidden_below.
+    Args:
+        weights: The layer's weights.
+        layer: Its number.
+        values: Recorded q, k, v and pattern; rotary_cos, rotary_sin and attn_scores if the run has them.
+        cos_sin: Rotary cos and sin [n_ctx, rotary_dim], where the run does not record them.
+        causal: Whether the model attends only to earlier positions. In aligned prompts a key may come after its query
+            all the same: one with a weight, or, if scores are recorded, one whose score is not below hidden_below.
+        hidden_below: The score below which the model masks a key.
     """
     d_head = weights.W_Q.shape[-1]
     q, k, v = (values[Site(kind, layer)].unflatten(-1, (-1, d_head)) for kind in "qkv")
     cos, sin = (values.get(Site(kind, layer)) for kind in ("rotary_cos", "rotary_sin"))
     rotation = None
     if cos is not None and sin is not None:
-        one = len(cos) == 1
-        rotation = Rotation(cos[0] if one else cos, sin[0] if one else sin, weights.interleaved)
+        shared = len(cos) == 1
+        rotation = Rotation(cos[0] if shared else cos, sin[0] if shared else sin, weights.interleaved)
     elif cos_sin is not None:
         rotation = Rotation(cos_sin[0][: q.shape[1]], cos_sin[1][: q.shape[1]], weights.interleaved)
     q, q_scale = _head_norm(q, weights.q_gain, weights.eps)
@@ -150,10 +175,17 @@ def attention_difference(
     cos_sin: tuple[Tensor, Tensor] | None,
     eps: float,
 ) -> str:
-    """What of a layer's attention is not what its weights say, on recorded activations; empty if all is.
+    """How a layer's recorded attention differs from the formulas, in words; empty if it follows them.
 
-    Compared are q, k and v with the norm of the stream times the weights, and the pattern with the softmax of the scores
-    over the keys that the model lets through.
+    q, k and v are compared with the norm of the stream times the weights, and the pattern with the softmax of the
+    scores over the keys that the model does not mask.
+
+    Args:
+        weights, norm: The layer's attention and the norm before it.
+        layer: Its number.
+        values: Activations of a run at all sites of the layer.
+        cos_sin: As of `attention_state`.
+        eps: The precision of the model's dtype.
     """
     if any(Site(kind, layer) not in values for kind in ("q", "k", "v", "pattern")):
         return "its queries, keys, values or attention pattern cannot be read"
@@ -183,7 +215,15 @@ def mlp_difference(
     *,
     parallel: bool,
 ) -> str:
-    """What of a layer's MLP is not what its weights say, on recorded activations; empty if all is."""
+    """How a layer's recorded MLP differs from the formulas, in words; empty if it follows them.
+
+    Args:
+        weights, norm, post: The layer's MLP, the norm before it and the one after it.
+        layer: Its number.
+        values: Activations of a run at all sites of the layer.
+        eps: The precision of the model's dtype.
+        parallel: Whether the MLP reads the stream before attention is added.
+    """
     if Site("mlp_post", layer) not in values:
         return "its neurons cannot be read"
     stream = values[Site("resid_pre", layer)]
@@ -204,6 +244,6 @@ def _normed(norm: Norm | None, x: Tensor, scale: Tensor | None) -> Tensor:
     return y if norm is None or norm.bias is None else y + norm.bias
 
 
-def _close(found: Tensor, expected: Tensor, eps: float) -> bool:
-    """Equal up to rounding: a few roundings of a narrow type, many of a wide one."""
-    return float((found - expected).abs().max()) <= min(256 * eps, 0.1) * float(expected.abs().max())
+def _close(recorded: Tensor, expected: Tensor, eps: float) -> bool:
+    """Whether they are equal up to rounding: a few roundings of a narrow dtype, many of a wide one."""
+    return float((recorded - expected).abs().max()) <= min(256 * eps, 0.1) * float(expected.abs().max())

@@ -1,29 +1,25 @@
-"""Where TransformerLens keeps hooks and weights: TransformerBridge, and HookedTransformer as an already loaded object.
+"""Where TransformerLens keeps hooks and weights: in TransformerBridge, and in an already loaded HookedTransformer.
 
-In comes a name, a folder or a library object; out come hook points per kind of Site, and weights in one layout whatever
-the library and the family. This is the only module that knows TransformerLens' names. It runs nothing; whether the formulas that these
-weights stand for are the model's is checked in model_formulas.
+It gives the hook point of every kind of Site, and weights in one layout whatever the library and the family. No other
+module knows TransformerLens' names. Whether the formulas that these weights belong to are the model's is checked in `load`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuitgraph.errors import ModelError
-from circuitgraph.nodes import Site
+from circuitgraph.nodes import DICTIONARY_SITES, Site
 
-# Raw module hooks on these points see the tensors of the autograd graph; the libraries' own hook API reshapes q, k, v and
-# z into copies outside of it and costs 100 ms a call on the bridge. `hook_resid_mid` is not used: on the bridge it covers
-# the branch to the MLP only. `hook_attn_out` and `hook_mlp_out` are what is added to the stream, after a post-norm.
+# Kind of site -> hook point. Raw module hooks there see the tensors of the autograd graph; the libraries' own hook API
+# copies q, k, v and z out of it, and costs 100 ms a call on the bridge. `hook_resid_mid` is not used: on the bridge it
+# is only the branch to the MLP. `hook_attn_out` and `hook_mlp_out` are what is added to the stream, after a post-norm.
 _SHARED_HOOKS = {
     "ln1_scale": "blocks.{}.ln1.hook_scale",
     "attn_scores": "blocks.{}.attn.hook_attn_scores",
@@ -71,20 +67,23 @@ _ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm up to its frozen scale: y = gain * (centred x) / scale + bias; RMSNorm does not centre."""
+    """A norm with its scale frozen: y = gain * (x - mean(x)) / scale + bias. RMSNorm does not subtract the mean.
+
+    J is the map without 1/scale and bias.
+    """
 
     gain: Tensor | None
     bias: Tensor | None
     centred: bool
 
     def apply(self, vectors: Tensor) -> Tensor:
-        """J v [..., d], without the 1/scale and without the bias."""
+        """J v for vectors [..., d]."""
         if self.centred:
             vectors = vectors - vectors.mean(-1, keepdim=True)
         return vectors if self.gain is None else vectors * self.gain
 
     def pull_back(self, vectors: Tensor, *, gain: bool = True) -> Tensor:
-        """J^T r [..., d], without the 1/scale; gain=False for vectors that read before the gain."""
+        """J^T r for vectors [..., d]; gain=False for those that read the input of the gain."""
         if gain and self.gain is not None:
             vectors = vectors * self.gain
         return vectors - vectors.mean(-1, keepdim=True) if self.centred else vectors
@@ -92,12 +91,20 @@ class Norm:
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """One attention layer: scores = cap(scale * rotate(norm(q)) . rotate(norm(k))), with query head h reading key head
-    h // (n_heads / n_kv).
+    """One attention layer: scores = cap(scale * rotate(norm(q)) . rotate(norm(k))).
 
-    W_Q [n_heads, d_model, d_head], W_K and W_V [n_kv, d_model, d_head], W_O [n_heads, d_head, d_model]; biases [heads,
-    d_head] and b_O [d_model] or None. q_gain and k_gain [d_head] belong to norms per head (root mean square with eps).
-    cap(s) = soft_cap * tanh(s / soft_cap). interleaved: rotary pairs are neighbours instead of halves.
+    Query head h reads key head h // (n_heads / n_kv), and cap(s) = soft_cap * tanh(s / soft_cap).
+
+    Args:
+        W_Q: [n_heads, d_model, d_head].
+        W_K, W_V: [n_kv, d_model, d_head].
+        W_O: [n_heads, d_head, d_model].
+        b_Q, b_K, b_V, b_O: [heads, d_head] and [d_model], or None.
+        scale: What q . k is multiplied by.
+        soft_cap: None where scores are not capped.
+        q_gain, k_gain: [d_head], of norms per head (root mean square with eps); None without such norms.
+        eps: That of the norms per head.
+        interleaved: Whether rotary pairs are neighbouring coordinates, not those of the two halves.
     """
 
     W_Q: Tensor
@@ -118,7 +125,13 @@ class AttentionWeights:
 
 @dataclass(frozen=True)
 class MlpWeights:
-    """mlp_post = act(x W_in + b_in), or act(x W_gate) * (x W_in + b_in); W_in [d_model, d_mlp], W_out [d_mlp, d_model]."""
+    """One MLP: mlp_post = act(x W_in + b_in), or act(x W_gate) * (x W_in + b_in) if it is gated.
+
+    Args:
+        W_in, W_gate: [d_model, d_mlp].
+        W_out: [d_mlp, d_model].
+        b_out: [d_model] or None.
+    """
 
     W_in: Tensor
     W_gate: Tensor | None
@@ -136,7 +149,7 @@ class BridgeLayout:
 
     @cached_property
     def points(self) -> Mapping[str, torch.nn.Module]:
-        """name -> hook point; the bridge makes its own table anew, in 20 ms, each time it is asked."""
+        """Name -> hook point. Kept, because the bridge makes its own table anew each time, in 20 ms."""
         return dict(self.library.hook_dict)
 
     @property
@@ -160,30 +173,36 @@ class BridgeLayout:
         return self._processing() if self.library.compatibility_mode else frozenset()
 
     def _processing(self) -> frozenset[str]:
-        """Told from the weights: a stream without mean, values without bias, norms without gain."""
+        """By what the weights look like: a stream without mean, values without bias, norms without gain."""
         embedding = self._weight(self.library.W_E)
         layers = [self.attention(layer) for layer in range(self.cfg.n_layers)]
         gains = [self.norm(block, "ln1") for block in self.library.blocks]
-        found = {
+        signs = {
             "center_writing_weights": float(embedding.mean(-1).abs().max()) < 1e-4 * float(embedding.abs().max()),
             "fold_value_biases": not any(layer.b_V is not None and bool(layer.b_V.any()) for layer in layers),
             "fold_ln": all(norm is None or norm.gain is None or bool((norm.gain == 1).all()) for norm in gains),
         }
-        return frozenset(name for name, done in found.items() if done)
+        return frozenset(name for name, done in signs.items() if done)
 
     def hook_name(self, site: Site) -> str:
         """The hook point of a site; empty where the library has none."""
         return self.hooks.get(site.kind, "").format(site.layer)
 
     def norm(self, block: Any, name: str) -> Norm | None:
-        """The norm called so, or None."""
+        """The norm of this name in a block, or None."""
         module = getattr(block, name, None)
         if module is None:
             return None
         return Norm(self._gain(module), self._read(module, "bias"), centred=not self.rms)
 
     def apply(self, layer: int, part: str, x: Tensor) -> Tensor:
-        """What the layer's own module (ln1, ln1_post, ln2, ln2_post or mlp) makes of x [batch, pos, d_model]; x without one."""
+        """The output of one of the layer's modules, without a gradient; x itself if the layer has no such module.
+
+        Args:
+            layer: The layer.
+            part: ln1, ln1_post, ln2, ln2_post or mlp.
+            x: [batch, pos, d_model].
+        """
         module = getattr(self.library.blocks[layer], part, None)
         if module is None:
             return x
@@ -214,7 +233,7 @@ class BridgeLayout:
         )
 
     def rotary_cos_sin(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """None: the bridge hooks them."""
+        """None: the bridge has hook points for them."""
         return None
 
     def mlp(self, layer: int) -> MlpWeights:
@@ -231,13 +250,13 @@ class BridgeLayout:
         return value.detach().to(self.dtype)
 
     def _read(self, module: Any, name: str) -> Tensor | None:
-        """The weight in the dtype computed in; the bridge raises AttributeError for one that is None."""
+        """The weight in the dtype computed in, or None; the bridge raises AttributeError for a weight that is None."""
         value = getattr(module, name, None)
         return None if value is None else self._weight(value)
 
 
 class HookedLayout(BridgeLayout):
-    """HookedTransformer, which TransformerLens 4 drops: an already loaded one is accepted."""
+    """HookedTransformer, which TransformerLens 4 drops. Only a loaded one is accepted."""
 
     hooks: Mapping[str, str] = _HOOKED_HOOKS
 
@@ -255,15 +274,18 @@ class HookedLayout(BridgeLayout):
         yield from self.library.named_parameters()
 
     def hook_name(self, site: Site) -> str:
-        """The hook point of a site; the MLP's input is hooked only where no gain stands behind the norm."""
-        if site.kind == "mlp_in" and str(self.cfg.normalization_type).endswith("Pre"):
+        """The hook point of a site; the MLP's input is hooked in a HookedSAETransformer, and where the norm has no gain."""
+        if site.kind == "mlp_in":
+            own = f"blocks.{site.layer}.mlp.hook_in"
+            if own in self.points or not str(self.cfg.normalization_type).endswith("Pre"):
+                return own
             site = Site("ln2_normalized", site.layer)
         gated = {"mlp_gate": "mlp.hook_pre", "mlp_pre": "mlp.hook_pre_linear"}
         inner = gated if self.cfg.gated_mlp else {"mlp_pre": "mlp.hook_pre"}
         return f"blocks.{site.layer}.{inner[site.kind]}" if site.kind in inner else super().hook_name(site)
 
     def norm(self, block: Any, name: str) -> Norm | None:
-        """The norm called so, or None."""
+        """The norm of this name in a block, or None."""
         module = getattr(block, name, None)
         if module is None or self.cfg.normalization_type is None:
             return None
@@ -300,72 +322,22 @@ def layout_of(library: Any, dtype: torch.dtype) -> BridgeLayout:
     return BridgeLayout(library, dtype) if hasattr(library, "original_model") else HookedLayout(library, dtype)
 
 
-def is_library_model(model: object) -> bool:
-    """Whether this is a loaded TransformerBridge or HookedTransformer; nothing is imported to find out."""
-    names = {cls.__name__ for cls in type(model).__mro__}
-    return bool(names & {"TransformerBridge", "HookedTransformer"})
-
-
-def boot(name: str, device: str | torch.device | None, dtype: torch.dtype) -> Any:
-    """A TransformerBridge of that name or folder; ModelError if there is none or it does not load."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    looks_local = Path(name).is_absolute() or name.startswith((".", "~"))
-    folder = Path(name).expanduser()
-    if looks_local and not folder.is_dir():
-        raise ModelError(
-            f"model folder {name} does not exist; give a folder written by save_pretrained, or a model name"
-        )
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {name} holds no config.json; give a folder written by save_pretrained")
-    try:
-        with _without_progress_bars():
-            return TransformerBridge.boot_transformers(
-                str(folder) if folder.is_dir() else name, device=device, dtype=dtype
-            )
-    except Exception as error:  # the library raises whatever its dependencies raise; the cause stays attached
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"model {name!r} does not load: {reason or type(error).__name__}") from error
-
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """transformers draws a bar on stderr even for weights that load in a millisecond."""
-    from transformers.utils import logging
-
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
-
-
-# TransformerLens hook names as dictionaries' metadata spell them -> Site kind.
+# How dictionaries' metadata spell hooks, without the layer -> kind of site: the names above, and more for outputs.
 _HOOK_SPELLINGS = {
-    "hook_resid_pre": "resid_pre",
-    "hook_in": "resid_pre",
-    "attn.hook_z": "z",
-    "attn.o.hook_in": "z",
-    "hook_attn_out": "attn_out",
+    name.removeprefix("blocks.{}."): kind
+    for hooks in (_BRIDGE_HOOKS, _HOOKED_HOOKS)
+    for kind, name in hooks.items()
+    if kind in DICTIONARY_SITES
+} | {
     "attn.hook_out": "attn_out",
     "ln1_post.hook_out": "attn_out",
-    "ln2.hook_normalized": "ln2_normalized",
-    "mlp.hook_in": "mlp_in",
-    "mlp.hook_post": "mlp_post",
-    "mlp.out.hook_in": "mlp_post",
-    "hook_mlp_out": "mlp_out",
     "mlp.hook_out": "mlp_out",
     "ln2_post.hook_out": "mlp_out",
-    "hook_resid_post": "resid_post",
-    "hook_out": "resid_post",
 }
 
 
 def site_of_hook(name: str) -> Site | None:
-    """The Site that a TransformerLens hook name means, or None if it means none of ours."""
+    """The Site of a dictionary that a TransformerLens hook name means, or None if it means none."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     kind = _HOOK_SPELLINGS.get(match[2]) if match else None
     return Site(kind, int(match[1])) if match and kind else None

@@ -1,42 +1,27 @@
-"""The model behind an adapter: load it, run it while reading and replacing activations at Sites.
+"""The model: its sizes, tokens and weights, and running it while activations at Sites are read and replaced.
 
-In come names, folders or an already loaded model, token ids, and functions that replace activations; out go logits and
-tensors at Sites, in float32 or float64 whatever the model computes in. Where TransformerLens keeps hooks and weights is
-model_layout's knowledge. This module knows no dictionaries, metrics or gradients.
+Everything that leaves it is in float32 or float64, whatever the model computes in.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from circuitgraph.errors import ModelError
-from circuitgraph.models.formulas import AttentionState, attention_difference, attention_state, mlp_difference
-from circuitgraph.models.layout import (
-    AttentionWeights,
-    BridgeLayout,
-    MlpWeights,
-    Norm,
-    boot,
-    is_library_model,
-    layout_of,
-)
+from circuitgraph.models.formulas import AttentionState, attention_state
+from circuitgraph.models.layout import AttentionWeights, BridgeLayout, MlpWeights, Norm
+from circuitgraph.models.variants import VariantValues, entry_layer, start_layer
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import compute_dtype
 
 Replace = Callable[[Tensor, Mapping[Site, Tensor]], Tensor]
-
-_BY_HEAD = ("q", "k", "v", "z")  # HookedTransformer keeps heads apart
-_NORMS = ("ln1_scale", "ln1_post_scale", "ln2_scale", "ln2_normalized", "ln2_post_scale")
-_ASIDE = (*_NORMS, "final_scale", "rotary_cos", "rotary_sin")  # side products of the forward pass
-_ATTENTION = ("ln1_scale", "rotary_cos", "rotary_sin", "q", "k", "v", "pattern")
-_CHECKED = (*_ATTENTION, *_NORMS, "resid_pre", "attn_out", "mlp_in", "mlp_post", "mlp_out", "resid_post")
 
 DTYPES = {
     "float32": torch.float32,
@@ -45,12 +30,20 @@ DTYPES = {
     "float64": torch.float64,
 }
 
+_BY_HEAD = ("q", "k", "v", "z")  # HookedTransformer keeps heads apart
+_ATTENTION = ("ln1_scale", "rotary_cos", "rotary_sin", "q", "k", "v", "pattern")
+# side products of the forward pass
+_ASIDE = (
+    *("ln1_scale", "ln1_post_scale", "ln2_scale", "ln2_normalized", "ln2_post_scale", "final_scale"),
+    *("rotary_cos", "rotary_sin"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
     """A loaded model. Sizes are attributes; `run` is the only way to its activations.
 
-    differences: what of the formulas on which edges rest is not this model's, per (part, layer); `check_model` fills it.
+    differences says, by (part, layer), which formulas that edges rest on are not this model's.
     """
 
     library: Any
@@ -61,7 +54,11 @@ class Model:
     d_model: int
     d_head: int
     n_ctx: int
-    differences: dict[tuple[str, int], str] = field(default_factory=dict, repr=False)
+    differences: Mapping[tuple[str, int], str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        sizes = f"{self.n_layers} layers, {self.n_heads} heads, d_model {self.d_model}"
+        return f"Model {self.name}: {sizes}, {str(self.dtype).removeprefix('torch.')} on {self.device}"
 
     @property
     def device(self) -> torch.device:
@@ -301,6 +298,60 @@ class Model:
             raise ModelError(f"{self.name}: the model ran without reaching {silent}; these activations cannot be read")
         return logits, recorded
 
+    def run_variants(
+        self,
+        tokens: Tensor,
+        edits: Mapping[Site, Replace],
+        n: int,
+        *,
+        clean: Mapping[Site, Tensor],
+        read: Iterable[Site] = (),
+        observe: Iterable[Site] = (),
+        differentiable: bool = False,
+    ) -> tuple[Tensor, dict[Site, Tensor]]:
+        """n variants of the same prompts in one forward pass, started at the lowest layer that an edit touches.
+
+        Args:
+            tokens: Token ids [batch, pos].
+            edits: Site -> a function of (its value, everything read or observed before it), [n, batch, pos, ...] each, that
+                returns the value to go on with and leaves its arguments as they are.
+            n: How many variants.
+            clean: Activations [batch, pos, ...] of the run without edits, which all variants are below the start. What it
+                lacks of the sites below is run again; with none at all, variants start at layer 0.
+            read: Sites that edits read.
+            observe: Sites whose values are returned, each as it is before its own edit.
+            differentiable: Keep the autograd graph, as `run` does.
+
+        Returns the logits [n, batch, pos, vocab] and the observed values [n, batch, pos, ...].
+        """
+        observe = list(observe)
+        wanted = {*read, *observe}
+        first = start_layer(self.n_layers, edits, wanted, clean)
+        below = {site: clean[site] for site in wanted if entry_layer(site, self.n_layers) < first}
+
+        def of_rows(edit: Replace) -> Replace:
+            def replace(x: Tensor, recorded: Mapping[Site, Tensor]) -> Tensor:
+                values = VariantValues(n, recorded, below)
+                after = edit(rearrange(x, "(n batch) ... -> n batch ...", n=n), values)
+                return rearrange(after, "n batch ... -> (n batch) ...")
+
+            return replace
+
+        inside, start = {site: of_rows(edit) for site, edit in edits.items()}, None
+        if first:
+            end = Site("resid_post", first - 1)
+            stream = repeat(clean[end], "batch ... -> (n batch) ...", n=n)
+            start = first, inside.pop(end)(stream, {}) if end in inside else stream
+        logits, recorded = self.run(
+            repeat(tokens, "batch pos -> (n batch) pos", n=n),
+            record=sorted(wanted - below.keys()),
+            replace=inside,
+            start=start,
+            differentiable=differentiable,
+        )
+        values = VariantValues(n, recorded, below)
+        return rearrange(logits, "(n batch) ... -> n batch ...", n=n), {site: values[site] for site in observe}
+
     def _point(self, site: Site) -> torch.nn.Module:
         if not self.has(site):
             raise ModelError(f"{self.name} has no site {site}; it has {self.n_layers} layers (0-{self.n_layers - 1})")
@@ -319,81 +370,3 @@ class Model:
         finally:
             for block in blocks:
                 object.__delattr__(block, "forward")
-
-
-def load_model(
-    model: str | Path | Any, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> Model:
-    """The model of that name or local folder, or an already loaded TransformerBridge or HookedTransformer, frozen and in
-    eval mode.
-
-    A folder is any Hugging Face checkpoint with its tokenizer; names go through TransformerLens and the hub. dtype is
-    float32 (the default), bfloat16, float16 or float64; a loaded model keeps its own dtype and device.
-    Raises ModelError for a missing or broken folder, for NaN weights, and for models that cannot be attributed yet.
-    """
-    if is_library_model(model):
-        library: Any = model
-        name = str(library.cfg.model_name)
-        if device is not None or dtype is not None:
-            raise ModelError(f"{name} is loaded already; its device and dtype are its own, so give neither")
-    elif not isinstance(model, str | Path):
-        raise ModelError(
-            f"model is {type(model).__name__}; expected a name, a folder, a TransformerBridge or a HookedTransformer"
-        )
-    else:
-        name = Path(str(model)).name if Path(str(model)).is_dir() else str(model)
-        if dtype not in (None, *DTYPES.values()):
-            raise ModelError(f"{name} cannot be loaded in {dtype}; expected one of {', '.join(DTYPES)}")
-        library = boot(str(model), device, dtype or torch.float32)
-    if library.W_U.dtype not in DTYPES.values():
-        raise ModelError(f"{name} is in {library.W_U.dtype}; expected one of {', '.join(DTYPES)}")
-    library.requires_grad_(False)
-    library.eval()
-    layout = layout_of(library, compute_dtype(library.W_U.dtype))
-    for key, value in layout.parameters():
-        if not bool(value.isfinite().all()):
-            raise ModelError(f"{name}: weight {key} contains NaN or Inf; the checkpoint is broken")
-    if library.tokenizer is None:
-        raise ModelError(f"{name}: no tokenizer was found beside the weights; save one into the same folder")
-    cfg = library.cfg
-    return check_model(Model(library, layout, name, cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.n_ctx))
-
-
-def check_model(model: Model) -> Model:
-    """The model with what differs from the formulas of model_layout noted; ModelError if its stream is no sum.
-
-    All attribution rests on resid_post = resid_pre + attn_out + mlp_out; scaled branches (Granite) break it.
-    """
-    n_tokens = min(6, model.n_ctx, model.library.cfg.d_vocab)
-    tokens = torch.arange(n_tokens)[None]
-    layers = range(model.n_layers)
-    sites = [Site(kind, layer) for layer in layers for kind in _CHECKED if model.has(Site(kind, layer))]
-    _, found = model.run(tokens, record=sites)
-    for layer in layers:
-        before, attention, mlp, after = (
-            found[Site(kind, layer)] for kind in ("resid_pre", "attn_out", "mlp_out", "resid_post")
-        )
-        missing = (after - before - attention - mlp).abs().max()
-        if float(missing) > 64 * torch.finfo(model.dtype).eps * float(after.abs().max()):
-            raise ModelError(
-                f"{model.name}: in layer {layer} the residual stream is not its input plus the outputs of attention and MLP"
-                " (a scale stands between them); such models are not supported yet"
-            )
-        _note_differences(model, layer, found)
-    return model
-
-
-def _note_differences(model: Model, layer: int, found: Mapping[Site, Tensor]) -> None:
-    """Compare the formulas of one block with what the model computed, for edges to rest on."""
-    site, layout = Site("z", layer), model.layout
-    eps = model.eps
-    ln1, ln2, post = (model.norm(site, name) for name in ("ln1", "ln2", "ln2_post"))
-    cos_sin = layout.rotary_cos_sin(layer)
-    try:
-        attention = attention_difference(layout.attention(layer), ln1, layer, found, cos_sin, eps)
-        mlp = mlp_difference(layout.mlp(layer), ln2, post, layer, found, eps, parallel=model.parallel)
-    except (AttributeError, TypeError, RuntimeError) as error:  # a layout that the library's classes do not share
-        attention = mlp = f"its weights cannot be read ({' '.join(str(error).split())[:200]})"
-    for part, reason in (("attention", attention), ("MLP", mlp)):
-        if reason:
-            model.differences[part, layer] = reason

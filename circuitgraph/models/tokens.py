@@ -21,12 +21,14 @@ from circuitgraph.prompts import PromptPair, word_span
 class TokenizedPairs:
     """Prompt pairs as token ids: clean and corrupted [batch, pos], and per example the ids of right and wrong answers.
 
+    corrupted is None where the pairs have no corrupted prompts.
+
     lengths: how many tokens each example has, where they differ; what stands behind them is padding, which no earlier
     position of a causal model sees. roles: per example name -> (first, last) position of the named word.
     """
 
     clean: Tensor
-    corrupted: Tensor
+    corrupted: Tensor | None
     answers: tuple[tuple[int, ...], ...]
     wrong_answers: tuple[tuple[int, ...], ...]
     lengths: tuple[int, ...] | None = None
@@ -51,6 +53,9 @@ def tokenize_pairs(model: Model, pairs: Sequence[PromptPair], *, by_role: bool =
     """
     if not pairs:
         raise PromptError("there are no prompt pairs; expected at least one")
+    missing = [number for number, pair in enumerate(pairs, 1) if pair.corrupted is None]
+    if missing and len(missing) < len(pairs):
+        raise PromptError(f"pair {missing[0]} has no corrupted prompt and others have one; give all pairs one, or none")
     rows, roles = [], []
     for number, pair in enumerate(pairs, 1):
         try:
@@ -76,9 +81,8 @@ def tokenize_pairs(model: Model, pairs: Sequence[PromptPair], *, by_role: bool =
         )
     clean, corrupted, answers, wrong = zip(*rows, strict=True)
     differ = tuple(lengths) if len(set(lengths)) > 1 else None
-    return TokenizedPairs(
-        torch.tensor(clean), torch.tensor(corrupted), tuple(answers), tuple(wrong), differ, tuple(roles)
-    )
+    corrupted_ids = None if missing else torch.tensor(corrupted)
+    return TokenizedPairs(torch.tensor(clean), corrupted_ids, tuple(answers), tuple(wrong), differ, tuple(roles))
 
 
 def _padded(ids: list[int], length: int) -> list[int]:
@@ -126,7 +130,8 @@ def pairs_of_length(model: Model, pairs: Sequence[PromptPair], length: int) -> l
 
 
 def _tokenize_pair(model: Model, pair: PromptPair) -> tuple[list[int], list[int], tuple[int, ...], tuple[int, ...]]:
-    clean, corrupted = model.tokens(pair.clean), model.tokens(pair.corrupted)
+    clean = model.tokens(pair.clean)
+    corrupted = clean if pair.corrupted is None else model.tokens(pair.corrupted)
     if len(clean) != len(corrupted):
         first = next(
             (i for i, (a, b) in enumerate(zip(clean, corrupted, strict=False)) if a != b),
@@ -137,7 +142,7 @@ def _tokenize_pair(model: Model, pair: PromptPair) -> tuple[list[int], list[int]
             f"clean has {len(clean)} tokens, corrupted has {len(corrupted)}. Attribution compares position by position."
             f" First difference: position {first}, {here[0]!r} against {here[1]!r}"
         )
-    for text, ids in ((pair.clean, clean), (pair.corrupted, corrupted)):
+    for text, ids in ((pair.clean, clean), (pair.corrupted or "", corrupted)):
         if model.unknown_token is not None and model.unknown_token in ids:
             raise PromptError(
                 f"{text!r} has a word that {model.name} does not know, token {ids.index(model.unknown_token)}"

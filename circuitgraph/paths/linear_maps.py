@@ -1,8 +1,8 @@
-"""Linear maps of the residual stream that input directions pass: skip connections, and components frozen at the clean run.
+"""Linear maps of the residual stream that paths pass: skip connections, and components frozen at the clean run.
 
-In come weights, the clean run's patterns, norm scales and slopes; out come maps with `apply` (what arrives at the output
-when the stream changes) and `pull_back` (its transpose, for input directions). Nothing is run again and no autograd graph is
-kept. This module knows no nodes and no edges.
+A map is used both ways: `apply` gives what arrives at its output when the stream changes, `pull_back`, its transpose, turns
+input directions behind it into input directions before it. Both use the patterns, norm scales and slopes of the clean run;
+nothing is run again and no autograd graph is kept.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from circuitgraph.models.formulas import AttentionState
 from circuitgraph.models.layout import MlpWeights, Norm
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
+from circuitgraph.paths.stream import entry_depth
 
 
 class LinearMap(Protocol):
@@ -31,32 +34,39 @@ class LinearMap(Protocol):
     def entry(self) -> int:
         """The depth below which writers reach its input."""
 
-    def apply(self, x: Tensor) -> Tensor:
-        """What a change x [batch, pos, d_model] of the stream adds at the output, [batch, pos, d_model]."""
+    def apply(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What a change x of the stream adds at the output."""
 
-    def pull_back(self, dense: Tensor, first: int) -> tuple[Tensor, int]:
-        """Input directions dense [batch, readers, heads, n, d_model] at positions from `first` on, at the output, as
-        input directions at the entry, and the position of their first row."""
+    def pull_back(
+        self, dense: Float[Tensor, "batch targets heads n d_model"], first: int
+    ) -> tuple[Float[Tensor, "batch targets heads m d_model"], int]:
+        """Input directions behind the map as those before it.
+
+        Args:
+            dense: Input directions at the positions first..first + n - 1.
+            first: The first of these positions.
+
+        Returns input directions, and the position of their first row.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class InputNorm:
-    """The norm in front of a component with the clean run's scale [batch, pos, 1]; gain=False reads before the gain."""
+    """A norm with the clean run's scale; without one, or without both, what is left is the identity."""
 
     norm: Norm | None
-    scale: Tensor | None
-    gain: bool = True
+    scale: Float[Tensor, "batch pos 1"] | None
 
-    def apply(self, x: Tensor) -> Tensor:
-        """J x at every position, [batch, pos, d]."""
-        if self.norm is not None:
-            x = (self.norm if self.gain else Norm(None, None, self.norm.centred)).apply(x)
+    def apply(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch pos d"]:
+        """J x at every position."""
+        x = x if self.norm is None else self.norm.apply(x)
         return x if self.scale is None else x / self.scale
 
-    def pull_back(self, dense: Tensor, first: int) -> Tensor:
-        """J^T r of dense [batch, readers, heads, n, d] at positions from `first` on."""
-        if self.norm is not None:
-            dense = self.norm.pull_back(dense, gain=self.gain)
+    def pull_back(
+        self, dense: Float[Tensor, "batch targets heads n d"], first: int
+    ) -> Float[Tensor, "batch targets heads n d"]:
+        """J^T r at the positions from `first` on."""
+        dense = dense if self.norm is None else self.norm.pull_back(dense)
         return dense if self.scale is None else dense / _rows(self.scale, dense, first)
 
 
@@ -67,29 +77,31 @@ class SkipMap:
     out: int
     entry: int
     norm: InputNorm
-    W_skip: Tensor
+    W_skip: Float[Tensor, "d_model d_model"]
 
-    def apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What a change of the stream adds through the skip."""
         return self.norm.apply(x) @ self.W_skip
 
-    def pull_back(self, dense: Tensor, first: int) -> tuple[Tensor, int]:
+    def pull_back(
+        self, dense: Float[Tensor, "batch targets heads n d_model"], first: int
+    ) -> tuple[Float[Tensor, "batch targets heads n d_model"], int]:
         """Input directions before the skip."""
         return self.norm.pull_back(dense @ self.W_skip.T, first), first
 
 
 @dataclass(frozen=True, eq=False)
 class FrozenMlp:
-    """An MLP linearised at the clean run: slopes [batch, pos, d_mlp] of the neurons by their inputs, post-norm frozen."""
+    """An MLP made linear at the clean run: `slopes` are those of its neurons by their input and by their gate (or None)."""
 
     out: int
     entry: int
     norm: InputNorm
     weights: MlpWeights
-    slopes: tuple[Tensor, Tensor | None]
+    slopes: tuple[Float[Tensor, "batch pos d_mlp"], Float[Tensor, "batch pos d_mlp"] | None]
     post: InputNorm
 
-    def apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """J x of the whole MLP."""
         y, (inner, gate) = self.norm.apply(x), self.slopes
         neurons = (y @ self.weights.W_in) * inner
@@ -97,7 +109,9 @@ class FrozenMlp:
             neurons = neurons + (y @ self.weights.W_gate) * gate
         return self.post.apply(neurons @ self.weights.W_out)
 
-    def pull_back(self, dense: Tensor, first: int) -> tuple[Tensor, int]:
+    def pull_back(
+        self, dense: Float[Tensor, "batch targets heads n d_model"], first: int
+    ) -> tuple[Float[Tensor, "batch targets heads n d_model"], int]:
         """J^T r of the whole MLP."""
         neurons, (inner, gate) = self.post.pull_back(dense, first) @ self.weights.W_out.T, self.slopes
         y = (neurons * _rows(inner, dense, first)) @ self.weights.W_in.T
@@ -116,61 +130,76 @@ class FrozenAttention:
     state: AttentionState
     post: InputNorm
 
-    def apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """sum_h P[h] (norm(x) W_V[h]) W_O[h], through the frozen post-norm."""
         weights, state = self.state.weights, self.state
         values = torch.einsum("bkd,hdx->bkhx", self.norm.apply(x), weights.W_V)
         z = torch.einsum("bhpk,bkhx->bphx", state.pattern, state.per_query_head(values, 2))
         return self.post.apply(torch.einsum("bphx,hxd->bpd", z, weights.W_O))
 
-    def pull_back(self, dense: Tensor, first: int) -> tuple[Tensor, int]:
-        """The transpose: readers at positions first.. read values from every position that these attend to."""
-        weights, state = self.state.weights, self.state
-        batch, readers, outer, n, d = dense.shape
-        last = first + n if state.causal else state.pattern.shape[-1]
-        W_V, W_O = state.per_query_head(weights.W_V, 0), weights.W_O
-        H, x = W_O.shape[:2]
-        pulled = self.post.pull_back(dense, first).reshape(batch, readers * outer * n, d)
-        z = (pulled @ W_O.flatten(0, 1).T).view(batch, readers * outer, n, H, x)
-        pattern = state.pattern[:, :, first : first + n, :last]
-        # [batch, heads, key, query] @ [batch, heads, query, readers * x]
-        moved = pattern.transpose(-1, -2) @ z.permute(0, 3, 2, 1, 4).reshape(batch, H, n, -1)
-        moved = moved.view(batch, H, last, readers * outer, x).permute(0, 3, 2, 1, 4).reshape(batch, -1, H * x)
-        values = moved @ W_V.transpose(1, 2).reshape(H * x, d)
-        return self.norm.pull_back(values.view(batch, readers, outer, last, d), 0), 0
+    def pull_back(
+        self, dense: Float[Tensor, "batch targets heads n d_model"], first: int
+    ) -> tuple[Float[Tensor, "batch targets heads m d_model"], int]:
+        """The transpose: targets at positions first.. read values from every position that these attend to."""
+        state, sizes = (
+            self.state,
+            {"targets": dense.shape[1], "n": dense.shape[3], "h": self.state.weights.W_O.shape[0]},
+        )
+        last = first + sizes["n"] if state.causal else state.pattern.shape[-1]
+        pattern = state.pattern[:, :, first : first + sizes["n"], :last]
+        W_V = rearrange(state.per_query_head(state.weights.W_V, 0), "h d x -> (h x) d")
+        W_O = rearrange(state.weights.W_O, "h x d -> d (h x)")
+        # "outer" are the heads that read this layer's output, "h" the heads of this layer
+        z = rearrange(self.post.pull_back(dense, first), "batch targets outer n d -> batch (targets outer n) d") @ W_O
+        z = rearrange(z, "batch (r n) (h x) -> batch h n (r x)", n=sizes["n"], h=sizes["h"])
+        moved = rearrange(
+            pattern.transpose(-1, -2) @ z, "batch h key (r x) -> batch (r key) (h x)", x=len(W_V) // sizes["h"]
+        )
+        values = rearrange(
+            moved @ W_V, "batch (targets outer key) d -> batch targets outer key d", targets=sizes["targets"], key=last
+        )
+        return self.norm.pull_back(values, 0), 0
 
 
 def skip_map(model: Model, reads: Site, writes: Site, W_skip: Tensor, clean: Mapping[Site, Tensor]) -> LinearMap:
     """The skip connection of a transcoder that reads the MLP's input."""
-    norm = input_norm(model, "ln2", reads, clean, gain=reads.kind != "ln2_normalized")
-    return SkipMap(writes.depth, mlp_entry(model, reads), norm, W_skip.to(clean[writes].dtype))
+    norm = InputNorm(reading_norm(model, reads), _scale(clean, "ln2", reads))
+    return SkipMap(writes.depth, entry_depth(model, reads), norm, W_skip.to(clean[writes].dtype))
 
 
 def frozen_component(
     model: Model, site: Site, clean: Mapping[Site, Tensor], slopes: Mapping[Site, Tensor]
 ) -> LinearMap:
-    """Attention (z, attn_out) or MLP (mlp_out) of the site's layer, frozen at the clean run. ModelError if its formula is
-    not known."""
-    layer = site.block
-    post = "ln1_post" if site.kind in ("z", "attn_out") else "ln2_post"
-    behind = input_norm(model, post, site, clean)
-    if post == "ln1_post":
-        norm = input_norm(model, "ln1", site, clean)
-        out, entry = Site("attn_out", layer).depth, Site("ln1_scale", layer).depth
-        return FrozenAttention(out, entry, norm, model.attention_state(layer, clean), behind)
+    """Attention or MLP of the site's layer, frozen at the clean run.
+
+    Args:
+        model: The model.
+        site: Where it writes: z, attn_out or mlp_out.
+        clean: Activations of the clean run.
+        slopes: `gradients.mlp_slopes` of the layer, for an MLP.
+
+    Raises ModelError if its formula is not known.
+    """
+    layer, entry = site.block, entry_depth(model, site)
+    before, behind = ("ln1", "ln1_post") if site.part == "attention" else ("ln2", "ln2_post")
+    norm, post = (InputNorm(model.norm(site, name), _scale(clean, name, site)) for name in (before, behind))
+    if site.part == "attention":
+        return FrozenAttention(Site("attn_out", layer).depth, entry, norm, model.attention_state(layer, clean), post)
     own = slopes[Site("mlp_pre", layer)], slopes.get(Site("mlp_gate", layer))
-    norm = input_norm(model, "ln2", site, clean)
-    return FrozenMlp(Site("mlp_out", layer).depth, mlp_entry(model, site), norm, model.mlp(layer), own, behind)
+    return FrozenMlp(Site("mlp_out", layer).depth, entry, norm, model.mlp(layer), own, post)
 
 
-def input_norm(model: Model, name: str, site: Site, clean: Mapping[Site, Tensor], *, gain: bool = True) -> InputNorm:
-    """The norm called `name` of the site's layer with its clean scale; the identity where the model has none."""
-    return InputNorm(model.norm(site, name), clean.get(Site(f"{name}_scale", site.layer)), gain)
+def reading_norm(model: Model, site: Site) -> Norm | None:
+    """The norm between the stream and what reads at the site, None without one; at ln2_normalized without its gain."""
+    if site.part == "stream":
+        return None
+    norm = model.norm(site, "ln1" if site.part == "attention" else "ln2")
+    return norm if norm is None or site.kind != "ln2_normalized" else Norm(None, None, norm.centred)
 
 
-def mlp_entry(model: Model, site: Site) -> int:
-    """The depth below which writers reach the MLP of the site's layer."""
-    return Site("ln1_scale" if model.parallel else "ln2_scale", site.layer).depth
+def _scale(clean: Mapping[Site, Tensor], norm: str, site: Site) -> Tensor | None:
+    """The clean run's scale of that norm in the site's layer, None without one."""
+    return clean.get(Site(f"{norm}_scale", site.layer))
 
 
 def _rows(values: Tensor, dense: Tensor, first: int) -> Tensor:

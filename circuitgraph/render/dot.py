@@ -1,7 +1,6 @@
-"""A circuit graph as DOT text, and pictures that Graphviz draws from it.
+"""A circuit graph as DOT text with the positions of `layout`, and the pictures that Graphviz draws from it.
 
-In comes a graph; out come DOT text with the positions of `layout` (always) and SVG, PNG or PDF (where Graphviz is
-at hand: its `neato`, else pygraphviz in a child process). This module needs neither to write DOT.
+DOT is always written. SVG, PNG and PDF need Graphviz: its own program, else the one inside pygraphviz.
 """
 
 from __future__ import annotations
@@ -9,13 +8,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CalledProcessError, TimeoutExpired
 
 import networkx as nx
 
-from circuitgraph.errors import CircuitGraphError, RenderError
+from circuitgraph.errors import RenderError
 from circuitgraph.files import write_atomically
 from circuitgraph.render import labels
 from circuitgraph.render.labels import LIGHT
@@ -65,19 +64,20 @@ def render_dot(graph: nx.MultiDiGraph) -> str:
 def draw(graph: nx.MultiDiGraph, path: str | os.PathLike[str]) -> None:
     """Write the picture that Graphviz draws of the graph to a .svg, .png or .pdf file.
 
-    RenderError when the suffix is another one, when neither `neato` nor pygraphviz is installed, when drawing takes
-    longer than `TIMEOUT`, and when the file cannot be written.
+    RenderError when the suffix is another one, when no Graphviz is installed and when drawing fails or takes longer than
+    `TIMEOUT`; CircuitGraphError when the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise RenderError(
             f"Graphviz does not draw {os.fspath(path)!r} here: expected a name that ends in {', '.join(FORMATS)}"
         )
-    picture = _run(_command(suffix[1:]), render_dot(graph))
-    try:
-        write_atomically(path, picture)
-    except CircuitGraphError as error:
-        raise RenderError(str(error)) from error
+    write_atomically(path, _run(_command(suffix[1:]), render_dot(graph)))
+
+
+def check_draw() -> None:
+    """RenderError where no Graphviz is installed."""
+    _command("png")
 
 
 def quote(text: str) -> str:
@@ -204,9 +204,10 @@ def _edges(graph: nx.MultiDiGraph, layout: Layout, edges: list[labels.Edge], nam
 
 def _command(form: str) -> list[str]:
     """The command that turns DOT on its input into a picture on its output."""
-    neato = shutil.which("neato")
-    if neato:
-        return [neato, "-n2", f"-T{form}"]
+    if shutil.which("dot"):
+        from graphviz.backend.dot_command import command
+
+        return list(map(str, command("neato", form, neato_no_op=2)))
     if importlib.util.find_spec("pygraphviz"):
         # In a child: a stuck layout holds the interpreter lock, and only a process can be ended.
         return [sys.executable, "-X", "utf8", "-c", CHILD, form]
@@ -217,15 +218,19 @@ def _command(form: str) -> list[str]:
 
 
 def _run(command: list[str], dot: str) -> bytes:
+    from graphviz.backend.execute import run_check  # graphviz.pipe takes no time-out
+
+    failed = ""
     try:
-        done = subprocess.run(command, input=dot.encode("utf-8"), capture_output=True, timeout=TIMEOUT, check=False)
-    except subprocess.TimeoutExpired as error:
+        done = run_check(command, input=dot.encode("utf-8"), capture_output=True, timeout=TIMEOUT, quiet=True)
+        if done.stdout:
+            return bytes(done.stdout)
+        failed = done.stderr.decode("utf-8", "replace") or "it drew nothing"
+    except TimeoutExpired:
         raise RenderError(
             f"Graphviz did not finish within {TIMEOUT:g} s: prune the graph, or write .svg or .html instead"
-        ) from error
-    if done.returncode or not done.stdout:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit status {done.returncode}"]
-        raise RenderError(
-            f"Graphviz could not draw the graph: {labels.shorten(said[-1], 160)}; write .svg or .html instead"
-        )
-    return done.stdout
+        ) from None
+    except CalledProcessError as error:
+        failed = error.stderr.decode("utf-8", "replace") or f"exit status {error.returncode}"
+    said = labels.shorten(failed.strip().splitlines()[-1], 160)
+    raise RenderError(f"Graphviz could not draw the graph: {said}; write .svg or .html instead")

@@ -1,7 +1,6 @@
 """A circuit graph as one HTML page that needs no server, no network and no other file.
 
-In comes a graph (or two to compare), out comes the page: the viewer's template, style and script with the graph as data
-beside them. This module assembles and guards; what the page carries is decided in `payload`.
+The viewer's template, style and script are put together with the graph as data; `payload` decides what the data are.
 """
 
 from __future__ import annotations
@@ -28,27 +27,32 @@ COMPRESS_ABOVE = 2_000_000  # bytes of data; below, inflating costs more than it
 
 def render_html(
     graph: nx.MultiDiGraph,
-    other: nx.MultiDiGraph | None = None,
+    compare: nx.MultiDiGraph | None = None,
     *,
     names: Sequence[str] = ("A", "B"),
     links: Mapping[str, str] | None = None,
     max_nodes: int = MAX_NODES,
     max_edges: int = MAX_EDGES,
 ) -> str:
-    """The page as text, byte-identical for equal graphs; with `other` a page that compares the two.
+    """The page as text, byte-identical for equal graphs.
 
-    links: site -> id of its dictionary on Neuronpedia (`gpt2-small/5-att-kk`), for links to feature pages. Tokens and
-    labels travel as JSON with `& < >` escaped and reach the page as text only; a content security policy allows
+    Tokens and labels travel as JSON with `& < >` escaped and reach the page as text only; a content security policy allows
     exactly the page's own script and style, and no connection. RenderError when a number of the graph is not finite.
+
+    Args:
+        compare: a second graph; the page then shows what only one has, and the differences.
+        names: what the two graphs are called.
+        links: site -> id of its dictionary on Neuronpedia (`gpt2-small/5-att-kk`), for links to feature pages.
+        max_nodes, max_edges: the most that the page holds, the strongest; it says what it leaves out.
     """
-    data = payload(graph, other, names=names, links=links, max_nodes=max_nodes, max_edges=max_edges)
+    data = payload(graph, compare, names=names, links=links, max_nodes=max_nodes, max_edges=max_edges)
     script, style = _asset("bundle/viewer.js"), f"{_colours()}\n{_asset('bundle/viewer.css')}"
     text = to_json(data)
     packed = len(text) > COMPRESS_ABOVE
     parts = {
         "policy": f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data: blob:;"
         " base-uri 'none'; form-action 'none'",
-        "title": html.escape(_title(graph, other)),
+        "title": html.escape(_title(graph, compare)),
         "style": style,
         "script": script,
         "encoding": "gzip" if packed else "json",

@@ -1,8 +1,4 @@
-"""Every decision on text, colour, width, order and shape of a drawn circuit graph.
-
-In come nodes, edges and attributes of a graph; out come strings and numbers that the DOT, SVG and HTML writers
-use alike. This module is pure and knows no file format and no coordinates on a page.
-"""
+"""Every decision on text, colour, width, order and shape of a drawn circuit graph, for DOT, SVG and the viewer alike."""
 
 from __future__ import annotations
 
@@ -13,7 +9,11 @@ from typing import Any
 
 import networkx as nx
 
+from circuitgraph.graphs.schema import metric_scale
+from circuitgraph.render.looks import LOOKS
+
 MAX_DRAWN_EDGES = 2000
+RADIUS = 10.0  # px of the largest node
 MINUS = "\u2212"
 
 # All colours keep 3:1 (lines) or 4.5:1 (text) on their page and stay apart under the common colour deficiencies.
@@ -94,10 +94,14 @@ def plain(value: float) -> str:
 
 
 def tokens_at(graph: nx.MultiDiGraph, pos: int) -> tuple[str, str]:
-    """Visible clean and corrupted token of a position; empty strings where the graph names none."""
+    """Visible clean and corrupted token of a position; empty strings where the graph names none.
+
+    Without a corrupted prompt the clean token stands for both: nothing differs.
+    """
     tokens = graph.graph.get("tokens") or {}
-    clean, corrupted = ((tokens.get(side) or [])[pos : pos + 1] for side in ("clean", "corrupted"))
-    return visible("".join(clean)), visible("".join(corrupted))
+    clean = tokens.get("clean") or []
+    corrupted = clean if tokens.get("corrupted") is None else tokens["corrupted"]
+    return visible("".join(clean[pos : pos + 1])), visible("".join(corrupted[pos : pos + 1]))
 
 
 def metric_name(graph: nx.MultiDiGraph) -> str:
@@ -108,10 +112,7 @@ def metric_name(graph: nx.MultiDiGraph) -> str:
 
 def model_name(graph: nx.MultiDiGraph) -> str:
     """Name of the model from the provenance, or the empty string."""
-    model = (graph.graph.get("provenance") or {}).get("model", "")
-    if isinstance(model, Mapping):
-        model = next((model[key] for key in ("name", "id", "path") if isinstance(model.get(key), str)), "")
-    return visible(str(model), " ")
+    return visible(str((graph.graph.get("provenance") or {}).get("model", "")), " ")
 
 
 def statement(graph: nx.MultiDiGraph) -> str:
@@ -129,9 +130,13 @@ def facts(graph: nx.MultiDiGraph) -> list[tuple[str, str, str, str]]:
     metric, evidence = graph.graph.get("metric") or {}, graph.graph.get("evidence") or {}
     found = []
     if "clean" in metric and "corrupted" in metric:
-        value = f"{plain(metric['clean'])} clean, {plain(metric['corrupted'])} corrupted"
+        runs = [f"{plain(metric[run])} {run}" for run in ("clean", "corrupted") if metric[run] is not None]
         examples = graph.graph.get("n_examples", 1)
-        found.append((metric_name(graph), value, "measured", f"mean over {examples} example{'s' * (examples != 1)}"))
+        basis = f"mean over {examples} example{'s' * (examples != 1)}"
+        if not metric_scale(graph):
+            basis += "; it does not change, so shares of it are undefined"
+        value = ", ".join(runs) if len(runs) > 1 else plain(metric["clean"])
+        found.append((metric_name(graph), value, "measured", basis))
     for key, name, explanation in _EVIDENCE:
         if isinstance(evidence.get(key), (int, float)):
             share = f"{round(evidence[key], 2) + 0.0:.0%}".replace("-", MINUS)
@@ -159,7 +164,6 @@ _EVIDENCE = (
         "complement_faithfulness: the model without the circuit; near 0% where nothing that matters was left out",
     ),
     ("faithfulness_errors_removed", "errors removed", "faithfulness when the error nodes are taken out as well"),
-    ("faithfulness_empty_errors_kept", "errors alone", "faithfulness of the error nodes without any feature"),
 )
 
 
@@ -192,16 +196,17 @@ def caption(graph: nx.MultiDiGraph, node: str) -> str:
     """Text beside a drawn node: the user's label, else a token it promotes (`→·Mary`) or a logit's token, else `f1024`,
     or nothing."""
     attributes = graph.nodes[node]
+    limits = LOOKS.captions
     if attributes.get("label"):
-        return shorten(visible(str(attributes["label"]), " "), 20)
+        return shorten(visible(str(attributes["label"]), " "), limits.label)
     if attributes.get("kind") == "metric":
-        return shorten(metric_name(graph), 24)
+        return shorten(metric_name(graph), limits.metric)
     if attributes.get("kind") == "logit":
-        return shorten(visible(str(attributes.get("token", "logit"))), 14)
+        return shorten(visible(str(attributes.get("token", "logit"))), limits.token)
     if attributes.get("kind") != "feature":
         return ""
     promoted = attributes.get("top_tokens")
-    return "→" + shorten(visible(str(promoted[0])), 10) if promoted else short_name(attributes)
+    return "→" + shorten(visible(str(promoted[0])), limits.promoted) if promoted else short_name(attributes)
 
 
 def title(graph: nx.MultiDiGraph, node: str) -> str:
@@ -212,11 +217,17 @@ def title(graph: nx.MultiDiGraph, node: str) -> str:
         parts.append(f"“{visible(str(attributes['label']), ' ')}”")
     if attributes.get("pos") is not None:
         parts.append(f"at {tokens_at(graph, attributes['pos'])[0]}")
-    word = "clean minus corrupted" if attributes.get("kind") == "metric" else "attribution"
+    word = change_name(graph) if attributes.get("kind") == "metric" else "attribution"
     parts.append(f"{word} {signed(attributes.get('attribution') or 0.0)}")
     if attributes.get("effect") is not None:
         parts.append(f"measured effect {signed(attributes['effect'])}")
     return ", ".join(parts)
+
+
+def change_name(graph: nx.MultiDiGraph) -> str:
+    """What the metric node's attribution is, in words."""
+    corrupted = (graph.graph.get("metric") or {}).get("corrupted")
+    return "clean, no corrupted prompt" if corrupted is None else "clean minus corrupted"
 
 
 def shape(attributes: Mapping[str, Any]) -> str:
@@ -266,10 +277,13 @@ _POLYGONS = {
 
 
 def radii(graph: nx.MultiDiGraph) -> dict[str, float]:
-    """Radius in px of each node: 4 + 6 sqrt(|attribution| / largest), the metric and its targets always 10."""
+    """Radius in px of each node, from 4 to 10 with the root of |attribution|; of the metric and its targets always 10."""
     sizes = {node: abs(data.get("attribution") or 0.0) for node, data in graph.nodes(data=True) if not is_top(data)}
     largest = max(sizes.values(), default=0.0) or 1.0
-    return {node: 4 + 6 * math.sqrt(sizes[node] / largest) if node in sizes else 10.0 for node in graph}
+    least, most = LOOKS.least_radius * RADIUS, RADIUS
+    return {
+        node: least + (most - least) * math.sqrt(sizes[node] / largest) if node in sizes else most for node in graph
+    }
 
 
 def legend(graph: nx.MultiDiGraph) -> list[tuple[str, str]]:
@@ -327,9 +341,11 @@ def edge_strength(weight: float, reference: float) -> float:
 
 def edge_width(strength: float) -> float:
     """Stroke width in px for a strength between 0 and 1."""
-    return 0.4 + 3.4 * strength * math.sqrt(strength)
+    base, slope, power = LOOKS.lines.width
+    return base + slope * math.pow(strength, power)
 
 
 def edge_opacity(strength: float) -> float:
     """Stroke opacity for a strength between 0 and 1: weak edges stay in the background."""
-    return 0.12 + 0.76 * strength
+    base, slope, power = LOOKS.lines.opacity
+    return base + slope * math.pow(strength, power)

@@ -1,13 +1,13 @@
 """Where every node of a circuit graph is drawn: positions left to right, layers bottom to top.
 
-In comes a graph; out comes a `Layout` in px with the origin at the top left, used alike by the SVG and DOT writers;
-the viewer takes its cells and rows and packs what it shows. This module knows no output format: no colours, no markup.
+A `Layout` is in px with the origin at the top left, used alike by SVG and DOT; the viewer takes its cells and rows and packs what
+it shows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import networkx as nx
@@ -15,6 +15,7 @@ import networkx as nx
 from circuitgraph.errors import RenderError
 from circuitgraph.nodes import LAYER_SITES, Site
 from circuitgraph.render import labels
+from circuitgraph.render.looks import LOOKS
 from circuitgraph.render.order import sort_cells
 
 WIDTH = 1100  # of the grid: with its margins it fills a README column and fits beside the viewer's panel
@@ -25,7 +26,6 @@ ROW_GAP = 8.0
 LEAST_WRAP = 5  # nodes in a line of a cell that are tried before the picture grows wider
 TOKEN_LIMITS = (110.0, 84.0, 64.0, 48.0)  # widths at which tokens are cut, tried in this order
 UPRIGHT = 22.0  # width of a column whose tokens stand upright
-BIAS = -1  # column of nodes that stand at no position
 TOP, ABOVE = 1 << 30, ("logit", "metric")  # the layer of what stands above all layers, and what that is, bottom to top
 
 Point = tuple[float, float]
@@ -33,9 +33,9 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Column:
-    """One position (or the biases, pos None) with its two tokens; x is the left edge."""
+    """One position with its two tokens; x is the left edge."""
 
-    pos: int | None
+    pos: int
     x: float
     width: float
     clean: str
@@ -89,11 +89,10 @@ def lay_out(graph: nx.MultiDiGraph, width: float = WIDTH) -> Layout:
     fit = _fit(graph, cells, width)
     columns, x = [], 0.0
     for pos in sorted(fit.widths):
-        clean, corrupted = ("bias", "bias") if pos == BIAS else labels.tokens_at(graph, pos)
-        columns.append(Column(None if pos == BIAS else pos, x, fit.widths[pos], clean, corrupted))
+        columns.append(Column(pos, x, fit.widths[pos], *labels.tokens_at(graph, pos)))
         x += fit.widths[pos]
     rows = _rows(graph, cells, fit.wrap)
-    at = {BIAS if column.pos is None else column.pos: column for column in columns}
+    at = {column.pos: column for column in columns}
     centres = {}
     for (key, pos), nodes in cells.items():
         centres.update(_place_cell(nodes, at[pos], rows[key], fit))
@@ -144,8 +143,7 @@ def find_cells(graph: nx.MultiDiGraph) -> dict[Cell, list[str]]:
     """Nodes by cell, each cell in drawing order."""
     cells: dict[Cell, list[str]] = {}
     for node, data in graph.nodes(data=True):
-        column = BIAS if data.get("pos") is None else data["pos"]
-        cells.setdefault((_row_of(Site.parse(data["site"])), column), []).append(node)
+        cells.setdefault((_row_of(Site.parse(data["site"])), data["pos"]), []).append(node)
     sort_cells(graph, cells)
     return cells
 
@@ -193,7 +191,7 @@ def _fit(graph: nx.MultiDiGraph, cells: dict[Cell, list[str]], width: float) -> 
     least = min(most, LEAST_WRAP)
 
     def widths(limit: float, step: float, wrap: int) -> dict[int, float]:
-        room = 4 if limit < TOKEN_LIMITS[-1] else 10
+        room = 4 if limit < TOKEN_LIMITS[-1] else LOOKS.cell_padding
         return {
             pos: max(min(limit, tokens_need[pos]), min(count, wrap) * step + room) for pos, count in fullest.items()
         }
@@ -207,8 +205,7 @@ def _fit(graph: nx.MultiDiGraph, cells: dict[Cell, list[str]], width: float) -> 
 
 
 def _token_width(graph: nx.MultiDiGraph, pos: int) -> float:
-    texts: Sequence[str] = ("bias",) if pos == BIAS else labels.tokens_at(graph, pos)
-    return max(36.0, *(labels.text_width(text, 12) + 12 for text in texts))
+    return max(36.0, *(labels.text_width(text, 12) + LOOKS.token_padding for text in labels.tokens_at(graph, pos)))
 
 
 def _place_cell(nodes: list[str], column: Column, row: Row, fit: _Fit) -> dict[str, Point]:
@@ -232,20 +229,22 @@ def curve(layout: Layout, source: str, target: str, kind: str) -> tuple[Point, P
     Q arrives at the left, K at the right and OV in the middle, so that parallel edges of one pair stay apart.
     """
     (x0, y0), (x1, y1) = layout.centres[source], layout.centres[target]
-    side = {"q": -0.55, "k": 0.55}.get(kind, 0.0)
-    start = (x0 + 0.4 * side * layout.radii[source], y0 - 0.7 * layout.radii[source])
-    end = (x1 + side * layout.radii[target], y1 + 0.75 * layout.radii[target])
+    shape = LOOKS.curve
+    side = shape.side * {"q": -1, "k": 1}.get(kind, 0)
+    start = (x0 + shape.start * side * layout.radii[source], y0 - shape.top * layout.radii[source])
+    end = (x1 + side * layout.radii[target], y1 + shape.bottom * layout.radii[target])
     rise = start[1] - end[1]
-    bend = max(12.0, 0.45 * rise)
-    lean = 6 * side + _bow(end[0] - start[0], rise) * (-1 if source < target else 1)
+    bend = max(shape.bend, shape.steep * rise)
+    lean = shape.lean * side + _bow(end[0] - start[0], rise) * (-1 if source < target else 1)
     points = (start, (start[0] + lean, start[1] - bend), (end[0] + lean, end[1] + bend), end)
     return tuple((round(x, 1), round(y, 1)) for x, y in points)  # type: ignore[return-value]
 
 
 def _bow(across: float, rise: float) -> float:
     """How far a nearly upright edge leans out, so that it passes beside the nodes between its two ends."""
-    upright = max(0.0, 1 - abs(across) / 40)
-    return upright * min(30.0, max(0.0, 0.16 * (rise - 2 * LINE)))
+    shape = LOOKS.curve
+    upright = max(0.0, 1 - abs(across) / shape.upright)
+    return upright * min(shape.bow, max(0.0, shape.bow_slope * (rise - shape.bow_from)))
 
 
 def place_captions(graph: nx.MultiDiGraph, layout: Layout, size: float = 10) -> list[Caption]:

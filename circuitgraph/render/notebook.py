@@ -1,17 +1,16 @@
-"""A circuit graph in a notebook: the viewer in a frame, and a picture where no script may run.
-
-In comes a graph, out comes an object that Jupyter shows. This module imports no notebook library.
-"""
+"""A circuit graph in a notebook: the viewer in a frame, and a picture where no script may run."""
 
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 
+from circuitgraph.errors import CircuitGraphError
 from circuitgraph.render.html import render_html
 from circuitgraph.render.svg import render_svg
 
@@ -19,7 +18,7 @@ MAX_EDGES = 5_000  # the page is stored in the notebook with each output: 0.3 MB
 SANDBOX = "allow-scripts allow-downloads allow-popups"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NotebookView:
     """What a notebook cell shows: `page` in a frame of `height` px, or `picture` in a renderer without frames."""
 
@@ -27,6 +26,9 @@ class NotebookView:
     picture: str
     summary: str
     height: int
+
+    def __repr__(self) -> str:
+        return self.summary
 
     def _repr_html_(self) -> str:
         """The page in a sandboxed frame, which can neither reach the notebook nor be reached by its style."""
@@ -41,12 +43,34 @@ class NotebookView:
         return {"text/html": self._repr_html_(), "image/svg+xml": self.picture, "text/plain": self.summary}
 
 
-def view_graph(
-    graph: nx.MultiDiGraph, other: nx.MultiDiGraph | None = None, *, height: int = 760, max_edges: int = MAX_EDGES
+def show(
+    graph: nx.MultiDiGraph, compare: nx.MultiDiGraph | None = None, *, height: int = 760, max_edges: int = MAX_EDGES
 ) -> NotebookView:
-    """The viewer of `graph` (beside `other`) for the last line of a notebook cell.
+    """The viewer of a graph, for the last line of a notebook cell or for IPython's display().
 
-    Only the max_edges strongest edges travel into the notebook; the page says so where it leaves some out.
+    Args:
+        compare: a second graph to show beside it.
+        height: of the frame, in px.
+        max_edges: so many edges, the strongest, travel into the notebook; the page says what it leaves out.
     """
     summary = f"circuit graph: {graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges"
-    return NotebookView(render_html(graph, other, max_edges=max_edges), render_svg(graph), summary, height)
+    return NotebookView(render_html(graph, compare, max_edges=max_edges), render_svg(graph), summary, height)
+
+
+def show_in_ipython() -> None:
+    """Make circuit graphs show themselves where the program runs inside IPython; elsewhere nothing happens.
+
+    Only graphs of ours do; any other networkx graph keeps its text.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        shell.display_formatter.mimebundle_formatter.for_type(nx.MultiDiGraph, _bundle)
+
+
+def _bundle(graph: nx.MultiDiGraph, include: Any = None, exclude: Any = None) -> Mapping[str, str] | None:
+    if not {"metric", "tokens", "provenance"} <= graph.graph.keys():
+        return None
+    try:
+        return show(graph)._repr_mimebundle_()
+    except CircuitGraphError:
+        return None

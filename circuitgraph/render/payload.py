@@ -1,8 +1,8 @@
 """What the viewer's page carries: a graph, or two of them side by side, as plain JSON values.
 
-In come graphs, out come columns: names and tokens as text, numbers as typed arrays, edges strongest first, and every
-other attribute beside them, so that the page can write the graph back. This module decides no looks: words, shapes and
-colours come from `labels`, rows and the order in a cell from `layout`.
+They are columns: names and tokens as text, numbers as typed arrays, edges strongest first, and every other attribute beside
+them, so that the page can write the graph back. Words, shapes and colours come from `labels`, rows and the order in a cell from
+`layout`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from typing import Any
 
 import networkx as nx
 
+from circuitgraph.graphs.neuronpedia import model_id_of, sources_of
+from circuitgraph.graphs.schema import VERSION, metric_scale
 from circuitgraph.render import labels
 from circuitgraph.render.columns import Column, floats, integers
 from circuitgraph.render.layout import check_finite, find_cells, row_keys
+from circuitgraph.render.looks import LOOKS
 
 MAX_NODES, MAX_EDGES = 2_000, 50_000  # what the page stays quick with; see viewer/README.md
 PLACE = ("kind", "site", "layer", "pos", "feature")
@@ -49,7 +52,11 @@ def payload(
     return {
         "statement": labels.statement(shown),
         "graph": dict(graph.graph),
+        "version": VERSION,
+        "scale": metric_scale(graph) if "metric" in graph.graph else 0.0,
+        "looks": LOOKS.record(),
         "metric": labels.metric_name(graph),
+        "change": labels.change_name(graph),
         "model": labels.model_name(graph),
         "facts": labels.facts(graph),
         "links": _links(graph) | dict(links or {}),
@@ -94,10 +101,7 @@ def _strongest(graph: nx.MultiDiGraph, max_nodes: int, max_edges: int) -> tuple[
 
 def _links(graph: nx.MultiDiGraph) -> dict[str, str]:
     """Site -> MODEL/SOURCE on Neuronpedia, of the dictionaries that the provenance names there."""
-    named = (graph.graph.get("provenance") or {}).get("neuronpedia")
-    if not isinstance(named, dict) or "model" not in named or not isinstance(named.get("sources"), dict):
-        return {}
-    return {site: f"{named['model']}/{source}" for site, source in named["sources"].items()}
+    return {site: f"{model_id_of(graph)}/{source}" for site, source in sources_of(graph).items()}
 
 
 def _forms(graph: nx.MultiDiGraph) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""Plots of what was measured: curves, scatter plots, bars, heat maps and histograms, with Plotly.
+"""Plots of what was measured: curves, scatter plots, heat maps and histograms, with Plotly.
 
-In come a graph, an evaluation or a comparison of attention; out come Plotly figures and files. Nothing else in the package needs
-Plotly: without it, and without Kaleido for still pictures, this module says so. It measures nothing.
+Nothing else in the package needs Plotly, or Kaleido for still pictures; where they are missing, one line says so.
 """
 
 from __future__ import annotations
@@ -16,44 +15,36 @@ import networkx as nx
 
 from circuitgraph.components.evaluate import ComponentEvaluation
 from circuitgraph.errors import CircuitGraphError, RenderError
-from circuitgraph.evaluation.report import Evaluation
+from circuitgraph.evaluation.report import Evaluation, Evidence
 from circuitgraph.files import write_atomically
-from circuitgraph.interventions.attention import AttentionComparison
 
 BLUE, RED, GREY = "#2166ac", "#b2182b", "#777777"
 STILL = (".png", ".svg", ".pdf")
 
 
-def curve_plot(evaluation: Evaluation) -> Any:
-    """Faithfulness (solid) and complement_faithfulness (dashed) over the number of nodes, one colour per order."""
+def curve_plot(evaluation: Evidence, what: str = "nodes") -> Any:
+    """Faithfulness (solid) and complement_faithfulness (dashed) over the size of circuits, one colour per order.
+
+    Args:
+        evaluation: What was measured; circuits of edges between components have no complements.
+        what: What circuits are made of, "nodes" or "edges".
+    """
     traces: list[dict[str, Any]] = []
     for curve, color in zip(evaluation.curves, (BLUE, RED, GREY), strict=False):
         for part, dash in (("faithfulness", "solid"), ("complement_faithfulness", "dash")):
+            shares = [getattr(point, part) for point in curve.points]
+            if None in shares:
+                continue
             traces.append(
                 {
                     "type": "scatter",
-                    "x": [point.n_nodes for point in curve.points],
-                    "y": [getattr(point, part) for point in curve.points],
+                    "x": [point.n_chosen for point in curve.points],
+                    "y": shares,
                     "name": f"{part}, {curve.order}",
                     "line": {"dash": dash, "color": color},
                 }
             )
-    return _figure(traces, "Circuits of growing size", "nodes", "share of m(model) - m(empty)", xaxis={"type": "log"})
-
-
-def edge_curve_plot(evaluation: ComponentEvaluation) -> Any:
-    """Faithfulness over the number of edges between components, one colour per order."""
-    traces = [
-        {
-            "type": "scatter",
-            "x": [point.n_chosen for point in curve.points],
-            "y": [point.faithfulness for point in curve.points],
-            "name": f"faithfulness, {curve.order}",
-            "line": {"color": color},
-        }
-        for curve, color in zip(evaluation.curves, (BLUE, RED, GREY), strict=False)
-    ]
-    return _figure(traces, "Circuits of growing size", "edges", "share of m(model) - m(empty)", xaxis={"type": "log"})
+    return _figure(traces, "Circuits of growing size", what, "share of m(model) - m(empty)", xaxis={"type": "log"})
 
 
 def noise_plot(evaluation: Evaluation) -> Any:
@@ -106,37 +97,6 @@ def prediction_plot(graph: nx.MultiDiGraph, evaluation: Evaluation, *, edges: bo
     )
 
 
-def attention_plot(comparison: AttentionComparison, *, layer: int, query: int | None = None) -> Any:
-    """Attention from one query, mean over the heads, to every position: clean and intervened side by side."""
-    asked = comparison.queries[-1] if query is None else query
-    if layer not in comparison.layers or asked not in comparison.queries:
-        raise RenderError(
-            f"layer {layer}, query {asked} was not compared; expected layers {comparison.layers}, queries {comparison.queries}"
-        )
-    i, q = comparison.layers.index(layer), comparison.queries.index(asked)
-    labels = [f"{pos} {html.escape(token)}" for pos, token in enumerate(comparison.tokens[: asked + 1])]
-    traces = [
-        {
-            "type": "bar",
-            "x": labels,
-            "y": values[i, :, q, : asked + 1].mean(0).tolist(),
-            "name": name,
-            "marker": {"color": color},
-        }
-        for name, values, color in (("clean", comparison.clean, BLUE), ("intervened", comparison.intervened, RED))
-    ]
-    return _figure(traces, f"Attention of layer {layer} from position {asked}", "", "attention")
-
-
-def reduction_plot(reductions: Mapping[str, Mapping[int, float]]) -> Any:
-    """Percent by which the metric falls, over the layer at which something was changed; one line per name."""
-    traces = [
-        {"type": "scatter", "x": list(by_layer), "y": list(by_layer.values()), "name": html.escape(name)}
-        for name, by_layer in reductions.items()
-    ]
-    return _figure(traces, "Reduction of the metric by layer", "layer", "reduction, %", xaxis={"dtick": 1})
-
-
 def heat_map(graph: nx.MultiDiGraph) -> Any:
     """Attribution summed over the nodes of each layer (embeddings below) and token position."""
     tokens = graph.graph["tokens"]["clean"]
@@ -183,7 +143,7 @@ def evaluation_plots(graph: nx.MultiDiGraph, evaluation: Evaluation) -> dict[str
 
 def component_plots(evaluation: ComponentEvaluation) -> dict[str, Any]:
     """Every plot that an evaluated graph of components allows, by file name."""
-    return {"edge_curves": edge_curve_plot(evaluation)} if evaluation.curves else {}
+    return {"edge_curves": curve_plot(evaluation, "edges")} if evaluation.curves else {}
 
 
 def write_plot(figure: Any, path: str | Path) -> Path:

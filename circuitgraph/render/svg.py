@@ -1,7 +1,7 @@
 """A circuit graph as one SVG picture for a paper or a README, written without any drawing program.
 
-In comes a graph, out comes SVG text: the grid of `layout` with tokens below, layers at the left, a title with the
-measured numbers above and a legend at the foot. This module knows no files and no Graphviz.
+It is the grid of `layout` with tokens below, layers at the left, a title with the measured numbers above and a legend at the
+foot.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import networkx as nx
 from circuitgraph.render import labels
 from circuitgraph.render.labels import LIGHT
 from circuitgraph.render.layout import Column, Layout, curve, lay_out, place_captions
+from circuitgraph.render.looks import LOOKS
 
 GUTTER, MARGIN = 72.0, 18.0
+DASH = "{:g} {:g}".format(*LOOKS.lines.dash)
 SANS = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
@@ -137,7 +139,7 @@ def _edges(graph: nx.MultiDiGraph, layout: Layout) -> list[str]:
         weight = data.get("weight", 0.0)
         strength = labels.edge_strength(weight, reference)
         look = {"stroke_width": labels.edge_width(strength), "stroke_opacity": labels.edge_opacity(strength)}
-        dash = {"stroke_dasharray": "5 3"} if weight < 0 else {}
+        dash = {"stroke_dasharray": DASH} if weight < 0 else {}
         path = path_data(layout, source, target, kind)
         parts.append(_tag("path", d=path, fill="none", stroke=LIGHT[colours[kind]], **look, **dash))
     return parts
@@ -205,7 +207,7 @@ def _token(layout: Layout, column: Column, side: str, top: float) -> list[str]:
     limit = 12 if upright else max(3, int((column.width - 4) / 7.2))
     same = side == "corrupted" and not changed
     text = "=" if same else labels.shorten(getattr(column, side), limit)
-    middle, colour = column.x + column.width / 2, "muted" if same or column.pos is None else "ink"
+    middle, colour = column.x + column.width / 2, "muted" if same else "ink"
     parts = []
     if changed:
         inset, height = (1, _strip_line(layout) - 6) if upright else (3, 18)
@@ -246,7 +248,7 @@ def _legend(graph: nx.MultiDiGraph) -> list[tuple[str, str]]:
         for kind, colour in present.items()
     ]
     if present:
-        entries += [(line(LIGHT["other"], stroke_dasharray="5 3"), "dashed: negative"), ("", "edges run upwards")]
+        entries += [(line(LIGHT["other"], stroke_dasharray=DASH), "dashed: negative"), ("", "edges run upwards")]
     entries += [(shape(form), name) for form, name in labels.legend(graph)]
     if graph.number_of_nodes():
         entries += [(shape("circle", negative=True), "hollow: negative attribution"), ("", "size: |attribution|")]

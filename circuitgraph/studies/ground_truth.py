@@ -1,9 +1,10 @@
-"""Does patching find circuits that are known? AUROC of every edge's measured effect against the true edges.
+"""Does patching find circuits that are known? The AUROC of every edge's measured effect against the true edges.
 
-    python -m circuitgraph.studies.ground_truth [--programs FOLDER]
+    python -m circuitgraph.studies.ground_truth [--programs FOLDER] [--seed 0]
 
-prints the table of the README. In come programs with known circuits; out come scores and the table. An edge u -> v is patched
-alone: what v reads loses what u writes in this run and gets what u writes when ablated; all else computes anew.
+prints one line per program: the gates and the counting program of `programs`, and the compiled ones in FOLDER. An edge
+u -> v is patched alone: from what v reads, what u writes is subtracted, and what u writes when ablated is added;
+everything else is computed anew.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import click
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.runs import resample_rows
 from circuitgraph.evaluation.agreement import auroc
-from circuitgraph.interventions.run import resample_rows
 from circuitgraph.models.model import Model, Replace
 from circuitgraph.nodes import Site
 from circuitgraph.studies.programs import Program, build_model, gate, histogram, read_tracr
@@ -25,7 +26,7 @@ KINDS = ("zero", "mean", "resample", "corrupted", "denoising")
 
 
 def candidate_edges(program: Program) -> list[tuple[str, str]]:
-    """Every edge that the shape of the model allows, writer before reader."""
+    """Every edge (writer, reader) that the model's shape allows."""
     writers, edges = ["embed", "pos_embed"], []
     for layer in range(len(program.layers)):
         heads = [f"a{layer}.h{head}" for head in range(program.n_heads)]
@@ -39,8 +40,13 @@ def candidate_edges(program: Program) -> list[tuple[str, str]]:
 def edge_effects(program: Program, model: Model, kind: str, *, seed: int = 0) -> dict[tuple[str, str], float]:
     """How much patching each edge alone changes the outputs: mean |change| over examples, positions and outputs.
 
-    zero, mean (over the corrupted inputs, per position), resample (another example's corrupted input) and corrupted (the
-    pair's) on clean inputs; denoising: the clean value on corrupted inputs.
+    Args:
+        program: Its clean and corrupted inputs are run.
+        model: The program as a model, from `build_model`.
+        kind: What stands in for what the writer writes. On clean inputs: "zero", "mean" (over the corrupted inputs, per
+            position), "resample" (another example's corrupted run) or "corrupted" (the same example's). On corrupted
+            inputs: "denoising", its clean value.
+        seed: Seed of resampling.
     """
     own, other = (program.corrupted, program.clean) if kind == "denoising" else (program.clean, program.corrupted)
     outputs, written = _run(model, program, own)
@@ -61,7 +67,12 @@ def edge_effects(program: Program, model: Model, kind: str, *, seed: int = 0) ->
 
 
 def score(program: Program, model: Model, kind: str, *, seed: int = 0) -> tuple[float | None, int]:
-    """AUROC of the effects against the program's edges, and how many true edges have an effect at all."""
+    """How well the effects tell true edges from the rest.
+
+    Args: As of `edge_effects`.
+
+    Returns the area under the ROC curve (None if it is undefined), and how many true edges have an effect at all.
+    """
     effects = edge_effects(program, model, kind, seed=seed)
     truth = torch.tensor([edge in program.edges for edge in effects])
     values = torch.tensor(list(effects.values()), dtype=torch.float64)
@@ -70,13 +81,13 @@ def score(program: Program, model: Model, kind: str, *, seed: int = 0) -> tuple[
 
 
 def table(programs: Sequence[Program], *, seed: int = 0) -> list[str]:
-    """The README's table, as Markdown: AUROC (true edges with an effect / true edges)."""
+    """The table as lines of Markdown; each cell is AUROC (true edges with an effect / true edges)."""
     lines = [f"| program | edges | {' | '.join(KINDS)} |", f"| --- | ---: | {' | '.join(['---:'] * len(KINDS))} |"]
     for program in programs:
         cells, model = [], build_model(program)
         for kind in KINDS:
-            value, found = score(program, model, kind, seed=seed)
-            cells.append(f"{'undefined' if value is None else f'{value:.2f}'} ({found}/{len(program.edges)})")
+            area, n_true = score(program, model, kind, seed=seed)
+            cells.append(f"{'undefined' if area is None else f'{area:.2f}'} ({n_true}/{len(program.edges)})")
         lines.append(f"| {program.name} | {len(candidate_edges(program))} | {' | '.join(cells)} |")
     return lines
 
@@ -97,7 +108,7 @@ def _run(model: Model, program: Program, tokens: Tensor) -> tuple[Tensor, dict[s
 
 
 def _without(program: Program, target: str, change: Tensor) -> Mapping[Site, Replace]:
-    """The replacement that takes `change` from what the target alone reads."""
+    """The replacement that subtracts `change` from what this reader reads, and from nothing else."""
     if target == "logits":
         return {Site("resid_post", len(program.layers) - 1): lambda x, recorded: x - change}
     if target.startswith("m"):
@@ -124,11 +135,11 @@ def _columns(program: Program, head: int) -> slice:
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the inputs and of resampling.")
 def main(programs: Path | None, seed: int) -> None:
-    """Print the table: AUROC of measured edge effects against the true circuit, per kind of ablation."""
-    known = [gate("and"), gate("or"), histogram(seed=seed)]
+    """Print a table: AUROC of measured edge effects against the true circuit, per program and kind of ablation."""
+    studied = [gate("and"), gate("or"), histogram(seed=seed)]
     if programs is not None:
-        known += [read_tracr(path, seed=seed) for path in sorted(programs.glob("*.npz"))]
-    for line in table(known, seed=seed):
+        studied += [read_tracr(path, seed=seed) for path in sorted(programs.glob("*.npz"))]
+    for line in table(studied, seed=seed):
         click.echo(line)
 
 

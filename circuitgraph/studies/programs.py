@@ -1,8 +1,7 @@
-"""Transformers whose circuit is known, because somebody wrote it: gates and a counting program built here, and programs that
-tracr compiled.
+"""Transformers whose circuit is known because somebody wrote it: gates, a counting program, and programs that tracr
+compiled.
 
-In come weights by hand or from tracr's arrays (npz and json beside each other); out come `Program` values and, for the engine, a
-loaded `Model`. No norms, ReLU neurons, attention in both directions. This module patches nothing.
+They have no norms, ReLU neurons, and attention in both directions.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor
 
 from circuitgraph.errors import CircuitGraphError, ModelError
-from circuitgraph.models.model import Model, load_model
+from circuitgraph.models.load import load_model
+from circuitgraph.models.model import Model
 
 _NAMES = {  # ours -> tracr's
     "W_Q": "attn/query/w",
@@ -42,9 +42,14 @@ _NAMES = {  # ours -> tracr's
 class Program:
     """A transformer with a known circuit.
 
-    W_E [vocab, d], W_pos [pos, d], W_U [d, out]; layers: W_Q, W_K, W_V [d, heads * d_head], W_O [heads * d_head, d],
-    W_in [d, d_mlp], W_out [d_mlp, d] and biases. clean and corrupted token ids [examples, pos]. edges: the true ones, named
-    embed, pos_embed, a0.h0, m0 -> a0.h0<q>, m0, logits.
+    Args:
+        name: What tables call it.
+        n_heads: Heads per layer.
+        W_E, W_pos, W_U: Embeddings [vocab, d] and [pos, d], unembedding [d, out].
+        layers: Per layer W_Q, W_K, W_V [d, heads * d_head], W_O [heads * d_head, d], W_in [d, d_mlp], W_out [d_mlp, d]
+            and the biases b_Q, b_K, b_V, b_O, b_in, b_out.
+        clean, corrupted: Token ids [examples, pos].
+        edges: The true edges: from embed, pos_embed, a0.h0 or m0 to a0.h0<q>, m0 or logits.
     """
 
     name: str
@@ -63,9 +68,12 @@ class Program:
 
 
 def gate(name: str) -> Program:
-    """AND or OR of two bits of one token: head 0 copies the first bit, head 1 the second, the MLP joins them.
+    """AND or OR of two bits of one token: head 0 copies the first bit, head 1 the second, and the MLP combines them.
 
-    Stream: the tokens 00, 01, 10, 11 (4 coordinates), the two copies, the result. Clean is 11, corrupted 00.
+    Coordinates of the stream: the tokens 00, 01, 10, 11; the two copies; the result. Clean is 11, corrupted 00.
+
+    Args:
+        name: "and" or "or".
     """
     if name not in ("and", "or"):
         raise CircuitGraphError(f"gate {name!r} is unknown; expected 'and' or 'or'")
@@ -88,10 +96,14 @@ def gate(name: str) -> Program:
 
 
 def histogram(n_examples: int = 40, seed: int = 0) -> Program:
-    """How often each token stands in the sequence, in the manner of tracr's `hist`, with the weights written here.
+    """How often each token is in the sequence, in the manner of tracr's `hist`, with weights written here.
 
-    Stream: BOS, a, b, c (4), the share w of attention on BOS, the counts 1 to 5. A token looks at its equals and at BOS alike,
-    so w = 1 / (count + 1); the MLP turns w into a count by steps between the values that w can have.
+    Coordinates of the stream: BOS, a, b, c; the attention w on BOS; the counts 1 to 5. A token attends equally to its
+    equals and to BOS, so w = 1 / (count + 1). The MLP turns w into a count by steps between the values that w can have.
+
+    Args:
+        n_examples: How many sequences to draw.
+        seed: Seed of the draw.
     """
     d, length, sharp = 10, 6, 200.0
     W_Q, W_K, W_V = torch.zeros(d, 4), torch.zeros(d, 4), torch.zeros(d, 4)
@@ -103,7 +115,7 @@ def histogram(n_examples: int = 40, seed: int = 0) -> Program:
     W_O[0, 4] = 1.0
     layer = {"W_Q": W_Q, "W_K": W_K, "W_V": W_V, "W_O": W_O, "b_O": torch.zeros(d)}
     layer |= {key: torch.zeros(4) for key in ("b_Q", "b_K", "b_V")}
-    steps = [(1 / (n + 1) + 1 / (n + 2)) / 2 for n in range(1, 5)]  # w above steps[n - 1]: at most n equals
+    steps = [(1 / (n + 1) + 1 / (n + 2)) / 2 for n in range(1, 5)]  # w is above steps[n - 1] for at most n equals
     W_in, b_in, W_out, b_out = torch.zeros(d, 8), torch.zeros(8), torch.zeros(8, d), torch.zeros(d)
     for i, step in enumerate(steps):
         for j in range(2):  # relu(z) - relu(z - 1) is a step of z = sharp * (w - step)
@@ -120,7 +132,15 @@ def histogram(n_examples: int = 40, seed: int = 0) -> Program:
 
 
 def read_tracr(path: Path, n_examples: int = 40, seed: int = 0) -> Program:
-    """The program of NAME.npz (tracr's parameters) and NAME.json (encodings, labels of the stream, true edges)."""
+    """A program that tracr compiled.
+
+    Args:
+        path: NAME.npz (tracr's parameters) or NAME.json beside it (encodings, labels of the stream, true edges).
+        n_examples: How many sequences to draw.
+        seed: Seed of the draw.
+
+    Raises CircuitGraphError for files that are missing or broken.
+    """
     try:
         facts: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
@@ -142,7 +162,7 @@ def read_tracr(path: Path, n_examples: int = 40, seed: int = 0) -> Program:
 
 
 def build_model(program: Program) -> Model:
-    """The program as a loaded model in float64, with a word tokenizer that nobody needs."""
+    """The program as a loaded model in float64, on the CPU. Its tokenizer is a stand-in: token ids are given."""
     from tokenizers import Tokenizer, models
 
     try:
@@ -186,7 +206,7 @@ def build_model(program: Program) -> Model:
 
 
 def _draw(words: Tensor, bos: int, length: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n random sequences behind BOS, twice."""
+    """n clean and n corrupted sequences [n, length] of random words behind BOS."""
     generator = torch.Generator().manual_seed(seed)
     drawn = words[torch.randint(len(words), (2, n, length - 1), generator=generator)]
     clean, corrupted = torch.cat([torch.full((2, n, 1), bos), drawn], 2)

@@ -21,9 +21,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
+from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
-from circuitgraph.discover import discover_circuit
-from circuitgraph.models.model import Model, load_model
+from circuitgraph.discovery import discover
+from circuitgraph.models.load import load_model
+from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
 from circuitgraph.presets import PRESETS
 from circuitgraph.prompts import PromptPair
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--features", type=int, default=24576)
     parser.add_argument("--l0", type=int, default=32)
-    parser.add_argument("--readers", type=int, default=4096)
+    parser.add_argument("--traced", type=int, default=4096, help="features whose inputs are traced")
     parser.add_argument("--edge-threshold", type=float, default=None)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the dictionaries")
     options = parser.parse_args()
@@ -92,7 +94,7 @@ def main() -> None:
     _, found = model.run(ids, record=reads)
     dtype = getattr(torch, options.dtype)
     dictionaries = [random_dictionary(model, s, options.features, options.l0, found[s][0], dtype) for s in reads]
-    by_site = {dictionary.writes: dictionary for dictionary in dictionaries}
+    by_site = Dictionaries(dictionaries)
     print(f"loaded: {peak_gib():.2f} GiB peak", flush=True)
     for n in lengths:
         generator = torch.Generator().manual_seed(n)
@@ -103,13 +105,13 @@ def main() -> None:
             other[n // 2] = (other[n // 2] + 7) % 50000 + 1
             clean, corrupted = (" ".join(f"w{t}" for t in ids[1:]) for ids in (tokens, other))
             pairs.append(PromptPair(clean, corrupted, (" w5",), (" w6",)))
-        settings = dict(PRESETS[options.preset])
+        settings: dict[str, Any] = {"preset": options.preset}
         if options.preset == "attribution-graph":
-            settings["max_traced"] = options.readers
+            settings["max_traced"] = options.traced
         if options.edge_threshold is not None:
             settings["edge_threshold"] = options.edge_threshold
         start = time.process_time()
-        graph = discover_circuit(model, by_site, pairs, **settings)
+        graph = discover(pairs, model, by_site, **settings)
         seconds = time.process_time() - start
         print(
             f"{options.preset}: {n} tokens, {options.pairs} pairs: {seconds:.1f} CPU s, {peak_gib():.2f} GiB peak,"

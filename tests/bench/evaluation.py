@@ -12,8 +12,8 @@ import resource
 import time
 
 import circuitgraph as cg
-from circuitgraph import demo
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph import embedded
+from circuitgraph.evaluation.evidence import evaluate
 
 
 def cpu() -> float:
@@ -25,13 +25,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=64)
     n_pairs = parser.parse_args().pairs
-    model = cg.load_model(demo.MODEL)
-    dictionaries = cg.load_dictionaries(demo.circuit_dictionaries(), model)
+    model = cg.load_model(embedded.MODEL)
+    dictionaries = cg.load_dictionaries(embedded.circuit_dictionaries(), model)
     few = {"n_edges": 0, "n_dropped": 0, "baselines": ()}
     for pairs, settings in ((8, {"n_patched": 500, "curves": False}), (n_pairs, {"n_patched": 0, "curves": True})):
-        graph = cg.discover_circuit(model, dictionaries, cg.make_pairs("ioi", pairs, template=0), edge_threshold=1e-4)
+        graph = cg.discover(cg.make_pairs("ioi", pairs, template=0), model, dictionaries, edge_threshold=1e-4)
         began, started = cpu(), time.time()
-        found = evaluate_circuit(graph, model, dictionaries, **few, **settings)
+        found = evaluate(graph, model, dictionaries, **few, **settings)
         what = (
             f"{found.n_patched} nodes patched" if not settings["curves"] else f"CPR {found.cpr:.3f} CMD {found.cmd:.3f}"
         )

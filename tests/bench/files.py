@@ -17,7 +17,7 @@ from pathlib import Path
 
 import networkx as nx
 
-from circuitgraph.formats import read_graph, write_graph
+from circuitgraph.formats import load, save
 from circuitgraph.nodes import Node, Site
 
 
@@ -63,8 +63,8 @@ def main() -> None:
         file = Path(folder) / "graph.json"
         for heads in (0, 12):
             graph = random_graph(options.edges, heads)
-            write = seconds(lambda graph=graph: write_graph(graph, file), options.repeat)
-            read = seconds(lambda: read_graph(file), options.repeat)
+            write = seconds(lambda graph=graph: save(graph, file), options.repeat)
+            read = seconds(lambda: load(file), options.repeat)
             size = file.stat().st_size / (1 << 20)
             print(
                 f"{graph.number_of_edges()} edges, {heads} heads: write {write:.2f}, read {read:.2f} CPU s, {size:.0f} MiB"

@@ -30,10 +30,11 @@ def assert_close(
     n_terms: int = 1000,
     dtype: torch.dtype | None = None,
     scale: Tensor | float | None = None,
+    allowance: float = 0.0,
     zeros: bool = False,
     name: str = "",
 ) -> None:
-    """Every number differs from the expected one by at most `tolerance(dtype, n_terms, scale)`, and is finite.
+    """Every number differs from the expected one by at most `tolerance(dtype, n_terms, scale)` + `allowance`, and is finite.
 
     Args:
         actual: a tensor of any shape, a number, or a list of numbers.
@@ -41,6 +42,7 @@ def assert_close(
         n_terms: see `tolerance`.
         dtype: what the numbers were computed in; by default the coarser type of both sides. A Python float is float64.
         scale: see `tolerance`; by default the largest absolute expected number.
+        allowance: what the two may differ by beside rounding: a quadrature's error, what a finite step leaves out.
         zeros: whether only zeros, or nothing at all, may be compared. It shows nothing, so it fails by default.
         name: what is compared, for the message.
     """
@@ -52,7 +54,7 @@ def assert_close(
     assert zeros or left.any() or right.any(), f"{subject}only zeros are compared with zeros"
     if left.numel() == 0:
         return
-    bound = tolerance(dtype, n_terms, right.abs().max() if scale is None else scale)
+    bound = tolerance(dtype, n_terms, right.abs().max() if scale is None else scale) + allowance
     difference = (left - right).abs()
     at = int(difference.nan_to_num(nan=torch.inf).argmax())
     message = f"{float(left.flatten()[at])!r}, expected {float(right.flatten()[at])!r}"

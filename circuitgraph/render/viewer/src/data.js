@@ -68,9 +68,7 @@ function unpackGraph(data) {
   graph.metrics = ofKind("metric");
   graph.targets = ofKind("logit", "probe"); // what the metric weighs
   graph.clean = data.graph.tokens?.clean ?? [];
-  graph.corrupted = data.graph.tokens?.corrupted ?? [];
-  const metric = data.graph.metric ?? {};
-  graph.unit = Math.abs(metric.clean - metric.corrupted) || 1;
+  graph.corrupted = data.graph.tokens?.corrupted ?? graph.clean; // without a corrupted prompt nothing differs
   if (data.compare) {
     graph.nodeIn = unpack(nodes.in);
     graph.edgeIn = unpack(edges.in);
@@ -143,11 +141,12 @@ export const labelOf = (graph, state, node) => state.labels.get(node) ?? "";
 // Beside a drawn node: the reader's label, else a token it promotes, else its number.
 export function caption(graph, state, node) {
   const label = labelOf(graph, state, node);
-  if (label) return shorten(visible(label, " "), 22);
-  if (graph.kindOf[node] === "metric") return graph.metric;
-  if (isTop(graph, node)) return shorten(visible(graph.more[node]?.token ?? graph.id[node]), 14);
+  const limits = graph.looks.captions;
+  if (label) return shorten(visible(label, " "), limits.label);
+  if (graph.kindOf[node] === "metric") return shorten(graph.metric, limits.metric);
+  if (isTop(graph, node)) return shorten(visible(graph.more[node]?.token ?? graph.id[node]), limits.token);
   const promoted = graph.topTokens[node][0];
-  if (promoted !== undefined) return `→${shorten(visible(promoted), 10)}`;
+  if (promoted !== undefined) return `→${shorten(visible(promoted), limits.promoted)}`;
   return Number.isNaN(graph.feature[node]) ? "" : `f${graph.feature[node]}`;
 }
 

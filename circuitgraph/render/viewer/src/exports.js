@@ -25,7 +25,7 @@ class PathText {
 export function pictureText(app) {
   const { graph, layout, view, state } = app;
   const colours = readColours();
-  const tokens = layout.columns.some(({ pos }) => pos >= 0 && differs(graph, pos)) ? 2 : 1;
+  const tokens = layout.columns.some(({ pos }) => differs(graph, pos)) ? 2 : 1;
   const head = 46;
   const width = Math.max(520, GUTTER + layout.width + 12);
   const height = head + layout.height + 20 * tokens + 44;
@@ -34,7 +34,7 @@ export function pictureText(app) {
     const pen = new PathText();
     drawEdge(pen, graph, layout, e);
     const strong = strength(graph, view, e);
-    return drawing("path", { d: pen.d, fill: "none", stroke: colours[edgeColour(graph, e)], "stroke-width": edgeWidth(view, strong).toFixed(2), "stroke-opacity": edgeOpacity(view, strong).toFixed(2), "stroke-dasharray": graph.weight[e] < 0 ? "7 4.5" : null });
+    return drawing("path", { d: pen.d, fill: "none", stroke: colours[edgeColour(graph, e)], "stroke-width": edgeWidth(graph, view, strong).toFixed(2), "stroke-opacity": edgeOpacity(graph, view, strong).toFixed(2), "stroke-dasharray": graph.weight[e] < 0 ? graph.looks.lines.dash.join(" ") : null });
   });
   const nodes = view.nodes.map((node) => {
     const scale = layout.r[node] / 10;
@@ -54,8 +54,8 @@ export function pictureText(app) {
   const rows = layout.rows.filter((row) => row.count).map((row) => text(-8, row.y + row.height / 2 + 4, `${row.layer === null ? "" : `L${row.layer} `}${row.text}`, { "text-anchor": "end", "font-size": 11, fill: colours.muted }));
   const bands = layout.rows.filter((row) => row.layer !== null && row.layer % 2 === 0).map((row) => drawing("rect", { x: 8 - GUTTER, y: row.y, width: GUTTER - 8 + layout.width, height: row.height, fill: colours.band }));
   const strip = layout.columns.flatMap(({ pos, x, width: wide }) => {
-    const changed = pos >= 0 && differs(graph, pos);
-    const fit = (token) => shorten(visible(pos < 0 ? "bias" : (token ?? "")), Math.max(2, Math.floor(wide / 7)));
+    const changed = differs(graph, pos);
+    const fit = (token) => shorten(visible(token ?? ""), Math.max(2, Math.floor(wide / 7)));
     const look = { "text-anchor": "middle", "font-size": 12, "font-family": "monospace" };
     return [
       changed && drawing("rect", { x: x + 1, y: layout.height + 6, width: wide - 2, height: 20 * tokens, rx: 4, fill: colours.mark }),
@@ -97,7 +97,8 @@ export async function savePng(app) {
   download("circuit.png", "image/png", await new Promise((done) => canvas.toBlob(done)));
 }
 
-// The graph of this page as a native file, with the reader's labels, notes, pins and groups.
+// The graph of this page as a native file, with the reader's labels, notes, pins and groups: a row on a line and counts
+// before them, so that the library reads it in pieces and sees when something of it is missing.
 export function graphText(app) {
   const { graph, state } = app;
   const number = (value) => (known(value) ? value : null);
@@ -132,7 +133,11 @@ export function graphText(app) {
   const kept = nodes.filter((_, i) => inA(graph.nodeIn, i));
   const facts = { ...graph.graph, pins: [...state.pins].map((node) => graph.id[node]), groups: groupsOf(graph, state) };
   if (graph.left_out.length) facts.reports = [...(facts.reports ?? []), ...graph.left_out.map((line) => `saved from the viewer: ${line}`)];
-  return `${JSON.stringify({ format: "circuitgraph", version: 1, graph: facts, nodes: kept, edges })}\n`;
+  const counts = { edges: edges.length, nodes: kept.length };
+  const rows = (list) => (list.length ? `[\n${list.map((row) => JSON.stringify(row)).join(",\n")}\n]` : "[]");
+  const head = Object.entries({ format: "circuitgraph", version: graph.version, counts, graph: facts });
+  const parts = [...head.map(([name, value]) => [name, JSON.stringify(value)]), ["nodes", rows(kept)], ["edges", rows(edges)]];
+  return `{\n${parts.map(([name, text]) => `"${name}": ${text}`).join(",\n")}\n}\n`;
 }
 
 function withoutWords(more = {}) {
@@ -152,7 +157,7 @@ export function pythonText(app) {
   const quote = (value) => JSON.stringify(value).replace(/\u2028/g, "\\u2028").replace(/\u2029/g, "\\u2029");
   const rows = (items) => items.map((item) => `    ${item},\n`).join("");
   const edges = [...view.edges].filter((e) => !state.pins.size);
-  const lines = ["import circuitgraph as cg", "", 'graph = cg.read_graph("circuit.json")  # the file this page was drawn from'];
+  const lines = ["import circuitgraph as cg", "", 'graph = cg.load("circuit.json")  # the file this page was drawn from'];
   if (edges.length && edges.length <= EDGES_IN_CODE) {
     const tuples = edges.map((e) => `(${quote(graph.id[graph.source[e]])}, ${quote(graph.id[graph.target[e]])}, ${quote(graph.kinds[graph.kind[e]][0])})`);
     lines.push(`edges = [  # shown, strongest first\n${rows(tuples)}]`, "circuit = graph.edge_subgraph(edges).copy()");

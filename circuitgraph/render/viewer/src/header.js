@@ -7,16 +7,20 @@ import { basis } from "./tables.js";
 export function buildHeader(graph) {
   byId("title").textContent = `${graph.metric} ${graph.compare ? "circuits compared" : "circuit"}`;
   byId("model").textContent = [graph.model, graph.compare && `A ${graph.compare.names[0]}, B ${graph.compare.names[1]}`].filter(Boolean).join(" · ");
-  const prompts = [["clean", graph.clean, graph.corrupted], ["corrupted", graph.corrupted, graph.clean]];
-  if (graph.compare && !graph.compare.same_tokens) {
-    const { clean = [], corrupted = [] } = graph.compare.tokens;
-    prompts.push(["clean, B", clean, corrupted], ["corrupted, B", corrupted, clean]);
-  }
-  byId("prompts").replaceChildren(...prompts.filter(([, tokens]) => tokens.length).map(([side, tokens, other]) => promptLine(side, tokens, other)));
+  const prompts = promptsOf(graph.graph.tokens, "");
+  if (graph.compare && !graph.compare.same_tokens) prompts.push(...promptsOf(graph.compare.tokens, ", B"));
+  byId("prompts").replaceChildren(...prompts.map(([side, tokens, other]) => promptLine(side, tokens, other)));
   const other = new Map(graph.compare?.facts.map((fact) => [fact[0], fact[1]]));
   const fact = ([name, value, word, explanation]) =>
     element("div", { title: explanation }, element("dt", {}, name), element("dd", {}, graph.compare ? `${value} | ${other.get(name) ?? "–"}` : value, basis(word)));
   byId("facts").replaceChildren(...graph.facts.map(fact));
+}
+
+// [which prompt, its tokens, those of the other one] of the prompts that there are.
+function promptsOf(tokens, which) {
+  const [clean, corrupted] = [tokens?.clean ?? [], tokens?.corrupted ?? []];
+  const both = [[`clean${which}`, clean, corrupted.length ? corrupted : clean], [`corrupted${which}`, corrupted, clean]];
+  return both.filter(([, own]) => own.length);
 }
 
 function promptLine(side, tokens, other) {

@@ -5,7 +5,6 @@ import { isTop } from "./data.js";
 const STEPS = [96, 84, 74, 66, 58, 50]; // px between neighbours, from roomy to tight
 const TIGHT = [43, 37, 32, 27, 23]; // where tokens that stand upright give no more room either
 const ROOMY = 120; // px between neighbours where there is room
-const BIAS = -1;
 const UPRIGHT = 12; // width of a column whose token stands upright; less where there are too many
 const ZOOMS = [1, 0.85, 0.7, 0.58, 0.48];
 
@@ -14,7 +13,7 @@ const ZOOMS = [1, 0.85, 0.7, 0.58, 0.48];
 export function packGrid(graph, view, tokenWidths, width, heights) {
   const cells = new Map();
   for (const node of view.nodes) {
-    const pos = Number.isNaN(graph.pos[node]) ? BIAS : graph.pos[node];
+    const pos = graph.pos[node];
     const key = graph.row[node] * 65536 + pos + 1;
     if (!cells.has(key)) cells.set(key, { row: graph.row[node], pos, nodes: [] });
     cells.get(key).nodes.push(node);
@@ -42,7 +41,7 @@ export function packGrid(graph, view, tokenWidths, width, heights) {
     }
     const widths = positions.map((pos) => {
       const token = (upright ? narrow : tokenWidths.get(pos)) / zoom;
-      const width = Math.max(token, filled.has(pos) ? Math.min(filled.get(pos), wrap) * step + 14 : 0);
+      const width = Math.max(token, filled.has(pos) ? Math.min(filled.get(pos), wrap) * step + graph.looks.cell_padding : 0);
       wide += width;
       return width;
     });
@@ -121,7 +120,7 @@ function placeCell(layout, nodes, column, row, fit, line) {
 // Area follows |attribution|; the metric and its targets are always large.
 function radii(graph, step) {
   const most = Math.min(13, Math.max(8, step / 4.6));
-  const least = most * 0.36;
+  const least = most * graph.looks.least_radius;
   let largest = 0;
   for (let node = 0; node < graph.n; node += 1)
     if (!isTop(graph, node)) largest = Math.max(largest, Math.abs(graph.attribution[node]) || 0);
@@ -142,15 +141,17 @@ export function drawEdge(pen, graph, layout, e) {
 
 export function edgePoints(graph, layout, e) {
   const [s, t] = [graph.source[e], graph.target[e]];
+  const shape = graph.looks.curve;
   const name = graph.kinds[graph.kind[e]][0];
-  const side = name === "q" ? -0.55 : name === "k" ? 0.55 : 0;
-  const x0 = layout.x[s] + 0.4 * side * layout.r[s];
-  const y0 = layout.y[s] - 0.7 * layout.r[s];
+  const side = shape.side * (name === "q" ? -1 : name === "k" ? 1 : 0);
+  const x0 = layout.x[s] + shape.start * side * layout.r[s];
+  const y0 = layout.y[s] - shape.top * layout.r[s];
   const x1 = layout.x[t] + side * layout.r[t];
-  const y1 = layout.y[t] + 0.8 * layout.r[t];
+  const y1 = layout.y[t] + shape.bottom * layout.r[t];
   const rise = y0 - y1;
-  const bend = Math.max(14, 0.45 * rise);
-  const upright = Math.max(0, 1 - Math.abs(x1 - x0) / 40);
-  const bow = upright * Math.min(34, Math.max(0, 0.16 * (rise - 70))) * ((s + t) % 2 ? 1 : -1);
-  return [x0, y0, x0 + bow, y0 - bend, x1 + bow, y1 + bend, x1, y1];
+  const bend = Math.max(shape.bend, shape.steep * rise);
+  const upright = Math.max(0, 1 - Math.abs(x1 - x0) / shape.upright);
+  const bow = upright * Math.min(shape.bow, Math.max(0, shape.bow_slope * (rise - shape.bow_from))) * ((s + t) % 2 ? 1 : -1);
+  const lean = shape.lean * side + bow;
+  return [x0, y0, x0 + lean, y0 - bend, x1 + lean, y1 + bend, x1, y1];
 }

@@ -20,8 +20,14 @@ export function readColours() {
 export const edgeColour = (graph, e) => (graph.compare ? SIDES[graph.edgeIn[e]] : graph.kinds[graph.kind[e]][3]);
 // Many edges are drawn thinner and paler, so that the strong ones still stand out.
 const crowd = (view) => Math.max(0.35, Math.min(1, Math.sqrt(300 / (view.edges.length || 1))));
-export const edgeWidth = (view, strong) => 0.5 + 3.6 * strong * Math.sqrt(strong) * crowd(view);
-export const edgeOpacity = (view, strong) => (0.16 + 0.74 * strong) * crowd(view);
+export function edgeWidth({ looks }, view, strong) {
+  const [base, slope, power] = looks.lines.width;
+  return base + slope * strong ** power * crowd(view);
+}
+export function edgeOpacity({ looks }, view, strong) {
+  const [base, slope, power] = looks.lines.opacity;
+  return (base + slope * strong ** power) * crowd(view);
+}
 const isMinus = (graph, node) => graph.attribution[node] < 0;
 // Nodes and lines grow slower than the distances between them.
 const growth = (k) => (k > 1 ? Math.sqrt(k) : k ** 0.75);
@@ -64,7 +70,7 @@ export class Painter {
       const bucket = (buckets[key] ??= { paths: [], left: 0, strong, minus, colour: edgeColour(graph, e) });
       if (!bucket.left) {
         bucket.paths.push(new Path2D());
-        bucket.left = edgeWidth(view, strong) * this.ratio > 1 ? THICK_EDGES : Infinity;
+        bucket.left = edgeWidth(graph, view, strong) * this.ratio > 1 ? THICK_EDGES : Infinity;
       }
       bucket.left -= 1;
       drawEdge(bucket.paths[bucket.paths.length - 1], graph, layout, e);
@@ -95,11 +101,11 @@ export class Painter {
     if (!moving) this.captions(context, this.view.nodes, transform);
   }
 
-  line(context, colour, strong, dashed, opacity = edgeOpacity(this.view, strong)) {
+  line(context, colour, strong, dashed, opacity = edgeOpacity(this.graph, this.view, strong)) {
     context.globalAlpha = opacity;
     context.strokeStyle = this.colours[colour];
-    context.lineWidth = edgeWidth(this.view, strong) * this.pen;
-    context.setLineDash(dashed ? [7 * this.pen, 4.5 * this.pen] : []);
+    context.lineWidth = edgeWidth(this.graph, this.view, strong) * this.pen;
+    context.setLineDash(dashed ? this.graph.looks.lines.dash.map((length) => length * this.pen) : []);
   }
 
   // Pale bands for every second layer, dotted lines between positions.

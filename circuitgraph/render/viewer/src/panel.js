@@ -6,6 +6,7 @@ import { ranked } from "./filter.js";
 import { known, many, percent, plural, signed, visible } from "./text.js";
 import { basis, edgeBadge, edgeTable, headSummary, markLink, nodeLink, sideBadge, symbol } from "./tables.js";
 
+const UNDEFINED = "undefined: the metric does not change";
 const SAFE_ID = /^[\w.-]+(\/[\w.-]+)+$/;
 
 // What the panel says, but for which nodes are in the picture.
@@ -54,7 +55,6 @@ const onPath = (graph, state, node) => state.path.some((e) => graph.source[e] ==
 
 function where(graph, node) {
   const pos = graph.pos[node];
-  if (Number.isNaN(pos)) return "";
   const [clean, corrupted] = [tokenAt(graph.clean, pos), tokenAt(graph.corrupted, pos)];
   return [` at position ${pos} `, element("code", {}, clean), clean !== corrupted && [" in the corrupted prompt ", element("code", {}, corrupted)]];
 }
@@ -64,8 +64,8 @@ export function nodeFacts(graph, node) {
   const found = [];
   const add = (name, value, word) => known(value) && found.push([name, signed(value), word]);
   const metric = graph.kindOf[node] === "metric";
-  add(metric ? "clean − corrupted" : "attribution", graph.attribution[node], metric ? "measured" : "estimated");
-  if (!metric && known(graph.attribution[node])) found.push(["of the metric", percent(graph.attribution[node] / graph.unit), "estimated"]);
+  add(metric ? graph.change : "attribution", graph.attribution[node], metric ? "measured" : "estimated");
+  if (!metric && known(graph.attribution[node])) found.push(["of the metric", graph.scale ? percent(graph.attribution[node] / graph.scale) : UNDEFINED, "estimated"]);
   add("effect", graph.effect[node], "measured");
   if (graph.compare) {
     add("attribution in B", graph.otherAttribution[node], "estimated");

@@ -4,21 +4,15 @@ import { caption } from "./data.js";
 import { button, byId, element } from "./dom.js";
 import { known, percent, plain, signed, visible } from "./text.js";
 
-const BIAS = -1;
 const LEAST = 12; // px of a token that stands upright
 
 // Width in px that the tokens of each column need; narrower columns cut them or turn them.
 export function tokenWidths(graph) {
   const context = document.createElement("canvas").getContext("2d");
   context.font = "12.5px monospace";
-  let last = Math.max(graph.clean.length, graph.corrupted.length) - 1;
-  let hasBias = false;
-  for (let node = 0; node < graph.n; node += 1) {
-    if (Number.isNaN(graph.pos[node])) hasBias = true;
-    else last = Math.max(last, graph.pos[node]);
-  }
-  const width = (text) => Math.min(96, context.measureText(visible(text)).width + 9);
-  const widths = new Map(hasBias ? [[BIAS, 40]] : []);
+  const last = graph.pos.reduce((most, pos) => Math.max(most, pos), Math.max(graph.clean.length, graph.corrupted.length) - 1);
+  const width = (text) => Math.min(96, context.measureText(visible(text)).width + graph.looks.token_padding);
+  const widths = new Map();
   for (let pos = 0; pos <= last; pos += 1)
     widths.set(pos, Math.max(22, width(graph.clean[pos] ?? ""), width(graph.corrupted[pos] ?? "")));
   return widths;
@@ -27,13 +21,13 @@ export function tokenWidths(graph) {
 export const differs = (graph, pos) => graph.clean[pos] !== graph.corrupted[pos];
 
 export function buildStrip(graph, positions, upright, onColumn) {
-  const two = positions.some((pos) => pos >= 0 && differs(graph, pos));
+  const two = positions.some((pos) => differs(graph, pos));
   const strip = byId("tokens");
   strip.classList.toggle("upright", upright);
   const cell = (pos) => {
     const [clean, corrupted] = [visible(graph.clean[pos] ?? ""), visible(graph.corrupted[pos] ?? "")];
-    const changed = pos >= 0 && differs(graph, pos);
-    const name = pos < 0 ? "no position" : `position ${pos}: ${clean}${changed ? `, corrupted ${corrupted}` : ""}`;
+    const changed = differs(graph, pos);
+    const name = `position ${pos}: ${clean}${changed ? `, corrupted ${corrupted}` : ""}`;
     const attributes = {
       type: "button",
       class: changed ? "token changed" : "token",
@@ -44,7 +38,7 @@ export function buildStrip(graph, positions, upright, onColumn) {
     return element(
       "button",
       attributes,
-      element("span", {}, pos < 0 ? "bias" : clean || "∅"),
+      element("span", {}, clean || "∅"),
       two && element("span", {}, changed ? corrupted : ""),
     );
   };
@@ -71,7 +65,7 @@ export function moveStrip(layout, transform) {
 }
 
 export function markStrip(graph, state) {
-  const at = state.selected >= 0 ? (Number.isNaN(graph.pos[state.selected]) ? BIAS : graph.pos[state.selected]) : state.column;
+  const at = state.selected >= 0 ? graph.pos[state.selected] : state.column;
   for (const cell of byId("tokens").querySelectorAll(".token")) {
     const here = Number(cell.dataset.pos) === at && (state.selected >= 0 || state.column !== null);
     cell.classList.toggle("current", here);

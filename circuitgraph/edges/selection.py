@@ -1,0 +1,39 @@
+"""Which edges into the traced targets stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which edges stay.
+
+    Args:
+        threshold: The smallest |weight|, in the metric's unit.
+        relative_threshold: The smallest |local_weight|, as a share of all that the target reads: the sum of |local_weight|.
+        top_k: Edges into each target, and those as large as the last of them. None for no limit.
+    """
+
+    threshold: float = 0.0
+    relative_threshold: float = 0.0
+    top_k: int | None = None
+
+    def passing(self, weights: Sequence[Tensor], local_weights: Sequence[Tensor]) -> list[Tensor]:
+        """Which edges stay: a mask [targets, sources] for each kind and table of sources, from their weights of that shape."""
+        passed = [(weight.abs() > self.threshold) & (weight != 0) for weight in weights]
+        if self.relative_threshold and weights:
+            total = torch.stack([local.abs().sum(-1) for local in local_weights]).sum(0)[:, None]
+            passed = [
+                keep & (local.abs() >= self.relative_threshold * total)
+                for keep, local in zip(passed, local_weights, strict=True)
+            ]
+        if self.top_k is not None and weights:
+            sizes = torch.cat([weight.abs() * keep for weight, keep in zip(weights, passed, strict=True)], -1)
+            smallest = sizes.topk(min(self.top_k, sizes.shape[-1]), dim=-1).values[:, -1:]
+            passed = [keep & (weight.abs() >= smallest) for weight, keep in zip(weights, passed, strict=True)]
+        return passed

@@ -1,0 +1,168 @@
+"""The adapter: loading refuses what is broken, running reads and replaces what it says, layers can be skipped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from support.close import assert_close
+
+from circuitgraph.errors import ModelError
+from circuitgraph.models.layout import _BRIDGE_HOOKS, site_of_hook
+from circuitgraph.models.load import load_model
+from circuitgraph.nodes import Site
+
+TOKENS = torch.tensor([[1, 3, 4, 5, 6], [1, 7, 4, 3, 3]])
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="does not exist; give a folder written by save_pretrained"):
+        load_model(tmp_path / "none")
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="holds no config.json"):
+        load_model(tmp_path)
+
+
+def test_an_unknown_name_offline_is_refused_in_one_line():
+    with pytest.raises(ModelError, match="model 'no-such/model' does not load: .+") as caught:
+        load_model("no-such/model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_config_is_refused(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "broken")
+    (folder / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    with pytest.raises(ModelError, match="does not load"):
+        load_model(folder)
+
+
+def test_nan_weights_are_refused_by_name(tiny_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_folder, tmp_path / "nan")
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.h.1.mlp.c_fc.bias"][3] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"nan: weight .*mlp.*bias contains NaN or Inf"):
+        load_model(folder)
+
+
+def test_parameters_are_frozen(tiny_model):
+    parameters = list(tiny_model.library.original_model.parameters())
+    assert parameters and not any(p.requires_grad for p in parameters)
+
+
+def test_an_already_loaded_model_is_accepted(tiny_model):
+    again = load_model(tiny_model.library)
+    assert again.library is tiny_model.library and again.n_layers == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_show_float32_that_lies_on_the_path_of_the_forward_pass(tiny_folder, dtype):
+    model = load_model(tiny_folder, dtype=dtype)
+    assert model.dtype == dtype
+    sites = [Site("embed"), Site("resid_post", 0), Site("z", 1), Site("ln2_scale", 1)]
+    plain, _ = model.run(TOKENS)
+    logits, recorded = model.run(TOKENS, record=sites, differentiable=True)
+    assert {logits.dtype, *(value.dtype for value in recorded.values())} == {torch.float32}
+    assert torch.equal(plain, logits), "recording changes nothing"
+    gradients = torch.autograd.grad(logits[0, -1, 3], [recorded[site] for site in sites[:3]])
+    exact = load_model(tiny_folder, dtype=torch.float64)
+    expected_logits, expected = exact.run(TOKENS, record=sites, differentiable=True)
+    wanted = torch.autograd.grad(expected_logits[0, -1, 3], [expected[site] for site in sites[:3]])
+    for gradient, reference in zip(gradients, wanted, strict=True):
+        assert gradient.dtype == torch.float32 and float(reference.abs().max()) > 0.01
+        assert float((gradient - reference).abs().max()) < 0.1 * float(reference.abs().max())
+
+
+def test_other_precisions_and_a_second_device_are_refused(tiny_model, tiny_folder):
+    with pytest.raises(ModelError, match="tiny cannot be loaded in torch.float8_e4m3fn; expected one of float32, bfl"):
+        load_model(tiny_folder, dtype=torch.float8_e4m3fn)
+    with pytest.raises(ModelError, match="is loaded already; its device and dtype are its own"):
+        load_model(tiny_model.library, device="cpu")
+    with pytest.raises(ModelError, match="model is int; expected a name, a folder, a TransformerBridge, a Hooked"):
+        load_model(3)
+
+
+def test_every_site_fires_and_the_stream_is_the_sum_of_its_parts(tiny_model):
+    sites = [Site(kind, None if "{}" not in hook else 1) for kind, hook in _BRIDGE_HOOKS.items()]
+    absent = {"ln1_post_scale", "ln2_post_scale", "rotary_cos", "rotary_sin", "mlp_gate"}
+    assert {site.kind for site in sites if not tiny_model.has(site)} == absent, "GPT-2 has none of these"
+    sites = [site for site in sites if tiny_model.has(site)]
+    sites += [Site("attn_out", 0), Site("mlp_out", 0), Site("resid_post", 0)]
+    _, recorded = tiny_model.run(TOKENS, record=sites)
+    assert set(recorded) == set(sites)
+    parts = [recorded[s] for s in (Site("embed"), Site("pos_embed"), Site("attn_out", 0), Site("mlp_out", 0))]
+    assert_close(sum(parts[1:], parts[0]), recorded[Site("resid_post", 0)])
+    for site in (Site("z", 1), Site("mlp_post", 1), Site("mlp_out", 1)):
+        assert recorded[site].shape == (2, 5, tiny_model.width(site))
+    b_O = tiny_model.output_bias(Site("z", 1))[0]
+    assert_close(tiny_model.write(Site("z", 1), recorded[Site("z", 1)]) + b_O, recorded[Site("attn_out", 1)])
+
+
+def test_logits_equal_those_of_the_hugging_face_model(tiny_model, tiny_folder):
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(tiny_folder).double()
+    with torch.no_grad():
+        assert_close(tiny_model.run(TOKENS)[0], plain(TOKENS).logits)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_starting_at_a_layer_equals_the_whole_run_and_skips_the_blocks_below(tiny_model, layer):
+    logits, recorded = tiny_model.run(TOKENS, record=[Site("resid_post", 0), Site("resid_post", 1)])
+    calls = []
+    handle = tiny_model.library.hook_dict["blocks.0.mlp.hook_out"].register_forward_hook(lambda *a: calls.append(1))
+    try:
+        if layer == 1:
+            again, _ = tiny_model.run(TOKENS, start=(1, recorded[Site("resid_post", 0)]))
+            assert torch.equal(again, logits) and not calls
+            changed, _ = tiny_model.run(TOKENS, start=(1, 2 * recorded[Site("resid_post", 0)]))
+            assert not torch.allclose(changed, logits)
+        after, _ = tiny_model.run(TOKENS)
+        assert torch.equal(after, logits) and calls
+    finally:
+        handle.remove()
+
+
+def test_a_replaced_value_is_what_the_model_goes_on_with(tiny_model):
+    sites = [Site("mlp_out", 0), Site("resid_post", 0)]
+    logits, before = tiny_model.run(TOKENS, record=sites)
+    changed, after = tiny_model.run(TOKENS, record=sites, replace={Site("mlp_out", 0): lambda x, r: 2 * x})
+    assert not torch.allclose(changed, logits)
+    assert torch.equal(after[Site("mlp_out", 0)], before[Site("mlp_out", 0)]), (
+        "recorded is the value before replacement"
+    )
+    assert_close(after[Site("resid_post", 0)], before[Site("resid_post", 0)] + before[Site("mlp_out", 0)])
+
+
+def test_a_layer_that_is_not_there_is_refused(tiny_model):
+    with pytest.raises(ModelError, match=r"tiny has no site mlp_out.7; it has 2 layers \(0-1\)"):
+        tiny_model.run(TOKENS, record=[Site("mlp_out", 7)])
+
+
+def test_a_hook_that_never_fires_is_an_error(tiny_model):
+    with pytest.raises(ModelError, match="without reaching mlp_out.0"):
+        tiny_model.run(TOKENS, record=[Site("mlp_out", 0)], start=(1, torch.zeros(2, 5, 16, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(
+    ("hook", "site"),
+    [
+        ("blocks.3.attn.hook_z", "z.3"),
+        ("blocks.0.hook_mlp_out", "mlp_out.0"),
+        ("blocks.11.ln2.hook_normalized", "ln2_normalized.11"),
+        ("blocks.2.hook_resid_post", "resid_post.2"),
+    ],
+)
+def test_hook_names_of_metadata_are_sites(hook, site):
+    assert str(site_of_hook(hook)) == site
+
+
+@pytest.mark.parametrize("hook", ["blocks.x.hook_z", "ln_final.hook_normalized", "blocks.0.nonsense", ""])
+def test_other_hook_names_are_none(hook):
+    assert site_of_hook(hook) is None
