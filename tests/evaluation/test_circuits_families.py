@@ -40,8 +40,8 @@ def family(request, loaded, tiny_pairs):
     ]
     dictionaries = Dictionaries(found)
     case = build_case(model, dictionaries, tiny_pairs)
-    exact = FAMILIES[request.param].precision == torch.float64
-    return case, Naive(model, dictionaries, case), 1e-9 if exact else 1e-4
+    rounding = {"dtype": FAMILIES[request.param].precision, "scale": float(case.clean.metric.abs().max())}
+    return case, Naive(model, dictionaries, case), rounding
 
 
 def nodes_of(case):
@@ -50,7 +50,7 @@ def nodes_of(case):
 
 @pytest.mark.parametrize("complement", [False, True])
 def test_circuits_are_those_of_naive_runs_under_every_treatment_of_errors(family, complement):
-    case, naive, atol = family
+    case, naive, rounding = family
     baseline_nodes, n_pos = node_values(case.model, case.dictionaries, case.base.values), case.tokens.clean.shape[1]
     kinds = {"feature", "error", "embedding"}
     every = [node for node in nodes_of(case) if node.kind in kinds]
@@ -73,12 +73,12 @@ def test_circuits_are_those_of_naive_runs_under_every_treatment_of_errors(family
             return errors == "keep" or (errors == "stream" and inside and node.site == RESID)
 
         values[errors] = naive.metric(keeps)
-        assert value == pytest.approx(values[errors], abs=atol), errors
+        assert_close(value, values[errors], **rounding, name=errors)
     assert len({round(value, 3) for value in values.values()}) >= 3
 
 
 def test_the_effect_of_a_set_is_that_of_the_naive_run_with_all_of_it_at_the_baseline(family):
-    case, naive, atol = family
+    case, naive, rounding = family
     by_site = {}
     for node in nodes_of(case):
         by_site.setdefault((node.site, node.kind), []).append(node)
@@ -108,8 +108,10 @@ def test_the_effect_of_a_set_is_that_of_the_naive_run_with_all_of_it_at_the_base
     full = float(case.clean.metric.mean())
     for chosen, effect in zip(sets, effects.mean(1).tolist(), strict=True):
         members = {chosen} if isinstance(chosen, Node) else set(chosen)
-        assert effect == pytest.approx(full - naive.metric(lambda node, m=members: node not in m), abs=atol)
-    assert float(effects[4].abs().max()) == 0 and torch.equal(effects[1], effects[6])
+        expected = full - naive.metric(lambda node, m=members: node not in m)
+        assert_close(effect, expected, **rounding, zeros=not members)
+    assert_close(effects[4], torch.zeros_like(effects[4]), **rounding, zeros=True)
+    assert_close(effects[1], effects[6], **rounding)
     assert (
         sorted(effects.abs().mean(1).tolist())[2] > 1e-4
     )  # but the empty one and the feature alone, which may be weak
