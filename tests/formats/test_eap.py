@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import networkx as nx
 import pytest
@@ -16,15 +15,11 @@ from circuitgraph.formats.eap import component_edges, value_from_eap
 from circuitgraph.graphs.pruning import prune
 from circuitgraph.graphs.summary import summary_text
 
-REAL = Path(__file__).parent / "data" / "mib_gpt2_excerpt.json"  # 20 components of MIB's IOI graph of GPT-2 by EAP-IG
 
-
-@pytest.fixture(params=["small", "real"])
+@pytest.fixture(params=[(2, 2), (12, 12)], ids=["small", "as large as GPT-2's"])
 def file(request, tmp_path):
-    if request.param == "real":
-        return REAL
-    eap_file(tmp_path / "small.json")
-    return tmp_path / "small.json"
+    eap_file(tmp_path / "scores.json", *request.param)
+    return tmp_path / "scores.json"
 
 
 def test_a_file_is_written_back_byte_for_byte_also_through_our_own(file, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -24,28 +23,18 @@ from circuitgraph.formats import (
 )
 from circuitgraph.render.payload import payload
 
-PRINTED = Path(__file__).parent / "data" / "printed_quick_list.json"  # of the notebook 01_Names_Comparison.ipynb
-SUFFIX = {"attn": "att-sm", "mlp": "mlp-sm", "resid": "res-sm"}
-
-
-def _features(table):
-    """(source, feature) pairs of a printed table {"attn_3": {"2959": value}}."""
-    for component, values in table.items():
-        kind, layer = component.rsplit("_", 1)
-        yield from ((f"{layer}-{SUFFIX[kind]}", int(index)) for index in values)
-
-
-def test_a_printed_quick_list_comes_out_byte_for_byte():
-    printed = json.loads(PRINTED.read_text())
-    url = quick_list_url("pythia-70m-deduped", _features(printed["features"]), "Gender features")
-    assert url == printed["url"] and len(url) > 2000
-
 
 def test_a_quick_list_in_full():
     url = quick_list_url("gpt2-small", [("5-att-kk", 7515)], "A list")
     assert url == (
         "https://neuronpedia.org/quick-list/?name=A%20list&features="
         "%5B%7B%22modelId%22%3A%20%22gpt2-small%22%2C%20%22layer%22%3A%20%225-att-kk%22%2C%20%22index%22%3A%20%227515%22%7D%5D"
+    )
+    two = quick_list_url("pythia-70m-deduped", [("0-att-sm", 31), ("5-res-sm", 2047)], "Two of one kind")
+    assert two == (
+        "https://neuronpedia.org/quick-list/?name=Two%20of%20one%20kind&features="
+        "%5B%7B%22modelId%22%3A%20%22pythia-70m-deduped%22%2C%20%22layer%22%3A%20%220-att-sm%22%2C%20%22index%22%3A%20%2231%22%7D%2C%20"
+        "%7B%22modelId%22%3A%20%22pythia-70m-deduped%22%2C%20%22layer%22%3A%20%225-res-sm%22%2C%20%22index%22%3A%20%222047%22%7D%5D"
     )
     assert feature_url("gpt2-small", "5-att-kk", 7515) == "https://www.neuronpedia.org/gpt2-small/5-att-kk/7515"
     assert feature_url("a/../b", "x?y#z", 1) == "https://www.neuronpedia.org/a%2F..%2Fb/x%3Fy%23z/1"
