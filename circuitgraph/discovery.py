@@ -64,6 +64,6 @@ def discover(
         loaded, found, pairs, chosen, scores=chosen.qk == "ablate", backend=backend, progress=progress
     )
     candidates = choose_candidates(run, chosen)
-    traced = trace_edges(run, candidates, chosen, compute, progress)
+    traced = trace_edges(run, candidates.columns, chosen, compute, progress)
     pruned = prune_edges(traced.table, traced.weights, chosen, progress)
     return graph_of_edges(run, chosen, candidates, traced, pruned)

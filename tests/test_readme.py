@@ -27,6 +27,7 @@ def test_the_program_runs_and_has_twelve_lines(tmp_path):
     assert float(re.search(r"faithfulness (\S+)", done.stdout)[1]) > 0.5
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / "quickstart.py", tmp_path], capture_output=True, text=True

@@ -12,18 +12,15 @@ import click
 
 from circuitgraph.cli.options import (
     common_options,
-    defaults_of,
     device_option,
     load_all,
     loading_options,
     model_options,
-    option,
     options_of,
     progress_bar,
 )
-from circuitgraph.settings import ComponentEvaluating, Evaluating, Measuring, resolve
+from circuitgraph.settings import ComponentEvaluating, Evaluating, Intervening, Measuring, resolve
 
-_INTERVENE = defaults_of("interventions/report.py", "report_interventions")
 _GRAPH = click.argument("graph", type=click.Path(path_type=Path))
 _PROMPTS = click.argument("prompts", required=False, type=click.Path(path_type=Path))
 _FREEZE = click.option(
@@ -71,8 +68,8 @@ def evaluate(
 ) -> None:
     """Measure the circuit GRAPH by running the model, on the prompts it was built from or on the pairs in PROMPTS.
 
-    A graph of heads and MLPs (EAP-IG, MIB) is measured by its edges and needs PROMPTS; --dictionaries, --freeze, --n-...
-    and --top-k are for graphs of features, --selection for those of heads and MLPs.
+    A graph of heads and MLPs (EAP-IG, MIB) is measured by its edges and needs PROMPTS; --dictionaries, --freeze,
+    --n-... and --top-k are for graphs of features, --selection for those of heads and MLPs.
     """
     import json
 
@@ -175,32 +172,33 @@ def measure(
     multiple=True,
     help="What keeps its value: attention, norms, final_norm, mlp, or a site; may be repeated.",
 )
-@option(_INTERVENE, "metric", "logit_difference, probability_difference, logit or log_probability.")
-@option(_INTERVENE, "top_k", "Likeliest next tokens to list.")
-@click.option("--length", type=int, help="Use only pairs of this many tokens.")
-@click.option("--examples", type=click.IntRange(min=1), help="Use only this many pairs, drawn at random.")
-@click.option("--seed", default=0, show_default=True, help="Seed of draws and of resampling.")
+@loading_options
 @device_option
+@options_of(Intervening)
 @common_options
 def intervene(
     prompts: Path,
     model: str,
     dictionaries: tuple[str, ...],
     interventions: tuple[str, ...],
-    length: int | None,
-    examples: int | None,
-    seed: int,
+    freeze: tuple[str, ...],
+    dtype: str,
+    lazy: bool,
     device: str | None,
     quiet: bool,
     debug: bool,
     **settings: Any,
 ) -> None:
     """Run the clean prompts in PROMPTS with and without interventions: the metric, and the likeliest next tokens."""
-    from circuitgraph.interventions.language import parse_intervention
+    chosen = resolve(Intervening, None, settings)  # before anything heavy is imported
+
+    from circuitgraph.interventions.language import interventions_of
     from circuitgraph.interventions.report import report_interventions
 
-    chosen = [parse_intervention(one) for one in interventions]
+    given = interventions_of(interventions)
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress)
-        text = report_interventions(loaded, found, pairs, chosen, seed=seed, **settings)
+        loaded, found, pairs = load_all(
+            prompts, model, dictionaries, None, None, 0, device, progress, dtype=dtype, lazy=lazy
+        )
+        text = report_interventions(pairs, loaded, found, given, freeze=freeze, settings=chosen)
     click.echo(text, nl=False)

@@ -11,20 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Selection:
-    """Which edges stay, and of which features the inputs are traced.
+    """Which edges stay.
 
     Args:
         threshold: The smallest |weight|, in the metric's unit.
         relative_threshold: The smallest |local_weight|, as a share of all that the target reads: the sum of |local_weight|.
         top_k: Edges into each target, and those as large as the last of them. None for no limit.
-        max_traced: Features (and errors that are targets) whose inputs are traced, the most influential first. None for
-            every one that is the source of an edge that stays.
     """
 
     threshold: float = 0.0
     relative_threshold: float = 0.0
     top_k: int | None = None
-    max_traced: int | None = None
 
     def passing(self, weights: Sequence[Tensor], local_weights: Sequence[Tensor]) -> list[Tensor]:
         """Which edges stay: a mask [targets, sources] for each kind and table of sources, from their weights of that shape."""

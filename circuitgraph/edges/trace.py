@@ -30,9 +30,7 @@ from torch import Tensor
 
 from circuitgraph.attribution.attribute import Attribution
 from circuitgraph.attribution.tables import FeatureTable, NodeTable
-from circuitgraph.attribution.targets import TargetNode
 from circuitgraph.dictionaries.dictionary import Dictionary
-from circuitgraph.edges.candidates import Candidates
 from circuitgraph.edges.influence import node_influence
 from circuitgraph.edges.position_sums import Groups
 from circuitgraph.edges.products import EdgeProducts, barriers
@@ -43,7 +41,7 @@ from circuitgraph.errors import CircuitGraphError, DictionaryError
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.paths.input_paths import InputPaths, check_input_site
-from circuitgraph.paths.linear_maps import LinearMap, skip_map
+from circuitgraph.paths.linear_maps import skip_map
 from circuitgraph.paths.stream import StreamChange
 from circuitgraph.progress import Progress, no_progress
 from circuitgraph.settings import Compute, Edges
@@ -68,85 +66,37 @@ class TracedEdges:
     weights: Tensor
 
 
-def attribute_edges(
-    model: Model,
+def trace_edges(
+    run: Attribution,
     tables: Sequence[NodeTable],
-    clean: Mapping[Site, Tensor],
-    metric_gradient: Tensor,
-    *,
-    base: Mapping[Site, Tensor] | None = None,
-    targets: Sequence[TargetNode] = (),
-    slopes: Mapping[Site, Tensor] | None = None,
-    maps: Sequence[LinearMap] = (),
-    qk: str = "derivative",
-    selection: Selection | None = None,
-    positions: str = "each",
-    memory: int = 1 << 30,
+    settings: Edges,
+    compute: Compute | None = None,
     progress: Progress = no_progress,
 ) -> TracedEdges:
-    """Edges that pass the selection and reach the metric.
+    """The edges between nodes that pass the settings and reach the metric, from the targets down.
 
     Args:
-        model: The model.
-        tables: The nodes between which edges are traced, at single positions.
-        clean: Activations of the clean run at `runs.sites_of`.
-        metric_gradient: [batch, pos, d_model] dm/d(resid_post of the last layer).
-        base: The baseline's activations, None for zero.
-        targets: The nodes of the objective, none for the metric itself.
-        slopes: `gradients.mlp_slopes`, needed for dictionaries that read behind the neurons of an MLP.
-        maps: Frozen attention and MLPs, which paths pass.
-        qk: "derivative", or "ablate" for q and k edges that are the change of the pattern without the source.
-        selection: Which edges stay, all by default.
-        positions: "each", or "sum" for nodes that are sums over positions.
-        memory: Bytes that input directions and products may take at once. One target is held whatever it takes.
+        run: Runs, gradients, targets and frozen components.
+        tables: The nodes at single positions, also where edges are between sums over positions.
+        settings: How q and k edges are computed, which features are traced and which edges stay.
+        compute: Its memory bounds what input directions and products take at once; one target is held whatever it takes.
         progress: Told (stage, steps done, steps in all).
 
     Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced, CircuitGraphError for qk "ablate"
     with frozen components or without recorded attention scores.
     """
-    if qk == "ablate" and maps:
+    if settings.qk == "ablate" and run.frozen:
         raise CircuitGraphError("qk 'ablate' passes no component that is 'frozen'; take 'derivative' or 'node'")
-    if qk == "ablate" and not any(site.kind == "attn_scores" for site in clean):
+    if settings.qk == "ablate" and not any(site.kind == "attn_scores" for site in run.clean.attached):
         raise CircuitGraphError("qk 'ablate' needs the attention scores; record them with sites_of(..., scores=True)")
-    groups = [Groups.of(table, positions) for table in tables]
-    change = StreamChange(model, clean, base)
-    tracer = Tracer(change, tables, groups, slopes or {}, maps, qk, selection or Selection(), memory)
-    tracer.trace_objective(metric_gradient, targets)
-    if tracer.selection.max_traced is None:
+    memory = (compute or Compute()).memory * (1 << 30)
+    tracer = Tracer(run, tables, settings, int(memory))
+    tracer.trace_objective()
+    if settings.max_traced is None:
         tracer.trace_downwards(progress)
     else:
-        tracer.trace_most_influential(tracer.selection.max_traced, progress)
+        tracer.trace_most_influential(settings.max_traced, progress)
     return tracer.result()
-
-
-def trace_edges(
-    run: Attribution, candidates: Candidates, settings: Edges, compute: Compute, progress: Progress = no_progress
-) -> TracedEdges:
-    """The edges between candidates that pass the settings and reach the metric, from the targets down.
-
-    Args:
-        run: Runs, gradients and targets.
-        candidates: The nodes.
-        settings: Which edges stay, and how q and k edges are computed.
-        compute: Its memory bounds what input directions may take at once.
-        progress: Told (stage, steps done, steps in all).
-    """
-    threshold = settings.edge_threshold * run.full_share
-    return attribute_edges(
-        run.model,
-        candidates.columns,
-        run.clean.values,
-        run.stream_gradient,
-        base=run.baseline.values,
-        targets=run.targets,
-        slopes=run.slopes,
-        maps=list(run.frozen.values()),
-        qk=settings.qk,
-        selection=Selection(threshold, settings.relative_threshold, settings.top_k, settings.max_traced),
-        memory=int(compute.memory * (1 << 30)),
-        positions=settings.positions,
-        progress=progress,
-    )
 
 
 def check_inputs(model: Model, dictionaries: Iterable[Dictionary], qk: str = "derivative") -> None:
@@ -178,80 +128,60 @@ class Tracer:
     that stay: the next targets.
     """
 
-    def __init__(
-        self,
-        change: StreamChange,
-        tables: Sequence[NodeTable],
-        groups: Sequence[Groups],
-        slopes: Mapping[Site, Tensor],
-        maps: Sequence[LinearMap],
-        qk: str,
-        selection: Selection,
-        memory: int,
-    ) -> None:
-        self.model, self.clean, self.change, self.tables, self.groups = (
-            change.model,
-            change.clean,
-            change,
-            tables,
-            groups,
+    def __init__(self, run: Attribution, tables: Sequence[NodeTable], settings: Edges, memory: int) -> None:
+        self.run, self.model, self.clean = run, run.model, run.clean.values
+        self.change = StreamChange(run.model, self.clean, run.baseline.values)
+        self.tables, self.settings, self.memory = tables, settings, memory
+        self.selection = Selection(
+            settings.edge_threshold * run.full_share, settings.relative_threshold, settings.top_k
         )
-        self.slopes, self.qk, self.selection, self.memory = slopes, qk, selection, memory
         dictionaries = [table.dictionary for table in tables if isinstance(table, FeatureTable)]
-        check_inputs(self.model, dictionaries, qk)
+        check_inputs(self.model, dictionaries, settings.qk)
         skips = [
             skip_map(self.model, d.reads, d.writes, W_skip, self.clean)
             for d in dictionaries
             if (W_skip := d.W_skip) is not None
         ]
         written = [dictionary.writes for dictionary in dictionaries]
-        self.products = EdgeProducts(tables, [*skips, *maps], barriers(written))
-        self.nodes: list[Node] = [node for group in groups for node in group.nodes]
-        sizes = torch.tensor([0, *(len(group.nodes) for group in groups)])
+        self.products = EdgeProducts(tables, [*skips, *run.frozen.values()], barriers(written))
+        self.groups = [Groups.of(table, settings.positions) for table in tables]
+        self.nodes: list[Node] = [node for group in self.groups for node in group.nodes]
+        sizes = torch.tensor([0, *(len(group.nodes) for group in self.groups)])
         self.offsets: list[int] = sizes.cumsum(0).tolist()
         self.collector = EdgeCollector(self.nodes)
-        self.kept = [torch.zeros(len(g.nodes), dtype=torch.bool, device=g.number.device) for g in groups]
+        self.kept = [torch.zeros(len(g.nodes), dtype=torch.bool, device=g.number.device) for g in self.groups]
         traceable = [i for i, table in enumerate(tables) if table.reads_at is not None]
         self.traceable = sorted(traceable, key=lambda i: -tables[i].site.depth)
         self.weights = torch.zeros(len(self.nodes), dtype=torch.float64)
         self.total_inputs: dict[int, float] = {}
         self.stream_inputs: dict[int, float] = {}
 
-    def trace_objective(self, metric_gradient: Tensor, targets: Sequence[TargetNode]) -> None:
+    def trace_objective(self) -> None:
         """The inputs of the metric; or those of the objective's nodes, and their edges to the metric."""
-        last = Node("metric", Site("metric"), metric_gradient.shape[1] - 1)
-        first = len(self.nodes)
-        top = [*(target.node for target in targets), last]
-        self.nodes += top if all(group.single for group in self.groups) else [replace(node, pos=0) for node in top]
+        gradient, targets, first = self.run.stream_gradient, self.run.targets, len(self.nodes)
+        top = [*(target.node for target in targets), Node("metric", Site("metric"), gradient.shape[1] - 1)]
+        self.nodes += top if self.settings.positions == "each" else [replace(node, pos=0) for node in top]
         self.weights = torch.zeros(len(self.nodes), dtype=torch.float64)
         if not targets:
             self.weights[-1] = 1
-            self._trace_stream(
-                torch.tensor([first]), metric_gradient[:, None], torch.ones_like(metric_gradient[:, :1, 0])
-            )
+            self._trace_stream(torch.tensor([first]), gradient[:, None], torch.ones_like(gradient[:, :1, 0]))
             return
         ids = torch.arange(first, first + len(targets))
         weights = torch.stack([target.weight for target in targets], 1)
-        outer = [i for i, target in enumerate(targets) if target.gradient is not None]
-        if outer:
+        logits = [i for i, target in enumerate(targets) if target.gradient is not None]
+        if logits:
             gradient = torch.stack([t.gradient for t in targets if t.gradient is not None], 1)
-            self._trace_stream(ids[outer], gradient, weights[:, outer])
+            self._trace_stream(ids[logits], gradient, weights[:, logits])
         for i, target in enumerate(targets):
             if target.reads is not None and target.vector is not None:
-                incoming, here = IncomingEdges(self.groups, 1), slice(i, i + 1)
-                row = torch.zeros(1, dtype=torch.int64, device=weights.device)
-                paths = self._paths_of(target.reads)
+                here, row = slice(i, i + 1), torch.zeros(1, dtype=torch.int64, device=weights.device)
+                incoming, paths = IncomingEdges(self.groups, 1), self._paths_of(target.reads)
                 self._add_inputs(
                     incoming, paths, target.vector[None], target.node.pos, weights[:, here], row, ids[here]
                 )
                 self._select(ids[here], incoming)
-        local = torch.stack(
-            [
-                t.clean if self.change.baseline is None or t.corrupted is None else t.clean - t.corrupted
-                for t in targets
-            ],
-            1,
-        )
+        zero = self.change.baseline is None
+        local = torch.stack([t.clean if zero or t.corrupted is None else t.clean - t.corrupted for t in targets], 1)
         self.weights[first:-1] = weights.mean(0).to("cpu", torch.float64)
         weight = weights * local
         metric_ids = torch.full_like(ids, len(self.nodes) - 1)
@@ -310,7 +240,7 @@ class Tracer:
     def _paths_of(self, reads: Site) -> InputPaths:
         """Paths into what reads at the site. Projections for the last such site are dropped."""
         self.products.forget()
-        return InputPaths(self.model, reads, self.clean, self.slopes, ablate=self.qk == "ablate")
+        return InputPaths(self.model, reads, self.clean, self.run.slopes, ablate=self.settings.qk == "ablate")
 
     def _batches(self, index: int, nodes: Tensor, paths: InputPaths) -> Iterator[Tensor]:
         """The nodes in batches that fit into the memory; nodes at single positions together with others at the same one."""
@@ -372,7 +302,9 @@ class Tracer:
         """Collect the edges into targets ids [r] that pass, and mark their sources in `kept`."""
         found = incoming.found
         weights, local = [_mean(x.weight) for x in found.values()], [_mean(x.local) for x in found.values()]
-        additive = [x for x, (kind, _) in zip(local, found, strict=True) if self.qk != "ablate" or kind not in "qk"]
+        additive = [
+            x for x, (kind, _) in zip(local, found, strict=True) if self.settings.qk != "ablate" or kind not in "qk"
+        ]
         total = torch.stack([x.sum(-1) for x in additive]).sum(0) if additive else torch.zeros(len(ids))
         self.total_inputs |= dict(zip(ids.tolist(), total.tolist(), strict=True))
         passing = self.selection.passing(weights, local)

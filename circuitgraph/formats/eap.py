@@ -40,7 +40,7 @@ _KEPT = ("score", "neurons", "neurons_scores")
 def read_eap(path: str | Path) -> nx.MultiDiGraph:
     """The graph of an EAP-IG or MIB JSON file, with all of its edges; `in_graph` says which are its circuit."""
     with reading(path):
-        return value_from_eap(parse_json(read_text(path), unique=True))
+        return value_from_eap(parse_json(read_text(path)))
 
 
 def write_eap(graph: nx.MultiDiGraph, path: str | Path) -> None:

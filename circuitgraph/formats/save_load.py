@@ -79,7 +79,7 @@ def _load_json(path: str | Path) -> nx.MultiDiGraph:
             if "elements" in value:
                 return value_from_cyjs(value)
             if "cfg" in value and "edges" in value:
-                return value_from_eap(parse_json(read_text(path), unique=True))
+                return value_from_eap(value)
             if "metadata" in value or "qParams" in value or "links" in value:
                 return value_from_neuronpedia(value)
         return value_to_graph(value)

@@ -1,8 +1,7 @@
 """What interventions do to the activations at a site.
 
-In come interventions, the model, dictionaries and the activations of this and other runs; out come edited activations. A
-dictionary is spliced in as x + decode(edited) - decode(acts), of which only the edited features are computed: no
-intervention, or one that changes nothing, leaves x as it is bit for bit. This module runs no model.
+A dictionary is spliced in as x + decode(edited) - decode(acts), of which only the edited features are computed: no
+intervention, or one that changes nothing, leaves x as it is bit for bit.
 """
 
 from __future__ import annotations
@@ -40,10 +39,6 @@ class RunValues:
     def error(self, site: Site) -> Tensor:
         """What the dictionaries that write there miss, [batch, pos, d]; all of it where none does."""
         return self.dictionaries.error(site, self.values)
-
-    def take(self, rows: slice) -> RunValues:
-        """The same of some rows only."""
-        return RunValues(self.dictionaries, {site: value[rows] for site, value in self.values.items()})
 
 
 def sites_read(model: Model, dictionaries: Dictionaries, intervention: Intervention) -> set[Site]:

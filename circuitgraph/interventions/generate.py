@@ -1,28 +1,30 @@
 """Text that the model writes under interventions.
 
-In come a model, dictionaries, prompts and interventions; out come continuations, token by token. Each token is one run of
-everything before it, so that no cache can hide a change. This module decides only which positions an intervention reaches.
+Each token is one run of everything before it, so that no cache can hide a change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from circuitgraph.dictionaries.collection import Dictionaries
+from circuitgraph.doors import DictionariesLike, ModelLike, as_dictionaries, as_model
 from circuitgraph.errors import CircuitGraphError, PromptError
-from circuitgraph.interventions.language import Intervention, Patch, Span, parse_intervention
-from circuitgraph.interventions.run import Interventions, Prompts, prompt_tokens, run_with_interventions
-from circuitgraph.models.model import Model
+from circuitgraph.interventions.language import Intervention, Interventions, Patch, Span
+from circuitgraph.interventions.references import Prompts, prompt_tokens
+from circuitgraph.interventions.run import prepare
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """Token ids [batch, prompt + new], what was written as text, one for each prompt, and the logits [batch, new, vocab] that
-    each new token was chosen from."""
+    """What was written after each prompt.
+
+    tokens are ids [batch, prompt + new], texts what is new in them, and logits [batch, new, vocab] what each new token was
+    chosen from.
+    """
 
     tokens: Tensor
     texts: tuple[str, ...]
@@ -35,51 +37,61 @@ class Generation:
 
 
 def generate(
-    model: Model,
-    dictionaries: Dictionaries,
     prompts: Prompts,
+    model: ModelLike,
+    dictionaries: DictionariesLike | None,
     interventions: Interventions,
     *,
     max_new_tokens: int = 20,
     temperature: float = 0.0,
     seed: int = 0,
-    references: Mapping[str, Sequence[str] | Tensor] | None = None,
+    references: Mapping[str, Prompts] | None = None,
 ) -> Generation:
-    """What the model writes after the prompts (texts or ids, of one length); temperature 0 takes the likeliest token.
+    """What the model writes after the prompts.
 
     An intervention at fixed positions (@5, @2:7) stays there; one without positions or with an open end (@4:) goes on over
-    the tokens that are written. A patch reaches no further than the prompt, where the other run has values. Raises as
-    `run_with_interventions` does.
+    the tokens that are written. A patch reaches no further than the prompt, where the other run has values.
+
+    Args:
+        prompts: A text, a list of texts, or token ids [batch, pos]; all of one length.
+        model: A name, a folder, a loaded model of TransformerLens or Hugging Face, or a `Model`.
+        dictionaries: A name, a folder, an SAE, or a list or mapping of these; None for none.
+        interventions: One or several, or their text.
+        max_new_tokens: How many tokens to write.
+        temperature: 0 takes the likeliest token; otherwise logits are divided by it and a token is drawn.
+        seed: Of these draws.
+        references: Runs to patch from, name -> prompts as long as ours.
+
+    Raises as `run_with_interventions` does, before anything runs.
     """
     if max_new_tokens < 1 or temperature < 0:
         raise CircuitGraphError(
             f"max_new_tokens is {max_new_tokens} and temperature {temperature}; expected at least 1, and 0 or more"
         )
-    tokens, corrupted = prompt_tokens(model, prompts)
+    loaded = as_model(model)
+    found = as_dictionaries(dictionaries, loaded)
+    tokens, corrupted = prompt_tokens(loaded, prompts)
     if corrupted is not None:
         raise PromptError("pairs cannot be continued; give the prompts of one side")
     n_prompt = tokens.shape[1]
-    if n_prompt + max_new_tokens > model.n_ctx + 1:
+    if n_prompt + max_new_tokens > loaded.n_ctx + 1:
         raise PromptError(
-            f"{n_prompt} tokens and {max_new_tokens} new ones, but {model.name} reads at most {model.n_ctx}; write fewer"
+            f"{n_prompt} tokens and {max_new_tokens} new ones, but {loaded.name} reads at most {loaded.n_ctx}; write fewer"
         )
-    given = [parse_intervention(one) if isinstance(one, str) else one for one in interventions]
-    run_with_interventions(model, dictionaries, tokens, given, references=references)  # refuses what does not fit
-    bounded = [_within_prompt(one, n_prompt) for one in given]
-    others = {name: prompt_tokens(model, other)[0] for name, other in (references or {}).items()}
+    _, engine = prepare(tokens, loaded, found, [interventions], references=references or {})
+    engine = replace(engine, sets=[[_within_prompt(one, n_prompt) for one in engine.sets[0]]])
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for _ in range(max_new_tokens):
-        extra = tokens[:, n_prompt:]
-        longer = {name: torch.cat([other.expand(len(tokens), -1), extra], 1) for name, other in others.items()}
-        logits = run_with_interventions(model, dictionaries, tokens, bounded, references=longer).logits[:, -1]
+        (run,) = engine.run(tokens)
+        logits = run.logits[:, -1]
         chosen.append(logits)
         if temperature == 0:
             new = logits.argmax(-1, keepdim=True)
         else:
             new = torch.multinomial((logits.cpu() / temperature).softmax(-1), 1, generator=generator).to(tokens.device)
         tokens = torch.cat([tokens, new], 1)
-    texts = tuple("".join(model.token_strings(row[n_prompt:].tolist())) for row in tokens)
+    texts = tuple("".join(loaded.token_strings(row[n_prompt:].tolist())) for row in tokens)
     return Generation(tokens, texts, torch.stack(chosen, 1))
 
 

@@ -8,14 +8,14 @@
     resid_pre.4@5+=3*z.2/f17      steer: add 3 times what one unit of the feature writes
     resid_pre.4@5-=z.2/f17        delete: subtract what the node itself writes in this run, at its own position, here
 
-In comes text, out come values that print as the same text. This module knows neither models nor dictionaries: what fits
-them is checked by `edits`.
+What fits a model and its dictionaries is checked by `checks`.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +51,7 @@ class Span:
 
 @dataclass(frozen=True)
 class SitePart:
-    """A part of what a site holds: a feature, the error, a head, a neuron (index set but for the error), or the whole vector."""
+    """A part of what a site holds: a feature, a head, a neuron (these with an index), the error, or the whole vector."""
 
     site: Site
     part: Part
@@ -168,6 +168,13 @@ class Delete:
 
 
 Intervention = Set | Scale | Patch | Steer | Delete
+Interventions = Intervention | str | Sequence[Intervention | str]
+
+
+def interventions_of(given: Interventions) -> tuple[Intervention, ...]:
+    """The interventions: one or several, as values or as their text."""
+    several = [given] if isinstance(given, str | Intervention) else given
+    return tuple(parse_intervention(one) if isinstance(one, str) else one for one in several)
 
 
 def parse_intervention(text: str) -> Intervention:

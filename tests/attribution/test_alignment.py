@@ -14,7 +14,7 @@ from support.families import FAMILIES, hooked_transformer
 from circuitgraph import embedded
 from circuitgraph.attribution.alignment import align_pairs, position_names
 from circuitgraph.discovery import discover
-from circuitgraph.edges.trace import attribute_edges
+from circuitgraph.edges.trace import trace_edges
 from circuitgraph.errors import PromptError
 from circuitgraph.graphs.schema import check_graph
 from circuitgraph.models.load import load_model
@@ -118,10 +118,10 @@ def test_what_targets_read_of_all_sources_is_what_they_read_of_the_stream(loaded
     model, traced = loaded(family), []
 
     def trace(*arguments, **settings):
-        traced.append(attribute_edges(*arguments, **settings))
+        traced.append(trace_edges(*arguments, **settings))
         return traced[-1]
 
-    monkeypatch.setattr("circuitgraph.edges.trace.attribute_edges", trace)
+    monkeypatch.setattr("circuitgraph.discovery.trace_edges", trace)
     found = dictionary_set(model, "transcoders")
     discover([FIRST, SECOND], model, found, align="role", baseline=baseline, **EVERYTHING)
     stream, inflow = (

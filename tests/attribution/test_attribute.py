@@ -153,3 +153,15 @@ def test_the_model_runs_once_per_prompt_even_for_the_likeliest_logits(tiny_model
     found = cg.attribute("a b c d e", tiny_model, tiny_dictionaries, baseline="zero", targets="logits")
     assert len(runs) == 1 and len(found.targets) > 0 and found.corrupted is None
     assert Node("logit", Site("logit"), 5, found.targets[0].node.feature) == found.targets[0].node
+
+
+@pytest.mark.parametrize("settings", [{}, {"errors_as_targets": True}, {"attention": "frozen"}], ids=str)
+def test_one_backward_pass_serves_every_site(tiny_model, tiny_dictionaries, tiny_pairs, monkeypatch, settings):
+    """Law 2. Slopes of neurons and of nothing else are differentiated on their own."""
+    from circuitgraph.attribution import gradients
+
+    passes = []
+    original = torch.autograd.grad
+    monkeypatch.setattr(gradients.torch.autograd, "grad", lambda *a, **k: passes.append(1) or original(*a, **k))
+    found = cg.attribute(tiny_pairs, tiny_model, tiny_dictionaries, **settings)
+    assert len(passes) == 1 and float(found.stream_gradient.abs().max()) > 0

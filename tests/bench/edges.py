@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--features", type=int, default=24576)
     parser.add_argument("--l0", type=int, default=32)
-    parser.add_argument("--max-traced", type=int, default=4096)
+    parser.add_argument("--traced", type=int, default=4096, help="features whose inputs are traced")
     parser.add_argument("--edge-threshold", type=float, default=None)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the dictionaries")
     options = parser.parse_args()
@@ -105,13 +105,13 @@ def main() -> None:
             other[n // 2] = (other[n // 2] + 7) % 50000 + 1
             clean, corrupted = (" ".join(f"w{t}" for t in ids[1:]) for ids in (tokens, other))
             pairs.append(PromptPair(clean, corrupted, (" w5",), (" w6",)))
-        changes: dict[str, Any] = {}
+        settings: dict[str, Any] = {"preset": options.preset}
         if options.preset == "attribution-graph":
-            changes["max_traced"] = options.max_traced
+            settings["max_traced"] = options.traced
         if options.edge_threshold is not None:
-            changes["edge_threshold"] = options.edge_threshold
+            settings["edge_threshold"] = options.edge_threshold
         start = time.process_time()
-        graph = discover(pairs, model, by_site, preset=options.preset, **changes)
+        graph = discover(pairs, model, by_site, **settings)
         seconds = time.process_time() - start
         print(
             f"{options.preset}: {n} tokens, {options.pairs} pairs: {seconds:.1f} CPU s, {peak_gib():.2f} GiB peak,"

@@ -31,6 +31,7 @@ from circuitgraph.evaluation.evidence import attach_evidence, evaluate
 from circuitgraph.formats import load, save
 from circuitgraph.formats.eap import component_edges, component_names, value_from_eap
 from circuitgraph.metrics import Metric
+from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.render import render_html
 from circuitgraph.studies.programs import build_model, gate
@@ -364,6 +365,30 @@ def test_prompts_that_are_the_same_have_no_faithfulness(evaluated, tiny_model, t
     found = evaluate_components(evaluated[0], tiny_model, same, baselines=["corrupted", "zero"])
     assert found.conditions[0].faithfulness is None and found.conditions[0].complement_faithfulness is None
     assert found.conditions[1].faithfulness is not None and found.cpr is None and found.cmd is None
+
+
+def test_prompts_without_corrupted_ones_are_measured_against_nothing(evaluated, tiny_model, tiny_pairs):
+    """As with the baseline zero where there are corrupted prompts; any other one is refused."""
+    graph, evaluation = evaluated
+    alone = [replace(pair, corrupted=None) for pair in tiny_pairs]
+    found = evaluate_components(graph, tiny_model, alone, seed=2)
+    (row,) = found.conditions
+    assert row == next(row for row in evaluation.conditions if row.baseline == "zero") and row.faithfulness is not None
+    assert len(found.curves) == 3 and found.cpr != evaluation.cpr
+    with pytest.raises(CircuitGraphError, match="baseline 'corrupted' needs corrupted prompts, and there are none"):
+        evaluate_components(graph, tiny_model, alone, baselines=["corrupted"])
+
+
+def test_a_folder_and_a_single_pair_are_as_good_as_a_model_and_a_list(evaluated, tiny_folder, tiny_pairs):
+    graph, settings = evaluated[0], {"curves": False, "seed": 7, "length": 6}
+    found = evaluate_components(graph, str(tiny_folder), tiny_pairs[0], **settings)
+    listed = evaluate_components(graph, load_model(tiny_folder), [tiny_pairs[0]], **settings)
+    assert found.record() == listed.record() and found.curves == ()
+    assert found.settings == {"metric": "logit_difference", "selection": "top-n", "examples": None, **settings}
+    lines = repr(found).splitlines()
+    assert lines[0].endswith(f"1 examples of 6 tokens, prompts {found.prompts[:12]}, seed 7") and len(lines) < 10
+    with pytest.raises(CircuitGraphError, match="'pairs' is no setting"):
+        evaluate_components(graph, tiny_folder, tiny_pairs, pairs=tiny_pairs)
 
 
 def test_what_cannot_be_evaluated_is_refused(evaluated, tiny_model, tiny_pairs, tmp_path):

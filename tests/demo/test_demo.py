@@ -127,7 +127,7 @@ def test_keeping_every_node_of_the_trained_model_changes_nothing(trained):
 
 def test_integrated_gradients_sum_to_the_metric_difference_on_the_trained_model(trained):
     total = integrated_sum(trained, Site("resid_post", 1), steps=40)
-    assert_close(total, trained.clean.metric - trained.corrupted.metric, allowance=1e-3)
+    assert_close(total, trained.clean.metric - trained.corrupted.metric, allowance=1e-3)  # of the quadrature
 
 
 def test_residual_dictionaries_give_node_attributions_too(trained):

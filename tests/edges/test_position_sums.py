@@ -12,7 +12,7 @@ from support.close import assert_close
 from support.dictionary_kinds import dictionary_set
 
 from circuitgraph.discovery import discover
-from circuitgraph.edges.trace import attribute_edges
+from circuitgraph.edges.trace import trace_edges
 from circuitgraph.graphs.schema import check_graph
 from circuitgraph.nodes import Node
 from circuitgraph.prompts import PromptPair
@@ -73,10 +73,10 @@ def test_what_sums_read_of_all_sources_is_what_they_read_of_the_stream(loaded, m
     model, traced = loaded("gpt2"), []
 
     def trace(*arguments, **settings):
-        traced.append(attribute_edges(*arguments, **settings))
+        traced.append(trace_edges(*arguments, **settings))
         return traced[-1]
 
-    monkeypatch.setattr("circuitgraph.edges.trace.attribute_edges", trace)
+    monkeypatch.setattr("circuitgraph.discovery.trace_edges", trace)
     found = dictionary_set(model, "transcoders")
     graph = discover([FIRST, SECOND], model, found, align="role", baseline="zero", **SUMMED)
     stream, inflow = (

@@ -211,5 +211,6 @@ def test_the_text_has_every_site_and_every_listed_token(check):
     listed = [token for row in check.sites for token in row.error_tokens]
     assert listed and all(repr(token.token) in text and f"{token.share:.2f}" in text for token in listed)
     assert max(map(len, text.splitlines())) <= 120
+    assert repr(check) == text.rstrip()
     doubtful = [row for row in check.sites if not row.loss_matters]
     assert text.count(" ?") == len(doubtful) and ("? setting" in text) == bool(doubtful)

@@ -14,14 +14,13 @@ from support.families import FAMILIES
 from circuitgraph.attribution.attribute import run_attribution
 from circuitgraph.attribution.treatment import ComponentTreatment
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.edges.selection import Selection
-from circuitgraph.edges.trace import attribute_edges
+from circuitgraph.edges.trace import trace_edges
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.edge_effects import measure_edges
 from circuitgraph.metrics import Metric
 from circuitgraph.models.tokens import tokenize_pairs
 from circuitgraph.nodes import Node, Site
-from circuitgraph.settings import Nodes
+from circuitgraph.settings import Edges, Nodes
 
 pytestmark = pytest.mark.filterwarnings("ignore:A forward hook edited")
 
@@ -55,16 +54,7 @@ def traced(model, kinds, treatment, pairs):
     settings = Nodes(attention=treatment.attention, mlp=treatment.mlp)
     run = run_attribution(model, dictionaries, pairs, settings)
     case, tables = replace(case, clean=run.clean), run.tables
-    edges = attribute_edges(
-        model,
-        tables,
-        run.clean.values,
-        run.stream_gradient,
-        base=run.baseline.values,
-        slopes=run.slopes,
-        maps=list(run.frozen.values()),
-        selection=Selection(),
-    )
+    edges = trace_edges(run, tables, Edges(edge_threshold=0))
     return case, tables, list(edges.table)
 
 

@@ -1,5 +1,4 @@
-"""Evaluations: every number against a naive computation that knows nothing of masks, batches and splices, and the statistics
-against numbers worked out by hand."""
+"""Evaluations: every number against a naive computation that knows nothing of masks, batches and splices."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.discovery import discover
 from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError, GraphError
-from circuitgraph.evaluation.agreement import auroc, compare, pearson, spearman
-from circuitgraph.evaluation.conditions import FRACTIONS, Curve, Point, cmd, cpr, ratio
+from circuitgraph.evaluation.conditions import cmd, cpr
 from circuitgraph.evaluation.edge_effects import measure_edges
 from circuitgraph.evaluation.evidence import attach_evidence, evaluate
 from circuitgraph.evaluation.report import evaluation_text
@@ -27,71 +25,6 @@ from circuitgraph.interventions.run import run_with_interventions
 from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Node
 from circuitgraph.tasks import make_pairs
-
-# statistics ----------------------------------------------------------------------------------------------------------
-
-
-def test_agreement_of_numbers_worked_out_by_hand():
-    agreement = compare(
-        list("abcd"), torch.tensor([1.0, -2.0, 3.0, 0.0]), torch.tensor([2.0, -4.0, -1.0, 1.0]), top_k=2
-    )
-    assert agreement.n == 4 and agreement.top_k == 2
-    # x - mean = .5 -2.5 2.5 -.5, y - mean = 2.5 -3.5 -.5 1.5
-    assert agreement.pearson_r == pytest.approx((1.25 + 8.75 - 1.25 - 0.75) / (13 * 21) ** 0.5)
-    assert agreement.spearman_r == pytest.approx(0.4)  # ranks 2 0 3 1 and 3 0 1 2: 1 - 6 * (1 + 0 + 4 + 1) / 60
-    assert agreement.sign_agreement == pytest.approx(2 / 3) and agreement.top_k_overlap == 0.5
-    assert agreement.worst[0] == ("c", 3.0, -1.0) and agreement.worst[1] == ("b", -2.0, -4.0)
-
-
-def test_agreement_that_is_undefined_is_none():
-    agreement = compare(["a"], torch.tensor([1.0]), torch.tensor([0.0]))
-    assert (agreement.pearson_r, agreement.spearman_r, agreement.sign_agreement) == (None, None, None)
-    assert compare([], torch.zeros(0), torch.zeros(0)).top_k_overlap is None
-
-
-def test_equal_values_share_their_ranks():
-    """Ranks 1.5 0 1.5 3 and 0 1 2 3: their differences from the mean 1.5 are 0 -1.5 0 1.5 and -1.5 -.5 .5 1.5."""
-    values = spearman(torch.tensor([5.0, 1.0, 5.0, 7.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
-    assert values == pytest.approx((0.75 + 2.25) / (4.5 * 5) ** 0.5)
-
-
-def test_the_correlation_with_numbers_that_are_all_equal_is_undefined():
-    """0.1 has no exact mean in floating point, so that a variance of roundings could be taken for one."""
-    equal, other = torch.full((7,), 0.1, dtype=torch.float64), torch.arange(7.0, dtype=torch.float64)
-    assert pearson(equal, other) is None and spearman(other, equal) is None
-    assert pearson(other[:1], other[:1]) is None and spearman(other[:0], other[:0]) is None
-
-
-def test_auroc_is_the_share_of_pairs_in_order():
-    truth = torch.tensor([True, False, True, False])
-    assert auroc(torch.tensor([3.0, 1.0, 2.0, 2.0]), truth) == pytest.approx(3.5 / 4)
-    assert auroc(torch.zeros(4), truth) == 0.5
-    assert auroc(torch.ones(2), torch.tensor([True, True])) is None
-
-
-def test_the_bootstrap_brackets_the_ratio_and_depends_on_nothing_but_the_seed():
-    generator = torch.Generator().manual_seed(0)
-    below = 5 + torch.randn(200, generator=generator)
-    above = 0.5 * below + 0.3 * torch.randn(200, generator=generator)
-    interval = ratio(above, below, seed=1)
-    assert interval == ratio(above, below, seed=1) != ratio(above, below, seed=2)
-    assert interval.low < interval.value < interval.high
-    # the standard error of the ratio: sd(above - r * below) / (mean(below) * sqrt(n)), 1.96 of it to each side
-    error = float((above - interval.value * below).std() / below.mean() / 200**0.5)
-    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.15)
-    assert ratio(above, torch.zeros(200), seed=1) is None
-    alone = ratio(above[:1], below[:1], seed=1)
-    assert alone.value == pytest.approx(float(above[0] / below[0])) and alone.low is alone.high is None
-
-
-def test_cpr_and_cmd_are_mibs_areas():
-    """Their trapezoids over the listed percentages, on the linear axis."""
-    curve = Curve("signed", tuple(Point(f, 0, 0, 2 * f, 0.0) for f in FRACTIONS))
-    assert cpr(curve) == pytest.approx(1 - 0.001**2)  # the integral of 2 x
-    # |1 - 2 x| is linear between the points, of which 0.5 is one
-    assert cmd(curve) == pytest.approx((0.499 * 0.998 + 0.5 * 1) / 2)
-    assert [point.fraction for point in curve.points] == [n / 100 for n in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)]
-
 
 # the demo circuit, naively -------------------------------------------------------------------------------------------
 
@@ -245,7 +178,7 @@ def test_noising_and_denoising_go_from_corrupted_to_clean(
     ):
         patches = [Patch(SitePart.of(node), "other") for node in circuit]
         runs = {"other": prompts[other]}
-        run = run_with_interventions(tiny_model, tiny_dictionaries, prompts[on], patches, references=runs)
+        run = run_with_interventions(prompts[on], tiny_model, tiny_dictionaries, patches, references=runs)
         assert value == pytest.approx(float(score(run.logits).mean()), abs=1e-9)
     values = [point.noising for point in noise]
     assert len(set(values)) == 11
@@ -290,6 +223,35 @@ def _scaled(table, size):
     return replace(table, vectors=size * table.vectors)
 
 
+def test_with_frozen_attention_q_and_k_edges_are_neither_measured_nor_compared(
+    tiny_graph, tiny_model, tiny_dictionaries
+):
+    """A pair of nodes that only q and k edges connect is left out, and of other pairs these kinds are not counted."""
+    whole = tiny_graph[0].copy()
+    attended = sorted({(u, v) for u, v, kind in whole.edges(keys=True) if kind in ("q", "k")})
+    only_qk = attended[::20]
+    whole.remove_edges_from([(u, v, "ov") for u, v in only_qk])
+    settings = {"n_patched": 0, "n_edges": 10**6, "n_dropped": 0, "curves": False, "baselines": ()}
+    predicted: dict[bool, dict] = {False: {}, True: {}}
+    for source, target, data in whole.edges(data=True):
+        for frozen in (False, True):
+            if not (frozen and data["kind"] in ("q", "k")):
+                sums = predicted[frozen]
+                sums[source, target] = sums.get((source, target), 0.0) + data["local_weight"]
+    both = {pair for pair in predicted[True] if predicted[True][pair] != predicted[False][pair]}
+    assert len(both) > 10 < len(only_qk) == len(predicted[False]) - len(predicted[True])
+    for frozen, freeze in ((False, ["norms"]), (True, ["norms", "attention"])):
+        found = evaluate(whole, tiny_model, tiny_dictionaries, freeze=freeze, **settings)
+        assert set(found.edge_effects) == set(predicted[frozen]) and found.settings["freeze"] == freeze
+        pairs = [tuple(name.split(" -> ")) for name, *_ in found.edges.worst]
+        assert [number for _, number, _ in found.edges.worst] == [
+            pytest.approx(predicted[frozen][pair], rel=1e-6) for pair in pairs
+        ]
+    # frozen patterns leave the value paths, and these are linear
+    for pair in both:
+        assert found.edge_effects[pair] == pytest.approx(predicted[True][pair], abs=1e-9), pair
+
+
 def test_evidence_is_json_readable_and_attached_with_its_provenance(tiny_graph, evaluation):
     record = json.loads(json.dumps(evaluation.record(), allow_nan=False))
     assert len(record["prompts"]) == 64 and record["settings"]["seed"] == 4 and record["n_examples"] == 2
@@ -303,6 +265,15 @@ def test_evidence_is_json_readable_and_attached_with_its_provenance(tiny_graph, 
     text = evaluation_text(evaluation)
     for part in ("complement_faithfulness", "CPR", "CMD", "resample", "minimality", "denoising", "spearman", "seed 4"):
         assert part in text
+
+
+def test_an_evaluation_shows_its_table_in_a_few_lines(evaluation):
+    lines = repr(evaluation).splitlines()
+    assert len(lines) < 30 and max(map(len, lines)) < 200
+    assert lines[0].startswith("circuit    30 nodes") and lines[3].startswith("baseline   errors")
+    text = evaluation_text(evaluation)
+    assert set(lines) <= set(text.splitlines()) and len(text.splitlines()) > len(lines) + 20
+    assert "CPR" in lines[-1] and "worst" not in repr(evaluation)
 
 
 def test_a_graph_with_its_evidence_is_written_and_read_back(tiny_graph, evaluation, tmp_path):

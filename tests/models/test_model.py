@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from support.close import assert_close
 
 from circuitgraph.errors import ModelError
 from circuitgraph.models.layout import _BRIDGE_HOOKS, site_of_hook
@@ -96,13 +97,11 @@ def test_every_site_fires_and_the_stream_is_the_sum_of_its_parts(tiny_model):
     _, recorded = tiny_model.run(TOKENS, record=sites)
     assert set(recorded) == set(sites)
     parts = [recorded[s] for s in (Site("embed"), Site("pos_embed"), Site("attn_out", 0), Site("mlp_out", 0))]
-    torch.testing.assert_close(sum(parts[1:], parts[0]), recorded[Site("resid_post", 0)])
+    assert_close(sum(parts[1:], parts[0]), recorded[Site("resid_post", 0)])
     for site in (Site("z", 1), Site("mlp_post", 1), Site("mlp_out", 1)):
         assert recorded[site].shape == (2, 5, tiny_model.width(site))
     b_O = tiny_model.output_bias(Site("z", 1))[0]
-    torch.testing.assert_close(
-        tiny_model.write(Site("z", 1), recorded[Site("z", 1)]) + b_O, recorded[Site("attn_out", 1)]
-    )
+    assert_close(tiny_model.write(Site("z", 1), recorded[Site("z", 1)]) + b_O, recorded[Site("attn_out", 1)])
 
 
 def test_logits_equal_those_of_the_hugging_face_model(tiny_model, tiny_folder):
@@ -110,7 +109,7 @@ def test_logits_equal_those_of_the_hugging_face_model(tiny_model, tiny_folder):
 
     plain = AutoModelForCausalLM.from_pretrained(tiny_folder).double()
     with torch.no_grad():
-        torch.testing.assert_close(tiny_model.run(TOKENS)[0], plain(TOKENS).logits)
+        assert_close(tiny_model.run(TOKENS)[0], plain(TOKENS).logits)
 
 
 @pytest.mark.parametrize("layer", [1, 2])
@@ -138,7 +137,7 @@ def test_a_replaced_value_is_what_the_model_goes_on_with(tiny_model):
     assert torch.equal(after[Site("mlp_out", 0)], before[Site("mlp_out", 0)]), (
         "recorded is the value before replacement"
     )
-    torch.testing.assert_close(after[Site("resid_post", 0)], before[Site("resid_post", 0)] + before[Site("mlp_out", 0)])
+    assert_close(after[Site("resid_post", 0)], before[Site("resid_post", 0)] + before[Site("mlp_out", 0)])
 
 
 def test_a_layer_that_is_not_there_is_refused(tiny_model):

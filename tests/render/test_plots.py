@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import pytest
+from support import CHROMIUM
 from support.graph_files import component_graph
 
 from circuitgraph.components.evaluate import evaluate_components
@@ -79,8 +80,9 @@ def test_what_is_not_installed_is_named(evaluated, tmp_path, monkeypatch, missin
         plots.write_plot(figure, tmp_path / "one.png") if missing == "kaleido" else plots.curve_plot(evaluated[1])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on this machine")
 def test_with_kaleido_a_plot_is_a_still_picture(evaluated, tmp_path):
-    pytest.importorskip("kaleido", reason="Kaleido is not installed")
     figure = plots.curve_plot(evaluated[1])
     png, svg = (plots.write_plot(figure, tmp_path / f"plot.{kind}").read_bytes() for kind in ("png", "svg"))
     assert png.startswith(b"\x89PNG") and len(png) > 5000

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 from circuitgraph.attribution.attribute import run_attribution
-from circuitgraph.attribution.gradients import integrated_gradients, metric_gradients, mlp_slopes
+from circuitgraph.attribution.gradients import integrated_gradients
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.edges.selection import Selection
-from circuitgraph.edges.trace import attribute_edges
+from circuitgraph.edges.trace import trace_edges
 from circuitgraph.nodes import Site
-from circuitgraph.settings import Nodes
+from circuitgraph.settings import Edges, Nodes
 
 
 @dataclass
 class Case:
     """One run of everything up to node tables."""
 
+    run: Any
     model: Any
     dictionaries: Any
     tokens: Any
@@ -35,18 +35,7 @@ class Case:
         return Site("resid_post", self.model.n_layers - 1)
 
     def edges(self, **settings: Any) -> list:
-        gradient = metric_gradients(self.clean, [self.last])[self.last]
-        selection = Selection(**{key: settings.pop(key) for key in ("threshold", "top_k") if key in settings})
-        settings.setdefault("slopes", mlp_slopes(self.clean, [d.reads for d in self.dictionaries.values()]))
-        traced = attribute_edges(
-            self.model,
-            self.tables,
-            self.clean.values,
-            gradient,
-            base=self.base.values,
-            selection=selection,
-            **settings,
-        )
+        traced = trace_edges(self.run, self.tables, Edges(**{"edge_threshold": 0, **settings}))
         return list(traced.table)
 
     def total(self, site: Site, kinds: tuple[str, ...] = ("feature", "error")) -> torch.Tensor:
@@ -72,6 +61,7 @@ def build_case(
     settings = Nodes(baseline=baseline, method=method, steps=steps, rule=rule, metric=metric)
     run = run_attribution(model, Dictionaries(dictionaries), pairs, settings)
     return Case(
+        run,
         model,
         run.dictionaries,
         run.tokens,

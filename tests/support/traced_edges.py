@@ -1,8 +1,4 @@
-"""Edges of small random models with every role that a component may have, traced as discover does it.
-
-In come a model, dictionaries, pairs and settings; out comes a `Traced`, with everything on the way to the edges. Knows nothing
-of graphs.
-"""
+"""Edges of small random models with every treatment of components, traced as discover does it."""
 
 from __future__ import annotations
 
@@ -16,8 +12,8 @@ from circuitgraph.attribution.attribute import run_attribution
 from circuitgraph.attribution.tables import FeatureTable
 from circuitgraph.attribution.targets import Objective
 from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.edges.trace import TracedEdges, attribute_edges
-from circuitgraph.settings import Nodes
+from circuitgraph.edges.trace import TracedEdges, trace_edges
+from circuitgraph.settings import Compute, Edges, Nodes
 from support.close import assert_close
 from support.dictionary_kinds import random_kind
 
@@ -26,6 +22,7 @@ from support.dictionary_kinds import random_kind
 class Traced:
     """Node tables and what edges are traced from; `edges` traces them."""
 
+    run: Any
     model: Any
     clean: Any
     corrupted: Any
@@ -42,18 +39,10 @@ class Traced:
         """The nodes of all tables, in the order in which edges number them."""
         return [node for table in self.tables for node in table.nodes()]
 
-    def edges(self, **settings: Any) -> TracedEdges:
-        return attribute_edges(
-            self.model,
-            settings.pop("tables", self.tables),
-            self.clean.values,
-            self.gradient,
-            base=self.base.values,
-            targets=self.targets,
-            slopes=self.slopes,
-            maps=list(self.frozen.values()),
-            **settings,
-        )
+    def edges(self, *, tables: Any = None, memory: int = 1 << 30, **settings: Any) -> TracedEdges:
+        """All edges, or those that the settings keep; memory in bytes."""
+        run, compute = replace(self.run, clean=self.clean), Compute(memory=memory / (1 << 30))
+        return trace_edges(run, tables or self.tables, Edges(**{"edge_threshold": 0, **settings}), compute)
 
 
 def trace(
@@ -83,7 +72,7 @@ def trace(
     )  # fmt: skip
     run = run_attribution(model, dictionaries, pairs, settings, objective=objective, scores=True)
     return Traced(
-        model, run.clean, run.corrupted, run.baseline, run.tables, run.stream_gradient, run.targets, run.slopes, run.frozen,
+        run, model, run.clean, run.corrupted, run.baseline, run.tables, run.stream_gradient, run.targets, run.slopes, run.frozen,
         run.tokens.clean,
     )  # fmt: skip
 
