@@ -124,7 +124,6 @@ def load_all(
     """The model, its dictionaries and the pairs that the options name; the prompts are read first, None without any."""
     from circuitgraph.dictionaries.load import load_dictionaries
     from circuitgraph.doors import as_dictionaries, choose_pairs
-    from circuitgraph.embedded import DEMO, MODEL
     from circuitgraph.models.load import load_model
     from circuitgraph.models.model import DTYPES as dtypes
     from circuitgraph.prompts import read_pairs
@@ -133,7 +132,7 @@ def load_all(
     which = Prompts(length=length, examples=examples, seed=seed)
     pairs = None if prompts is None else read_pairs(prompts)
     progress("loading the model", 0, 1)
-    loaded = load_model(MODEL if model == DEMO else model, device=device, dtype=dtypes[dtype])
+    loaded = load_model(model, device=device, dtype=dtypes[dtype])
     found = load_dictionaries(dictionaries, loaded, lazy=lazy) if dictionaries else as_dictionaries(None, loaded)
     return loaded, found, pairs if pairs is None else choose_pairs(pairs, loaded, which)
 

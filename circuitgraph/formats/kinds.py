@@ -1,4 +1,4 @@
-"""Every format and what it keeps. The table in the README is made from this, and so are the tests."""
+"""Every format and what it keeps. The table in README.md beside this file is made from it, and so are the tests."""
 
 from __future__ import annotations
 
