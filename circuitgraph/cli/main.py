@@ -143,9 +143,7 @@ def discover(
     if ctx.get_parameter_source("targets") != click.core.ParameterSource.DEFAULT or target_weights:
         changes["targets"] = read_targets(targets, target_weights)
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(
-            prompts, model, dictionaries, None, None, 0, device, progress, dtype=dtype, lazy=lazy
-        )
+        loaded, found, pairs = load_all(prompts, model, dictionaries, progress, device=device, dtype=dtype, lazy=lazy)
         graph = find_graph(pairs, loaded, found, settings=start, progress=progress, **compute, **changes)
         save(graph, output)
     report(graph, quiet)
@@ -262,9 +260,7 @@ def check(
     if json_file is not None:
         check_writable(json_file)
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(
-            prompts, model, dictionaries, None, None, 0, device, progress, dtype=dtype, lazy=lazy
-        )
+        loaded, found, pairs = load_all(prompts, model, dictionaries, progress, device=device, dtype=dtype, lazy=lazy)
         result = check_dictionaries(pairs, loaded, found, progress=progress, **settings)
         if json_file is not None:
             write_atomically(json_file, json.dumps(result.record(), indent=2, allow_nan=False) + "\n")
