@@ -90,7 +90,7 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 @click.option(
     "--preset", help="Settings of the field's graphs: leap, attribution-graph, sparse-feature-circuit, mixed."
 )
-@model_options
+@model_options(required=True)
 @loading_options
 @device_option
 @click.option(

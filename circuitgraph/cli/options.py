@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -57,18 +58,16 @@ def device_option(command: Any) -> Any:
     )(command)
 
 
-def model_options(command: Any) -> Any:
-    """--model and --dictionaries, by default the embedded ones."""
-    command = click.option(
-        "--dictionaries",
-        default=["demo"],
-        show_default=True,
-        multiple=True,
-        help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
-    )(command)
-    return click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")(
-        command
-    )
+def model_options(command: Any = None, *, required: bool = False) -> Any:
+    """--model and --dictionaries: by default the embedded ones, or required."""
+    if command is None:
+        return functools.partial(model_options, required=required)
+    settings: dict[str, Any] = {"required": True} if required else {"show_default": True}
+    text = "Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated."
+    default: dict[str, Any] = {} if required else {"default": ["demo"]}
+    command = click.option("--dictionaries", multiple=True, help=text, **default, **settings)(command)
+    default = {} if required else {"default": "demo"}
+    return click.option("--model", help="Model name, local folder, or 'demo'.", **default, **settings)(command)
 
 
 def loading_options(command: Any) -> Any:
