@@ -22,6 +22,7 @@ from circuitgraph.cli.options import (
     options_of,
     progress_bar,
     report,
+    required_model_options,
 )
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.settings import Compute, Demo, DictionaryChecks, Discovery, Pruning
@@ -90,7 +91,7 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 @click.option(
     "--preset", help="Settings of the field's graphs: leap, attribution-graph, sparse-feature-circuit, mixed."
 )
-@model_options(required=True)
+@required_model_options
 @loading_options
 @device_option
 @click.option(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +12,9 @@ import click
 
 from circuitgraph.progress import Progress, no_progress
 from circuitgraph.settings import Settings, type_of
+
+_MODEL = "Model name, local folder, or 'demo'."
+_SOURCES = "Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated."
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -58,16 +60,16 @@ def device_option(command: Any) -> Any:
     )(command)
 
 
-def model_options(command: Any = None, *, required: bool = False) -> Any:
-    """--model and --dictionaries: by default the embedded ones, or required."""
-    if command is None:
-        return functools.partial(model_options, required=required)
-    settings: dict[str, Any] = {"required": True} if required else {"show_default": True}
-    text = "Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated."
-    default: dict[str, Any] = {} if required else {"default": ["demo"]}
-    command = click.option("--dictionaries", multiple=True, help=text, **default, **settings)(command)
-    default = {} if required else {"default": "demo"}
-    return click.option("--model", help="Model name, local folder, or 'demo'.", **default, **settings)(command)
+def model_options(command: Any) -> Any:
+    """--model and --dictionaries, by default the embedded ones."""
+    command = click.option("--dictionaries", default=["demo"], show_default=True, multiple=True, help=_SOURCES)(command)
+    return click.option("--model", default="demo", show_default=True, help=_MODEL)(command)
+
+
+def required_model_options(command: Any) -> Any:
+    """--model and --dictionaries, which must be given."""
+    command = click.option("--dictionaries", required=True, multiple=True, help=_SOURCES)(command)
+    return click.option("--model", required=True, help=_MODEL)(command)
 
 
 def loading_options(command: Any) -> Any:
