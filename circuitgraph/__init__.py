@@ -11,6 +11,7 @@ first used, so that `import circuitgraph` costs nothing.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from circuitgraph.lazy_names import lazy_names
@@ -107,3 +108,8 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
+
+if "IPython" in sys.modules:  # a plain graph then shows itself as the page
+    from circuitgraph.render.notebook import show_in_ipython
+
+    show_in_ipython()

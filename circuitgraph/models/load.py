@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuitgraph.embedded import DEMO, MODEL
 from circuitgraph.errors import ModelError
 from circuitgraph.models.formulas import attention_difference, mlp_difference
 from circuitgraph.models.layout import layout_of
@@ -53,7 +54,7 @@ def load_model(
     """The model, frozen and in eval mode.
 
     Args:
-        model: A name on the Hugging Face hub; a folder with a checkpoint and its tokenizer; a TransformerBridge,
+        model: A name on the Hugging Face hub, or "demo"; a folder with a checkpoint and its tokenizer; a TransformerBridge,
             HookedTransformer or HookedSAETransformer; or a causal language model of transformers, which is wrapped and
             frozen, not copied.
         device: Where a name or folder is loaded to; None for TransformerLens' choice.
@@ -63,6 +64,8 @@ def load_model(
     Raises ModelError for a missing or broken folder, for NaN weights, for a model without a tokenizer, and for models
     that cannot be attributed yet.
     """
+    if isinstance(model, str) and model == DEMO:
+        model = MODEL
     if is_library_model(model) or is_hugging_face_model(model):
         if device is not None or dtype is not None:
             raise ModelError(f"{_name_of(model)} is loaded already; its device and dtype are its own, so give neither")

@@ -11,6 +11,7 @@ from support.close import assert_close
 from support.families import save_family
 
 from circuitgraph.doors import as_model
+from circuitgraph.embedded import MODEL
 from circuitgraph.errors import ModelError
 from circuitgraph.models.layout import _BRIDGE_HOOKS, site_of_hook
 from circuitgraph.models.load import load_model
@@ -22,6 +23,10 @@ TOKENS = torch.tensor([[1, 3, 4, 5, 6], [1, 7, 4, 3, 3]])
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(ModelError, match="does not exist; give a folder written by save_pretrained"):
         load_model(tmp_path / "none")
+
+
+def test_demo_is_the_name_of_the_embedded_model():
+    assert load_model("demo").name == load_model(MODEL).name == "mini_english"
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
