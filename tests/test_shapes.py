@@ -54,5 +54,7 @@ except TypeCheckError:
 
 def test_every_call_has_the_shapes_that_its_signature_states(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels", ROOT / "tests")))}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, env=environment
+    )
     assert done.stdout.strip().endswith("all shapes are true"), done.stdout + done.stderr[-3000:]

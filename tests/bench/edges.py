@@ -105,7 +105,7 @@ def main() -> None:
             other[n // 2] = (other[n // 2] + 7) % 50000 + 1
             clean, corrupted = (" ".join(f"w{t}" for t in ids[1:]) for ids in (tokens, other))
             pairs.append(PromptPair(clean, corrupted, (" w5",), (" w6",)))
-        settings = dict(PRESETS[options.preset])
+        settings: dict[str, Any] = {"preset": options.preset}
         if options.preset == "attribution-graph":
             settings["max_traced"] = options.readers
         if options.edge_threshold is not None:
