@@ -1,8 +1,8 @@
 """circuitgraph: circuit graphs of language models that carry their evidence.
 
     graph = discover("pairs.jsonl", "gpt2", "gpt2-small/z", preset="leap")       # READ discovery.py FIRST
-    circuit = prune_graph(graph, max_nodes=100)
-    circuit = attach_evidence(circuit, evaluate_circuit(circuit, "gpt2", "gpt2-small/z"))
+    circuit = prune(graph, max_nodes=100)
+    circuit = attach_evidence(circuit, evaluate(circuit, "gpt2", "gpt2-small/z"))
     save(circuit, "circuit.html")
 
 A graph is a networkx.MultiDiGraph; `circuitgraph.graphs.schema` describes its attributes. Names are imported when they are
@@ -11,6 +11,7 @@ first used, so that `import circuitgraph` costs nothing.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from circuitgraph.lazy_names import lazy_names
@@ -30,19 +31,19 @@ if TYPE_CHECKING:
     from circuitgraph.errors import CircuitGraphError as CircuitGraphError
     from circuitgraph.evaluation.dictionary_check import DictionaryCheck as DictionaryCheck
     from circuitgraph.evaluation.dictionary_check import check_dictionaries as check_dictionaries
-    from circuitgraph.evaluation.evaluate import attach_evidence as attach_evidence
-    from circuitgraph.evaluation.evaluate import evaluate_circuit as evaluate_circuit
-    from circuitgraph.evaluation.evaluate import measure_graph as measure_graph
+    from circuitgraph.evaluation.evidence import attach_evidence as attach_evidence
+    from circuitgraph.evaluation.evidence import evaluate as evaluate
+    from circuitgraph.evaluation.evidence import measure as measure
     from circuitgraph.evaluation.report import Evaluation as Evaluation
     from circuitgraph.formats import load as load
     from circuitgraph.formats import save as save
-    from circuitgraph.graphs.prune import prune_graph as prune_graph
+    from circuitgraph.graphs.pruning import prune as prune
     from circuitgraph.graphs.schema import check_graph as check_graph
     from circuitgraph.graphs.summary import summary_text as summary_text
     from circuitgraph.graphs.tensors import tensors as tensors
     from circuitgraph.interventions.attention import compare_attention as compare_attention
-    from circuitgraph.interventions.generate import Generation as Generation
-    from circuitgraph.interventions.generate import generate as generate
+    from circuitgraph.interventions.generation import Generation as Generation
+    from circuitgraph.interventions.generation import generate as generate
     from circuitgraph.interventions.run import IntervenedRun as IntervenedRun
     from circuitgraph.interventions.run import run_with_interventions as run_with_interventions
     from circuitgraph.models.load import load_model as load_model
@@ -69,7 +70,7 @@ _HOMES = {
     "DictionaryCheck": "evaluation.dictionary_check",
     "Discovery": "settings",
     "Evaluation": "evaluation.report",
-    "Generation": "interventions.generate",
+    "Generation": "interventions.generation",
     "IntervenedRun": "interventions.run",
     "Model": "models.model",
     "Node": "nodes",
@@ -77,22 +78,22 @@ _HOMES = {
     "Probe": "attribution.targets",
     "PromptPair": "prompts",
     "Site": "nodes",
-    "attach_evidence": "evaluation.evaluate",
+    "attach_evidence": "evaluation.evidence",
     "attribute": "attribution.attribute",
     "check_dictionaries": "evaluation.dictionary_check",
     "check_graph": "graphs.schema",
     "compare_attention": "interventions.attention",
     "discover": "discovery",
-    "evaluate_circuit": "evaluation.evaluate",
+    "evaluate": "evaluation.evidence",
     "evaluate_components": "components.evaluate",
-    "generate": "interventions.generate",
+    "generate": "interventions.generation",
     "load": "formats",
     "load_attributions": "attribution.attributions",
     "load_dictionaries": "dictionaries.load",
     "load_model": "models.load",
     "make_pairs": "tasks",
-    "measure_graph": "evaluation.evaluate",
-    "prune_graph": "graphs.prune",
+    "measure": "evaluation.evidence",
+    "prune": "graphs.pruning",
     "read_pairs": "prompts",
     "render_dot": "render",
     "render_html": "render",
@@ -107,3 +108,8 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
+
+if "IPython" in sys.modules:  # a plain graph then shows itself as the page
+    from circuitgraph.render.notebook import show_in_ipython
+
+    show_in_ipython()

@@ -160,7 +160,7 @@ class Pruning(Settings):
         fraction_of="the metric's difference",
     )  # fmt: skip
     top_k: int | None = option(None, "At most this many inputs per node.", at_least=1)
-    max_nodes: int | None = option(None, "At most this many nodes, the strongest.", at_least=1)
+    max_nodes: int | None = option(None, "At most this many nodes, the strongest and the metric.", at_least=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +229,7 @@ class Demo(Settings):
     align: str = option(
         "position", "role: prompts of every form of the task in one graph; position: of one form.", choices=ALIGN
     )
-    max_nodes: int = option(200, "Nodes that the circuit may have.", at_least=1)
+    max_nodes: int = option(200, "Nodes that the circuit may have, the metric included.", at_least=2)
     seed: int = option(0, "Seed of the prompt pairs.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.close import assert_close
 from support.dictionary_kinds import random_dictionary
 
 from circuitgraph.attribution.targets import Probe
@@ -177,4 +178,4 @@ def test_attention_output_dictionaries_read_what_z_dictionaries_do(tiny_model, t
         local.append({(u, v.split("/")[1], k): w for u, v, k, w in edges if v.startswith(f"{name}/f")})
     shared = set(local[0]) & set(local[1])
     assert len(shared) > 100 and {kind for *_, kind in shared} == {"ov", "q", "k"}
-    assert max(abs(local[0][edge] - local[1][edge]) for edge in shared) < 1e-9
+    assert_close(*([weights[edge] for edge in shared] for weights in local))

@@ -16,9 +16,9 @@ from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.runs import baseline_of, run_clean, run_corrupted, sites_of
 from circuitgraph.discovery import discover
 from circuitgraph.evaluation.circuits import circuit_mask, node_values, run_with_nodes
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evidence import evaluate
 from circuitgraph.evaluation.patching import patch_effects
-from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.pruning import prune
 from circuitgraph.nodes import Node, Site
 
 
@@ -89,24 +89,28 @@ def test_with_baseline_zero_features_error_and_bias_sum_to_gradient_times_activa
 # 4 -------------------------------------------------------------------------------------------------------------------
 
 
+QUADRATURE = 1e-9  # of 40 Gauss-Legendre steps at sites behind which everything is smooth
+QUADRATURE_OF_EMBEDDINGS = 1e-6  # of 60 steps through both layers
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 def test_integrated_gradients_of_the_residual_stream_sum_to_the_metric_difference(case, layer):
     total = integrated_sum(case, Site("resid_post", layer), steps=40)
-    assert_close(total, case.clean.metric - case.corrupted.metric, allowance=1e-9)
+    assert_close(total, case.clean.metric - case.corrupted.metric, allowance=QUADRATURE)
 
 
 @pytest.mark.parametrize("site", ["attn_out.0", "z.1", "mlp_out.0", "mlp_out.1"])
 def test_integrated_gradients_of_a_component_sum_to_the_effect_of_patching_it(case, site):
     site = Site.parse(site)
     patched, _ = case.model.run(case.tokens.clean, replace={site: lambda x, recorded: case.base.values[site]})
-    assert_close(integrated_sum(case, site, steps=40), case.clean.metric - case.metric(patched), allowance=1e-9)
+    assert_close(integrated_sum(case, site, steps=40), case.clean.metric - case.metric(patched), allowance=QUADRATURE)
 
 
 def test_integrated_embedding_attributions_sum_to_the_metric_difference(case, tiny_pairs):
     """Everything that differs between the two runs enters through the token embeddings."""
     integrated = build_case(case.model, case.dictionaries, tiny_pairs, method="integrated", steps=60)
     total = integrated.total(Site("embed"), ("embedding",)).sum(1)
-    assert_close(total, case.clean.metric - case.corrupted.metric, allowance=1e-6)
+    assert_close(total, case.clean.metric - case.corrupted.metric, allowance=QUADRATURE_OF_EMBEDDINGS)
     assert float((total - case.total(Site("embed"), ("embedding",)).sum(1)).abs().min()) > 1e-3
 
 
@@ -248,10 +252,10 @@ def test_ov_q_and_k_are_the_whole_gradient_of_the_frozen_norm_attention(single_c
         encoder = dictionary.input_directions(torch.tensor([target.feature]))[0]
         (gradient,) = torch.autograd.grad(z[target.pos] @ encoder, stream, retain_graph=True)
         measured: dict[Node, float] = {}
-        for edge in edges:
-            if edge.target == target:
-                measured[edge.source] = measured.get(edge.source, 0.0) + edge.local_weight
-                assert sum(edge.heads) == pytest.approx(edge.local_weight, abs=1e-12)
+        into = [edge for edge in edges if edge.target == target]
+        assert_close([sum(edge.heads) for edge in into], [edge.local_weight for edge in into])
+        for edge in into:
+            measured[edge.source] = measured.get(edge.source, 0.0) + edge.local_weight
         expected = {node: float(gradient[node.pos] @ sources[node]) for node in measured}
         assert_close(
             torch.tensor(list(measured.values()), dtype=torch.float64),
@@ -366,24 +370,24 @@ def test_the_full_circuit_is_perfectly_faithful_and_the_empty_one_not_at_all(
     tiny_model, tiny_dictionaries, tiny_pairs, baseline
 ):
     graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, baseline=baseline, edge_threshold=0.0)
-    assert evaluate_circuit(graph, tiny_model, tiny_dictionaries).faithfulness == pytest.approx(1.0, abs=1e-9)
+    assert_close(evaluate(graph, tiny_model, tiny_dictionaries).faithfulness, 1.0)
     empty = graph.subgraph([n for n, kind in graph.nodes(data="kind") if kind == "metric"]).copy()
-    evaluation = evaluate_circuit(empty, tiny_model, tiny_dictionaries)
-    assert evaluation.faithfulness_errors_removed == pytest.approx(0.0, abs=1e-9)
-    assert evaluation.metric_clean != pytest.approx(evaluation.metric_empty, abs=1e-3)
+    evaluation = evaluate(empty, tiny_model, tiny_dictionaries)
+    assert_close(evaluation.faithfulness_errors_removed, 0.0, scale=1, zeros=True)
+    assert abs(evaluation.metric_clean - evaluation.metric_empty) > 1e-3
     if baseline == "corrupted":
-        assert evaluation.metric_empty == pytest.approx(graph.graph["metric"]["corrupted"], abs=1e-9)
+        assert_close(evaluation.metric_empty, graph.graph["metric"]["corrupted"])
 
 
 def test_the_errors_of_the_circuit_are_those_among_its_nodes(tiny_model, tiny_dictionaries, tiny_pairs):
     graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
-    whole = evaluate_circuit(graph, tiny_model, tiny_dictionaries)
-    assert whole.faithfulness_errors_of_circuit == pytest.approx(1.0, abs=1e-9)
-    assert whole.faithfulness_errors_removed != pytest.approx(1.0, abs=1e-2)
+    whole = evaluate(graph, tiny_model, tiny_dictionaries)
+    assert_close(whole.faithfulness_errors_of_circuit, 1.0)
+    assert abs(whole.faithfulness_errors_removed - 1) > 1e-2
     without = graph.subgraph([node for node, kind in graph.nodes(data="kind") if kind != "error"]).copy()
-    evaluation = evaluate_circuit(without, tiny_model, tiny_dictionaries)
+    evaluation = evaluate(without, tiny_model, tiny_dictionaries)
     assert evaluation.faithfulness_errors_of_circuit == evaluation.faithfulness_errors_removed
-    assert evaluation.faithfulness_errors_of_circuit != pytest.approx(evaluation.faithfulness, abs=1e-2)
+    assert abs(evaluation.faithfulness_errors_of_circuit - evaluation.faithfulness) > 1e-2
 
 
 def test_with_every_node_at_its_corrupted_value_the_corrupted_run_comes_out(case):
@@ -458,9 +462,9 @@ def test_larger_thresholds_give_sub_graphs_and_pruning_is_idempotent(tiny_model,
     previous = graph
     sizes = []
     for threshold in (0.001, 0.01, 0.1):
-        pruned = prune_graph(graph, node_threshold=threshold, edge_threshold=threshold)
+        pruned = prune(graph, node_threshold=threshold, edge_threshold=threshold)
         assert set(pruned.edges(keys=True)) <= set(previous.edges(keys=True)) and set(pruned) <= set(previous)
-        again = prune_graph(pruned, node_threshold=threshold, edge_threshold=threshold)
+        again = prune(pruned, node_threshold=threshold, edge_threshold=threshold)
         assert set(again.edges(keys=True)) == set(pruned.edges(keys=True)) and set(again) == set(pruned)
         previous = pruned
         sizes.append(len(pruned))
@@ -474,8 +478,8 @@ def test_pruning_by_count_is_idempotent_and_keeps_every_path_to_the_metric(
     import networkx as nx
 
     graph = discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0)
-    pruned = prune_graph(graph, **settings)
-    again = prune_graph(pruned, **settings)
+    pruned = prune(graph, **settings)
+    again = prune(pruned, **settings)
     assert set(again.edges(keys=True)) == set(pruned.edges(keys=True)) and len(pruned) > 5
     assert nx.ancestors(pruned, "metric@5") | {"metric@5"} == set(pruned)
 
@@ -505,7 +509,7 @@ def test_where_the_metric_is_linear_attribution_equals_the_measured_effect(case)
         sites = sites_of(model, case.dictionaries.values())
         clean = run_clean(model, case.tokens, sites, metric)
         base = baseline_of("corrupted", run_corrupted(model, case.tokens, sites, metric))
-        gradients = node_gradients(
+        gradients, _ = node_gradients(
             model, case.dictionaries, case.tokens, clean, base, metric, method="gradient", steps=1, rule="left"
         )
         tables = attribute_nodes(model, case.dictionaries, clean.values, base, gradients)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from support import ROOT
 
 from circuitgraph.discovery import discover
 from circuitgraph.errors import MetricError, PromptError
 from circuitgraph.models.tokens import pairs_of_length, tokenize_pairs
 from circuitgraph.prompts import PromptPair, pairs_to_text, read_pairs
 
-SHARED = ROOT.parent / "shared" / "data" / "prompts"
 PAIR = PromptPair("The uncle", "The uncles", (" has",), (" have",))
 
 SPELLINGS = {
@@ -98,10 +96,15 @@ def test_a_missing_file_is_refused(tmp_path):
         read_pairs(tmp_path / "none.jsonl")
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the published prompt files are not on this machine")
-def test_the_published_files_of_feature_circuits_read():
-    pairs = read_pairs(SHARED / "feature-circuits_simple_test.json")
-    assert len(pairs) == 120 and pairs[0] == PAIR
+def test_a_file_of_feature_circuits_reads_line_by_line(tmp_path):
+    nouns = [("baker", "bakers", " has", " have", "singular"), ("cooks", "cook", " do", " does", "plural")]
+    names = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer", "case")
+    lines = [dict(zip(names, (f"The {a}", f"The {b}", *rest), strict=True)) for a, b, *rest in nouns]
+    (tmp_path / "simple.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_pairs(tmp_path / "simple.json") == [
+        PromptPair("The baker", "The bakers", (" has",), (" have",)),
+        PromptPair("The cooks", "The cook", (" do",), (" does",)),
+    ]
 
 
 # with a tokenizer ----------------------------------------------------------------------------------------------------

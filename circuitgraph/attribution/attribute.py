@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuitgraph.attribution.alignment import Alignment, align_pairs
 from circuitgraph.attribution.attributions import Attributions
-from circuitgraph.attribution.gradients import metric_gradients, mlp_slopes
+from circuitgraph.attribution.gradients import mlp_slopes
 from circuitgraph.attribution.node_attribution import attribute_nodes
 from circuitgraph.attribution.node_gradients import node_gradients
 from circuitgraph.attribution.objective import find_objective, likeliest_logits
@@ -251,9 +251,9 @@ def run_attribution(
 
     progress("gradients of the metric", 0, 1)
     how: dict[str, Any] = {"method": settings.method, "steps": settings.steps, "rule": settings.rule}
-    gradients = node_gradients(model, dictionaries, tokens, clean, base, metric, **how)
-    last = Site("resid_post", model.n_layers - 1)
-    stream_gradient = alignment.gather(metric_gradients(clean, [last]))[last]
+    gradients, stream_gradient = node_gradients(model, dictionaries, tokens, clean, base, metric, **how)
+    end = Site("resid_post", model.n_layers - 1)
+    stream_gradient = alignment.gather({end: stream_gradient})[end]
     slopes = alignment.gather(mlp_slopes(clean, [*dictionaries.reads, *reads]))
     frozen = frozen_components(model, dictionaries, clean, treatment, alignment)
     # from here on, aligned positions stand where positions were

@@ -1,7 +1,7 @@
 """Gradients of the metric at sites: the only backward passes of the package.
 
-In come a clean run and a baseline; out come tensors shaped like the activations at each site. Parameters take no part
-(the model is frozen). Since decode is affine, a gradient at a site serves every feature and error written there.
+Each is shaped like the activations at its site. Parameters take no part, since the model is frozen. Since decode is
+affine, a gradient at a site serves every feature and error written there.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Literal
 
 import numpy as np
 import torch
+from einops import einsum
 from torch import Tensor
 
 from circuitgraph.attribution.runs import CleanRun
 from circuitgraph.errors import CircuitGraphError, did_you_mean
 from circuitgraph.metrics import Metric
-from circuitgraph.models.model import Model, Replace
+from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import TokenizedPairs
+from circuitgraph.models.variants import variants_at_once
 from circuitgraph.nodes import Site
 
 Rule = Literal["gauss-legendre", "midpoint", "left", "right"]
@@ -82,36 +84,59 @@ def integrated_gradients(
     steps: int = 10,
     rule: str = "gauss-legendre",
 ) -> dict[Site, Tensor]:
-    """G = sum_k w_k dm/dx at x(alpha_k) = baseline + alpha_k (clean - baseline), per site of `baseline`, [batch, pos, d].
+    """G = sum_k w_k dm/dx at x(alpha_k) = baseline + alpha_k (clean - baseline), [batch, pos, d] per site.
 
     One site at a time, everything upstream as in the clean run. Decode is affine, so the path of x is the path of its
     features and error together, and G serves all of them (Marks et al. 2024, equation 3, along x instead of along the
-    features). All steps of a site are one batch, started at that site's layer.
+    features).
+
+    Args:
+        model: The model.
+        pairs: Token ids.
+        clean: Activations of the clean run [batch, pos, d], the residual stream behind each block among them.
+        baseline: Site -> where its path starts, [batch, pos, d].
+        metric: What is differentiated.
+        steps: Points of the path.
+        rule: Which points, and how they are weighted; see `quadrature`.
     """
     alphas, weights = quadrature(rule, steps)
-    batch = len(pairs.clean)
-    tokens = pairs.clean.repeat(steps, 1)
+    at_once = variants_at_once(pairs.clean)
     result = {}
-    for site, base in baseline.items():
-        value = clean[site]
-        alpha = alphas.to(value).repeat_interleave(batch).view(-1, 1, 1)
-        path = (base.repeat(steps, 1, 1) + alpha * (value - base).repeat(steps, 1, 1)).requires_grad_()
-        first = min(site.block, *(read.block for read in metric.sites), model.n_layers)
-        start = (first, clean[Site("resid_post", first - 1)].repeat(steps, 1, 1)) if first else None
-        with torch.enable_grad():
-            logits, recorded = model.run(
-                tokens, record=metric.sites, replace={site: _constant(path)}, start=start, differentiable=True
-            )
-            parts = ({read: recorded[read].split(batch)[i] for read in metric.sites} for i in range(steps))
-            steps_of = zip(logits.split(batch), parts, strict=True)
-            total = torch.stack([metric(pairs.at_end(step), part) for step, part in steps_of]).sum()
-        gradient = torch.zeros_like(path)  # of a site behind all that the metric reads
-        if total.requires_grad:
-            (gradient,) = torch.autograd.grad(total, path, allow_unused=True, materialize_grads=True)
-        result[site] = (weights.to(value).view(-1, 1, 1, 1) * gradient.unflatten(0, (steps, batch))).sum(0)
+    for site, start in baseline.items():
+        change, total = clean[site] - start, torch.zeros_like(start)
+        for some, weight in zip(alphas.split(at_once), weights.split(at_once), strict=True):
+            path = start + some.to(start).view(-1, 1, 1, 1) * change
+            gradients = _gradients_on_path(model, pairs, clean, metric, site, path)
+            total = total + einsum(weight.to(start), gradients, "step, step batch pos d -> batch pos d")
+        result[site] = total
     return result
 
 
-def _constant(value: Tensor) -> Replace:
-    """The replacement that is this value whatever the model computed."""
-    return lambda x, recorded: value
+def _gradients_on_path(
+    model: Model,
+    pairs: TokenizedPairs,
+    clean: Mapping[Site, Tensor],
+    metric: Metric,
+    site: Site,
+    path: Tensor,
+) -> Tensor:
+    """dm/dx at every point of the path [steps, batch, pos, d] of one site: all points are variants of one pass."""
+    path = path.requires_grad_()
+    with torch.enable_grad():
+        logits, read = model.run_variants(
+            pairs.clean,
+            {site: lambda x, values: path},
+            len(path),
+            clean=clean,
+            observe=metric.sites,
+            differentiable=True,
+        )
+        points = [
+            metric(pairs.at_end(at_point), {read_at: x[i] for read_at, x in read.items()})
+            for i, at_point in enumerate(logits)
+        ]
+        total = torch.stack(points).sum()
+    if not total.requires_grad:  # the site stands behind all that the metric reads
+        return torch.zeros_like(path)
+    (gradient,) = torch.autograd.grad(total, path, allow_unused=True, materialize_grads=True)
+    return gradient

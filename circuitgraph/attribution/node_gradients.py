@@ -28,18 +28,32 @@ def node_gradients(
     method: str,
     steps: int,
     rule: str,
-) -> dict[Site, Tensor]:
-    """The gradient at every site that nodes write to: plain, or integrated from the baseline to the clean value of it.
+) -> tuple[dict[Site, Tensor], Tensor]:
+    """What attributions and edges start from, by one backward pass through the clean run.
 
-    Biases of attention, which enter at attn_out, keep the plain gradient.
+    Args:
+        model: The model.
+        dictionaries: Its dictionaries; gradients are taken where they and the components write.
+        tokens: The pairs.
+        clean: The clean run.
+        base: Where integrated gradients begin.
+        metric: The metric.
+        method: "gradient", or "integrated" for the mean gradient between baseline and clean value of each site.
+        steps: Points of the path of integrated gradients.
+        rule: Their quadrature.
+
+    Returns the gradient at every site that nodes write to, and the plain one at the end of the residual stream. Biases of
+    attention, which enter at attn_out, keep the plain gradient.
     """
     written = {Site("embed"), *node_sites(model, dictionaries)}
     outputs = {site.output for site in written}
-    gradients = metric_gradients(clean, sorted(written | outputs))
+    end = Site("resid_post", model.n_layers - 1)
+    gradients = metric_gradients(clean, sorted({*written, *outputs, end}))
+    stream = gradients[end]
     if method == "integrated":
         start = {site: path_start(dictionaries, base, clean.values, site) for site in written}
         gradients |= integrated_gradients(model, tokens, clean.values, start, metric, steps=steps, rule=rule)
-    return gradients
+    return gradients, stream
 
 
 def path_start(dictionaries: Dictionaries, base: Baseline, clean: Mapping[Site, Tensor], site: Site) -> Tensor:

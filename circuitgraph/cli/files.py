@@ -9,17 +9,16 @@ import click
 
 from circuitgraph.cli.options import (
     common_options,
-    defaults_of,
     device_option,
     load_all,
     loading_options,
     model_options,
-    option,
+    options_of,
     progress_bar,
     report,
 )
+from circuitgraph.settings import Examples, resolve
 
-_EXAMPLES = defaults_of("corpus/files.py", "write_corpus_examples")
 _GRAPH_FILE = click.Path(path_type=Path)
 
 
@@ -68,10 +67,7 @@ def convert(
 )
 @model_options
 @click.option("--neuronpedia-model", "scan", help="What the model is called in the exported graph.")
-@option(_EXAMPLES, "n_top", "Windows to keep of each feature, the most active.")
-@option(_EXAMPLES, "n_tokens", "Tokens of a window, BOS included.")
-@option(_EXAMPLES, "batch_size", "Windows to run at once.")
-@option(_EXAMPLES, "seed", "Seed of the draw among the windows where a feature is active.")
+@options_of(Examples)
 @loading_options
 @device_option
 @common_options
@@ -93,9 +89,10 @@ def examples(
     from circuitgraph.corpus.files import write_corpus_examples
     from circuitgraph.formats import load
 
+    resolve(Examples, None, {name: value for name, value in settings.items() if name != "scan"})
     circuit, texts = load(graph), read_texts(corpus)
     with progress_bar(quiet) as progress:
-        loaded, found, _ = load_all(None, model, dictionaries, None, None, 0, device, progress, dtype=dtype, lazy=lazy)
+        loaded, found, _ = load_all(None, model, dictionaries, progress, device=device, dtype=dtype, lazy=lazy)
         files, left_out = write_corpus_examples(circuit, loaded, found, texts, output, progress=progress, **settings)
     for line in () if quiet else left_out:
         click.echo(line, err=True)

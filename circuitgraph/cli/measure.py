@@ -12,18 +12,15 @@ import click
 
 from circuitgraph.cli.options import (
     common_options,
-    defaults_of,
     device_option,
     load_all,
     loading_options,
     model_options,
-    option,
     options_of,
     progress_bar,
 )
-from circuitgraph.settings import ComponentEvaluating, Evaluating, Measuring, resolve
+from circuitgraph.settings import ComponentEvaluating, Evaluating, Intervening, Measuring, resolve
 
-_INTERVENE = defaults_of("interventions/report.py", "report_interventions")
 _GRAPH = click.argument("graph", type=click.Path(path_type=Path))
 _PROMPTS = click.argument("prompts", required=False, type=click.Path(path_type=Path))
 _FREEZE = click.option(
@@ -71,8 +68,8 @@ def evaluate(
 ) -> None:
     """Measure the circuit GRAPH by running the model, on the prompts it was built from or on the pairs in PROMPTS.
 
-    A graph of heads and MLPs (EAP-IG, MIB) is measured by its edges and needs PROMPTS; --dictionaries, --freeze, --n-...
-    and --top-k are for graphs of features, --selection for those of heads and MLPs.
+    A graph of heads and MLPs (EAP-IG, MIB) is measured by its edges and needs PROMPTS; --dictionaries, --freeze,
+    --n-... and --top-k are for graphs of features, --selection for those of heads and MLPs.
     """
     import json
 
@@ -83,7 +80,7 @@ def evaluate(
 
     from circuitgraph.components.evaluate import component_evaluation_text, evaluate_components
     from circuitgraph.errors import PromptError
-    from circuitgraph.evaluation.evaluate import evaluate_circuit
+    from circuitgraph.evaluation.evidence import evaluate as evaluate_features
     from circuitgraph.evaluation.report import evaluation_text
     from circuitgraph.files import check_writable, write_atomically
     from circuitgraph.formats import load
@@ -96,9 +93,7 @@ def evaluate(
         raise PromptError(f"{graph} is a graph of heads and MLPs, which names no prompts; give PROMPTS behind it")
     sources = () if components else dictionaries
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(
-            prompts, model, sources, None, None, 0, device, progress, dtype=dtype, lazy=lazy
-        )
+        loaded, found, pairs = load_all(prompts, model, sources, progress, device=device, dtype=dtype, lazy=lazy)
         common: dict[str, Any] = {"baselines": baselines or None, "progress": progress}
         result: Any
         if components:
@@ -107,7 +102,7 @@ def evaluate(
             text, pictures = component_evaluation_text(result), lambda: component_plots(result)
         else:
             common |= {"metric": metric, "freeze": freeze, "settings": chosen}
-            result = evaluate_circuit(circuit, loaded, found, prompts=pairs, **common)
+            result = evaluate_features(circuit, loaded, found, prompts=pairs, **common)
             text, pictures = evaluation_text(result), lambda: evaluation_plots(circuit, result)
         write_atomically(output, json.dumps(result.record(), indent=2, allow_nan=False) + "\n")
         drawn = [] if plots is None else write_plots(pictures(), plots)
@@ -145,15 +140,15 @@ def measure(
     """Write GRAPH again with the measured effect of its nodes and edges, and its faithfulness, as evidence."""
     chosen = resolve(Measuring, None, settings)  # before anything heavy is imported
 
-    from circuitgraph.evaluation.evaluate import measure_graph
+    from circuitgraph.evaluation.evidence import measure as with_evidence
     from circuitgraph.formats import check_save, load, save
 
     check_save(output)
     circuit = load(graph)
     how: dict[str, Any] = {"dtype": dtype, "lazy": lazy}
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(prompts, model, dictionaries, None, None, 0, device, progress, **how)
-        measured = measure_graph(
+        loaded, found, pairs = load_all(prompts, model, dictionaries, progress, device=device, **how)
+        measured = with_evidence(
             circuit, loaded, found, prompts=pairs, freeze=freeze, settings=chosen, progress=progress
         )
         save(measured, output)
@@ -175,32 +170,31 @@ def measure(
     multiple=True,
     help="What keeps its value: attention, norms, final_norm, mlp, or a site; may be repeated.",
 )
-@option(_INTERVENE, "metric", "logit_difference, probability_difference, logit or log_probability.")
-@option(_INTERVENE, "top_k", "Likeliest next tokens to list.")
-@click.option("--length", type=int, help="Use only pairs of this many tokens.")
-@click.option("--examples", type=click.IntRange(min=1), help="Use only this many pairs, drawn at random.")
-@click.option("--seed", default=0, show_default=True, help="Seed of draws and of resampling.")
+@loading_options
 @device_option
+@options_of(Intervening)
 @common_options
 def intervene(
     prompts: Path,
     model: str,
     dictionaries: tuple[str, ...],
     interventions: tuple[str, ...],
-    length: int | None,
-    examples: int | None,
-    seed: int,
+    freeze: tuple[str, ...],
+    dtype: str,
+    lazy: bool,
     device: str | None,
     quiet: bool,
     debug: bool,
     **settings: Any,
 ) -> None:
     """Run the clean prompts in PROMPTS with and without interventions: the metric, and the likeliest next tokens."""
-    from circuitgraph.interventions.language import parse_intervention
+    chosen = resolve(Intervening, None, settings)  # before anything heavy is imported
+
+    from circuitgraph.interventions.language import interventions_of
     from circuitgraph.interventions.report import report_interventions
 
-    chosen = [parse_intervention(one) for one in interventions]
+    given = interventions_of(interventions)
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(prompts, model, dictionaries, length, examples, seed, device, progress)
-        text = report_interventions(loaded, found, pairs, chosen, seed=seed, **settings)
+        loaded, found, pairs = load_all(prompts, model, dictionaries, progress, device=device, dtype=dtype, lazy=lazy)
+        text = report_interventions(pairs, loaded, found, given, freeze=freeze, settings=chosen)
     click.echo(text, nl=False)

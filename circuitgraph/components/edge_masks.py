@@ -37,7 +37,7 @@ def owners(shape: ComponentShape) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ComponentScores:
-    """A graph of components as matrices [writers, readers]: its scores, which edges have one, and which are its circuit."""
+    """A graph of components as matrices [writers, readers]: scores, which edges have one, which are the circuit."""
 
     shape: ComponentShape
     scores: Tensor
@@ -48,7 +48,8 @@ class ComponentScores:
 def component_scores(graph: nx.MultiDiGraph) -> ComponentScores:
     """The matrices of a graph of components, as EAP-IG and MIB files are read; GraphError for any other graph.
 
-    Of a graph with every edge of its file `in_graph` says which are its circuit; of one that was pruned all that are left.
+    Of a graph with every edge of its file `in_graph` says which are its circuit; of one that was pruned all that are
+    left.
     """
     facts = graph.graph.get("components")
     if not isinstance(facts, dict) or not isinstance(facts.get("n_heads"), int):
@@ -85,8 +86,8 @@ def _component(shape: ComponentShape, key: str) -> Node:
     inside = node.kind == "feature" and node.site.block < shape.n_layers and (node.feature or 0) < size
     if not inside and node.kind not in ("embedding", "metric"):
         raise GraphError(
-            f"node {key!r} is no head or MLP of {shape.n_layers} layers with {shape.n_heads} heads; give the graph as it was"
-            " read from its EAP-IG or MIB file"
+            f"node {key!r} is no head or MLP of {shape.n_layers} layers with {shape.n_heads} heads; give the graph as it"
+            " was read from its EAP-IG or MIB file"
         )
     return node
 
@@ -98,8 +99,8 @@ def edge_order(shape: ComponentShape, scores: Tensor, *, absolute: bool, selecti
         shape: The model's shape.
         scores: One score per edge, [writers, readers].
         absolute: Whether |score| counts in place of the score.
-        selection: "top-n", the largest first, or "greedy", the largest first among those into logits or into a component
-            that an edge before it starts from, as EAP-IG's greedy search does.
+        selection: "top-n", the largest first, or "greedy", the largest first among those into logits or into a
+            component that an edge before it starts from, as EAP-IG's greedy search does.
     """
     exists = all_edges(shape)
     values = (scores.abs() if absolute else scores).masked_fill(~exists, -torch.inf).flatten()
@@ -141,8 +142,8 @@ def _greedy(shape: ComponentShape, exists: Tensor, ranked: Tensor) -> list[int]:
 
     def into(component: int) -> list[int]:
         columns = readers.get(component, [])
-        found: list[int] = rank[:, columns][exists[:, columns]].tolist()
-        return found
+        ranks: list[int] = rank[:, columns][exists[:, columns]].tolist()
+        return ranks
 
     heap, reached, order = into(-1), {-1}, []
     heapq.heapify(heap)

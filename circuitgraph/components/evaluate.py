@@ -1,10 +1,10 @@
 """Circuits of edges between heads and MLPs, measured as MIB measures them: faithfulness, CPR and CMD over edges.
 
-A graph of components has a score for each edge (an EAP-IG or MIB file). There is no edge version for graphs of dictionary
-features: MIB's percentages are shares of all edges of a model, each of which has a score and can be cut because every
-component reads one sum of all writers before it. A feature graph has the edges that were traced and passed a threshold,
-and every feature at every position would read a stream of its own; `evaluate_circuit` measures such circuits by their
-nodes, and their edges one by one.
+A graph of components has a score for each edge (an EAP-IG or MIB file). There is no edge version for graphs of
+dictionary features: MIB's percentages are shares of all edges of a model, each of which has a score and can be cut
+because every component reads one sum of all writers before it. A feature graph has the edges that were traced and
+passed a threshold, and every feature at every position would read a stream of its own; `evaluate` measures such
+circuits by their nodes, and their edges one by one.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from circuitgraph.settings import ComponentEvaluating, as_record, resolve
 class ComponentEvaluation(Evidence):
     """Measured facts about a circuit C of edges of the model M, means over the examples.
 
-    n_edges are the circuit's that lie on a path from input to logits, of n_given; n_model the model's, of which n_scored
-    have a score. The curves, over shares of the model's edges, need a score for every edge.
+    n_edges are the circuit's that lie on a path from input to logits, of n_given; n_model the model's, of which
+    n_scored have a score. The curves, over shares of the model's edges, need a score for every edge.
     """
 
     n_model: int
@@ -77,23 +77,23 @@ def evaluate_components(
 ) -> ComponentEvaluation:
     """Run the graph's circuit, and circuits of growing size by its scores, on the clean prompts.
 
-    What a component reads is the sum of what the kept edges bring and, for dropped ones, of what their writer has in the
-    baseline. Circuits are pruned to paths from input to logits.
+    What a component reads is the sum of what the kept edges bring and, for dropped ones, of what their writer has in
+    the baseline. Circuits are pruned to paths from input to logits.
 
     Args:
         graph: A graph of components, as EAP-IG and MIB files are read.
         model: The model that it is of, in any form that `discover` takes.
         prompts: The prompts, likewise.
-        baselines: What dropped edges bring: the corrupted run (MIB's), nothing (zero), the mean over the corrupted prompts
-            per position, or the corrupted run of another pair (resample). The first one is that of the curves; None for all
-            that the prompts allow.
+        baselines: What dropped edges bring: the corrupted run (MIB's), nothing (zero), the mean over the corrupted
+            prompts per position, or the corrupted run of another pair (resample). The first one is that of the curves;
+            None for all that the prompts allow.
         settings: The metric, and how circuits of growing size are chosen; None for the defaults.
         progress: Told (stage, steps done, steps in all).
-        **changes: Fields of `settings.ComponentEvaluating` over `settings`: metric, selection, curves, length, examples,
-            seed.
+        **changes: Fields of `settings.ComponentEvaluating` over `settings`: metric, selection, curves, length,
+            examples, seed.
 
-    Raises GraphError for a graph that is not of components, or not of this model's, and a CircuitGraphError for settings,
-    baselines or prompts that do not fit, before the model runs.
+    Raises GraphError for a graph that is not of components, or not of this model's, and a CircuitGraphError for
+    settings, baselines or prompts that do not fit, before the model runs.
     """
     chosen = resolve(ComponentEvaluating, settings, changes)
     scores, given = component_scores(graph), as_pairs(prompts)

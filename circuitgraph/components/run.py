@@ -1,7 +1,7 @@
 """Running circuits that are sets of edges between components: what a component reads is put together edge by edge.
 
-A component reads the sum of what the kept edges bring from this run and the dropped ones from another run. Heads read with
-q, k and v apart, and every norm takes its scale from what is really read.
+A component reads the sum of what the kept edges bring from this run and the dropped ones from another run. Heads read
+with q, k and v apart, and every norm takes its scale from what is really read.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _ROUNDINGS = 4096  # of a whole forward pass
 class ComponentRun:
     """The run of some token ids in which every edge is kept, and what circuits on these ids need.
 
-    written [writers, batch, pos, d_model]: what each component adds to the stream (a head before a post-norm; input is the
-    stream that enters layer 0). states and hidden: per layer rotations, and which keys its mask hides, [query, key].
+    written [writers, batch, pos, d_model]: what each component adds to the stream (a head before a post-norm; input is
+    the stream that enters layer 0). states: rotations per layer. hidden: which keys its mask hides, [query, key].
     """
 
     tokens: Tensor
@@ -74,15 +74,22 @@ def run_components(model: Model, tokens: Tensor) -> ComponentRun:
     missing_by = float((again[0] - logits).abs().max())
     if missing_by > _ROUNDINGS * model.eps * float(logits.abs().max()):
         raise ModelError(
-            f"{model.name}: with every edge kept the logits differ by {missing_by:.2g} from the model's; its components do not"
-            " make it up, so circuits of edges cannot be run"
+            f"{model.name}: with every edge kept the logits differ by {missing_by:.2g} from the model's; its"
+            " components do not make it up, so circuits of edges cannot be run"
         )
     return ComponentRun(tokens, -change[0], logits, states, hidden)
 
 
 def run_component_circuits(model: Model, clean: ComponentRun, other: Tensor, kept: Tensor) -> Tensor:
-    """Logits [circuits, batch, pos, vocab] on the clean ids, where the edges outside kept [circuits, writers, readers] bring
-    what `other` [writers, batch, pos, d_model] has of their writer: a corrupted run's `written`, or a mean of it."""
+    """Logits of circuits of edges on the clean ids, [circuits, batch, pos, vocab].
+
+    Args:
+        model: The model.
+        clean: The run of the ids.
+        other: What edges bring that are not kept, by their writer, [writers, batch, pos, d_model]: `written` of a
+            corrupted run, or a mean of it.
+        kept: The circuits, [circuits, writers, readers].
+    """
     return _forward(model, clean, other, kept.to(clean.logits.device))[0]
 
 
@@ -113,7 +120,7 @@ class ComponentCircuits:
         baseline: str,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Tensor:
-        """The metric of each circuit, [circuits, batch], as many in one pass as fit; dropped edges bring the baseline."""
+        """The metric of each circuit, [circuits, batch], as many in one pass as fit."""
         other = self.written(baseline)
         batch, n_pos = self.clean.tokens.shape
         width = self.model.d_model * (6 * self.model.n_heads + len(other)) + self.clean.logits.shape[-1]
@@ -131,8 +138,10 @@ class ComponentCircuits:
     def written(self, baseline: str) -> Tensor:
         """What dropped edges bring, [writers, batch, pos, d_model].
 
-        corrupted: the corrupted run, as MIB's. mean: its mean over the examples, per position. resample: the corrupted run
-        of another example. zero: nothing but positions, which are no component.
+        corrupted   the corrupted run, as in MIB
+        mean        its mean over the examples, per position
+        resample    the corrupted run of another example
+        zero        nothing but positions, which are no component
         """
         if baseline == "zero":
             zero, site = torch.zeros_like(self.clean.written), Site("pos_embed")
@@ -157,8 +166,8 @@ def component_circuits(
         metric: The metric's name, or a function of logits.
         seed: Of resampling.
 
-    Raises PromptError for prompts that do not fit, MetricError for a metric that needs answers that the pairs do not have,
-    ModelError as `run_components`.
+    Raises PromptError for prompts that do not fit, MetricError for a metric that needs answers that the pairs do not
+    have, ModelError as `run_components`.
     """
     tokens = tokenize_pairs(model, pairs)
     score = build_metric(metric, tokens.answers, tokens.wrong_answers)
@@ -170,8 +179,9 @@ def component_circuits(
 class _Pass:
     """What was written so far in one pass of n circuits, and what readers make of it.
 
-    change [n, writers, batch, pos, d_model]: the other run minus this one. dropped [n, writers, readers]: 1 for edges that bring
-    the other run. With a post-norm behind attention, heads are mixed before it and every reader passes the mixture through it.
+    change [n, writers, batch, pos, d_model]: the other run minus this one. dropped [n, writers, readers]: 1 for edges
+    that bring the other run. With a post-norm behind attention, heads are mixed before it and every reader passes the
+    mixture through it.
     """
 
     def __init__(self, model: Model, clean: ComponentRun, other: Tensor, kept: Tensor) -> None:
@@ -190,9 +200,9 @@ class _Pass:
     def read(self, readers: slice, n_before: int) -> Tensor:
         """What these readers read of the stream and the first n_before writers, [n, readers, batch, pos, d_model]."""
         dropped = self.dropped[:, :n_before, readers].transpose(1, 2)
-        found = self.stream[:, None].expand(-1, dropped.shape[1], -1, -1, -1)
+        read = self.stream[:, None].expand(-1, dropped.shape[1], -1, -1, -1)
         if not self.attention:
-            return found + self._mixed(dropped, slice(0, n_before))
+            return read + self._mixed(dropped, slice(0, n_before))
         direct = dropped.clone()
         for layer, whole in enumerate(self.attention):
             heads = self.shape.heads(layer)
@@ -203,8 +213,8 @@ class _Pass:
             passed = (
                 _apply(self.model, layer, "ln1_post", mixed) - _apply(self.model, layer, "ln1_post", whole)[:, None]
             )
-            found = found + passed
-        return found + self._mixed(direct, slice(0, n_before))
+            read = read + passed
+        return read + self._mixed(direct, slice(0, n_before))
 
     def _mixed(self, dropped: Tensor, writers: slice) -> Tensor:
         change = self.change[:, writers]
@@ -213,7 +223,7 @@ class _Pass:
 
 
 def _forward(model: Model, clean: ComponentRun, other: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of each circuit [circuits, batch, pos, vocab], and by how much what each component writes misses `other`."""
+    """Logits of each circuit [circuits, batch, pos, vocab], and of what each component writes `other` minus this run."""
     state, n = _Pass(model, clean, other, kept), len(kept)
     shape = state.shape
     for layer in range(model.n_layers):
@@ -246,8 +256,8 @@ def _attend(clean: ComponentRun, layer: int, normed: Tensor) -> Tensor:
     def project(part: int, W: Tensor, b: Tensor | None) -> Tensor:
         read = normed[:, part * n_heads : (part + 1) * n_heads]
         W = W.repeat_interleave(n_heads // len(W), 0)
-        made: Tensor = (read.flatten(2, 3) @ W).unflatten(2, read.shape[2:4])
-        return made if b is None else made + b.repeat_interleave(n_heads // len(b), 0)[:, None, None]
+        projected: Tensor = (read.flatten(2, 3) @ W).unflatten(2, read.shape[2:4])
+        return projected if b is None else projected + b.repeat_interleave(n_heads // len(b), 0)[:, None, None]
 
     q = state.positioned(project(0, weights.W_Q, weights.b_Q), weights.q_gain)
     k = state.positioned(project(1, weights.W_K, weights.b_K), weights.k_gain)
@@ -262,5 +272,5 @@ def _attend(clean: ComponentRun, layer: int, normed: Tensor) -> Tensor:
 
 def _apply(model: Model, layer: int, part: str, x: Tensor) -> Tensor:
     """`layout.apply` of x [..., batch, pos, d_model]."""
-    made: Tensor = model.layout.apply(layer, part, x.flatten(0, -3)).unflatten(0, x.shape[:-2])
-    return made
+    applied: Tensor = model.layout.apply(layer, part, x.flatten(0, -3)).unflatten(0, x.shape[:-2])
+    return applied

@@ -1,7 +1,7 @@
-"""The shape of a graph of components: how many heads and MLPs there are, who can read whom, and in which order they count.
+"""The shape of a graph of components: how many heads and MLPs there are, who can read whom, in which order.
 
-Writers are input, then the heads and the MLP of each layer; readers are the q, k and v inputs of all heads and the MLP of
-each layer, then logits: the order of EAP-IG. Circuits are matrices [writers, readers] (`edge_masks`).
+Writers are input, then the heads and the MLP of each layer; readers are the q, k and v inputs of all heads and the MLP
+of each layer, then logits: the order of EAP-IG. Circuits are matrices [writers, readers] (`edge_masks`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ INPUTS = ("q", "k", "ov")  # kinds of the edges into a head, in the order of its
 
 @dataclass(frozen=True)
 class ComponentShape:
-    """How many components there are and who can read whom. parallel: attention and MLP of a layer read the same stream."""
+    """How many components there are, and who can read whom.
+
+    parallel: attention and MLP of a layer read the same stream.
+    """
 
     n_layers: int
     n_heads: int

@@ -23,6 +23,7 @@ from circuitgraph.errors import CircuitGraphError, GraphError, PromptError
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Node, Site
 from circuitgraph.progress import Progress, no_progress
+from circuitgraph.settings import Examples
 
 N_BINS = 1280  # bins of a feature's histogram, from 0 to the power of two above its largest activation
 MAX_CHARACTERS = 1_000_000  # of a line that is read as one text
@@ -169,11 +170,11 @@ def run_corpus(
     features: Mapping[Site, Iterable[int]],
     texts: Iterable[str],
     *,
-    n_top: int = 20,
+    n_top: int = Examples.n_top,
     n_drawn: int = 20,
-    n_tokens: int = 64,
-    batch_size: int = 16,
-    seed: int = 0,
+    n_tokens: int = Examples.n_tokens,
+    batch_size: int = Examples.batch_size,
+    seed: int = Examples.seed,
     progress: Progress = no_progress,
 ) -> dict[Site, Activity]:
     """What features do over a corpus.

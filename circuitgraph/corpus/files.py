@@ -18,6 +18,7 @@ from circuitgraph.formats.neuronpedia_names import ATTENTION_SITES
 from circuitgraph.graphs.neuronpedia import model_id_of
 from circuitgraph.models.model import Model
 from circuitgraph.progress import Progress, no_progress
+from circuitgraph.settings import Examples
 
 N_LOGITS = 10  # how many of the tokens that a feature promotes most, and least
 N_SLICE = 5  # examples of each slice of the activations
@@ -31,10 +32,10 @@ def write_corpus_examples(
     folder: str | Path,
     *,
     scan: str | None = None,
-    n_top: int = 20,
-    n_tokens: int = 64,
-    batch_size: int = 16,
-    seed: int = 0,
+    n_top: int = Examples.n_top,
+    n_tokens: int = Examples.n_tokens,
+    batch_size: int = Examples.batch_size,
+    seed: int = Examples.seed,
     progress: Progress = no_progress,
 ) -> tuple[list[Path], list[str]]:
     """Write one file for each feature of the graph, named by layer and index, under folder/features/SCAN.

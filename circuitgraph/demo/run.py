@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 
@@ -12,13 +13,14 @@ from circuitgraph.dictionaries.load import load_dictionaries
 from circuitgraph.discovery import discover
 from circuitgraph.embedded import MODEL, circuit_dictionaries
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.evaluation.evaluate import measure_graph
+from circuitgraph.evaluation.evidence import measure
 from circuitgraph.files import check_writable
 from circuitgraph.formats import save
-from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.pruning import prune
 from circuitgraph.models.load import load_model
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
 from circuitgraph.progress import Progress, no_progress
+from circuitgraph.settings import Demo, resolve
 from circuitgraph.tasks import TASKS, make_pairs
 
 
@@ -62,32 +64,31 @@ class DemoResult:
 def run_demo(
     out: str | Path,
     *,
-    task: str = "ioi",
-    n_pairs: int = 1,
-    align: str = "position",
-    max_nodes: int = 200,
-    seed: int = 0,
+    settings: Demo | None = None,
     device: str | None = None,
     progress: Progress = no_progress,
+    **changes: Any,
 ) -> DemoResult:
     """Find the circuit of a task in the embedded model, measure it, and write circuit.json, .svg and .html.
 
     Args:
         out: The folder to write into; it is made if needed.
-        task: A name of `circuitgraph.tasks.TASKS`.
-        n_pairs: How many held-out prompt pairs to average over.
-        align: "position" takes the pairs of the task's first template; "role" takes those of all templates and matches
-            tokens by the words that decide.
-        max_nodes: The most nodes that the circuit may have, the metric included.
-        seed: Seed of the pairs.
+        settings: The defaults, or all settings at once.
         device: Where to compute, as of `load_model`.
         progress: Called with (stage, done, total).
+        **changes: Fields of `settings.Demo` over them:
+            task: A name of `circuitgraph.tasks.TASKS`.
+            n_pairs: How many held-out prompt pairs to average over.
+            align: "position" takes the pairs of the task's first template; "role" takes those of all templates and
+                matches tokens by the words that decide.
+            max_nodes: The most nodes that the circuit may have, the metric included.
+            seed: Seed of the pairs.
 
     Raises CircuitGraphError for an unknown task, a count that is too small, or a folder that cannot be written.
     """
-    if max_nodes < 2:
-        raise CircuitGraphError(f"max_nodes is {max_nodes}; expected at least 2, the metric and a node beside it")
-    pairs = make_pairs(task, n_pairs, seed=seed, template=None if align == "role" else 0)
+    chosen = resolve(Demo, settings, changes)
+    task, align = chosen.task, chosen.align
+    pairs = make_pairs(task, chosen.n_pairs, seed=chosen.seed, template=None if align == "role" else 0)
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -100,8 +101,8 @@ def run_demo(
     model = load_model(MODEL, device=device)
     dictionaries = load_dictionaries(circuit_dictionaries(), model)
     graph = discover(pairs, model, dictionaries, metric=TASKS[task].metric, align=align, progress=progress)
-    circuit = prune_graph(graph, max_nodes=max_nodes - 1)  # which counts nodes beside the metric
-    circuit = measure_graph(circuit, model, dictionaries, n_patched=50, n_edges=0, progress=progress)
+    circuit = prune(graph, max_nodes=chosen.max_nodes)
+    circuit = measure(circuit, model, dictionaries, n_patched=50, n_edges=0, progress=progress)
 
     progress("writing", 0, 1)
     for path in files:

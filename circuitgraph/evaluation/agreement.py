@@ -1,4 +1,4 @@
-"""How well estimates agree with measurements: correlations, shared signs, the overlap of the largest, the worst items."""
+"""How well estimates agree with measurements: correlations, shared signs, overlap of the largest, the worst items."""
 
 from __future__ import annotations
 
@@ -76,11 +76,13 @@ def spearman(x: Tensor, y: Tensor) -> float | None:
 
 
 def auroc(scores: Tensor, truth: Tensor) -> float | None:
-    """The share of (true, false) pairs in which the true item has the larger score, ties counting half; None without both.
+    """The share of (true, false) pairs in which the true item has the larger score, ties counting half.
 
     Args:
         scores: One number per item, [n].
         truth: Which items are true, boolean [n].
+
+    None where all items are true, or none is.
     """
     positive, negative = scores[truth], scores[~truth]
     if not len(positive) or not len(negative):

@@ -6,8 +6,10 @@ With m the metric and 0 the circuit without anything, in which all has its basel
 
     faithfulness             (m(C) - m(0)) / (m(M) - m(0))
     complement_faithfulness  the same of everything that is not in C; near 0 where C lacks nothing that matters
-    CPR                      the area under faithfulness over the size of circuits, signed order (Mueller et al. 2025, MIB)
+    CPR                      the area under faithfulness over the size of circuits, signed order
     CMD                      the area of |1 - faithfulness| over the size of circuits, absolute order
+
+CPR, CMD and the sizes are MIB's (Mueller et al. 2025).
 """
 
 from __future__ import annotations
@@ -53,13 +55,13 @@ class CircuitRunner(Protocol[C_contra]):
         baseline: str,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Tensor:
-        """The metric of each of n circuits, [n, batch], where what is not in a circuit has its value in the baseline."""
+        """The metric of each of n circuits, [n, batch]; what is not in a circuit has its value in the baseline."""
         ...
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number, and the bounds between which 95 % of its bootstrap resamples over the examples lie; None for one example."""
+    """A number and the bounds of 95 % of its bootstrap resamples over the examples; these are None for one example."""
 
     value: float
     low: float | None
@@ -153,9 +155,9 @@ def choose_baselines(
 def metric_rounding(model: Model, metric: Metric, logits: Tensor, recorded: Mapping[Site, Tensor]) -> float:
     """How far the roundings of a forward pass may move the metric, mean over the examples.
 
-    The metric adds up terms of size |dm/dlogit * logit|, or reads numbers of its own size inside the model. Each carries
-    the roundings of a product of d_model terms, and of 2 n_layers + 1 sums that were stored in the model's dtype; the
-    roundings of n steps grow as sqrt(n).
+    The metric adds up terms of size |dm/dlogit * logit|, or reads numbers of its own size inside the model. Each
+    carries the roundings of a product of d_model terms, and of 2 n_layers + 1 sums that were stored in the model's
+    dtype; the roundings of n steps grow as sqrt(n).
 
     Args:
         model: The model that ran.

@@ -1,8 +1,4 @@
-"""Checking dictionaries on prompts: is the spliced model the model, what does each dictionary miss, and where does it matter.
-
-In come a model, its dictionaries and prompt pairs; out comes a `DictionaryCheck`, one row per dictionary, and its text.
-This module knows no graph and no edges: residual-stream dictionaries are checked like all others.
-"""
+"""Checking dictionaries on prompts: is the spliced model the model, what does each miss, and where does it matter."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitgraph.attribution.attribute import run_attribution
+from circuitgraph.attribution.attribute import Attribution, run_attribution
 from circuitgraph.attribution.tables import NodeTable
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.doors import DictionariesLike, ModelLike, PairsLike, as_dictionaries, as_model, as_pairs, choose_pairs
@@ -98,74 +94,80 @@ def check_dictionaries(
     model: ModelLike,
     dictionaries: DictionariesLike,
     *,
+    settings: DictionaryChecks | None = None,
     progress: Progress = no_progress,
     **changes: Any,
 ) -> DictionaryCheck:
-    """Check every dictionary on the clean prompts of the pairs, all positions counted, BOS included.
+    """Check every dictionary on the clean prompts, all positions counted, BOS included.
 
-    First the splice: with x_hat + (x - x_hat) at every dictionary's site the logits must be the model's up to rounding,
-    else DictionaryError. Loss is the mean next-token cross entropy. Loss recovered ablates to zero, not to the mean, as
-    in the closing-quotation study, which however did so at the one position before the answer and counted the answer's
-    loss alone; here every position is replaced and every next token of the prompt counts. Where the error node carries
-    the effect is told from the attributions of `metric` between clean and baseline; at most n_listed tokens per site.
+    First the splice: with x_hat + (x - x_hat) at every dictionary's site the logits must be the model's up to
+    rounding. Loss is the mean next-token cross entropy. Loss recovered ablates to zero, not to the mean, as in the
+    closing-quotation study, which however did so at the one position before the answer and counted the answer's loss
+    alone; here every position is replaced and every next token of the prompt counts. Where the error node carries the
+    effect is told from the attributions of the metric between clean and baseline.
+
+    Args:
+        prompts: A text, a `PromptPair`, a list of these, or a prompt file.
+        model: A name, a folder, a loaded model of TransformerLens or Hugging Face, or a `Model`.
+        dictionaries: A name, a folder, an SAE, or a list or mapping of these.
+        settings: The defaults, or all settings at once.
+        progress: Told (stage, steps done, steps in all).
+        **changes: Fields of `settings.DictionaryChecks` over `settings`: metric, baseline, n_listed (tokens to list per
+            site), length, examples, seed.
+
+    Raises DictionaryError if the splice is not the model, and a CircuitGraphError for whatever does not fit.
     """
-    checks = resolve(DictionaryChecks, None, changes)
-    settings, n_listed = Nodes(metric=checks.metric, baseline=checks.baseline), checks.n_listed
-    model = as_model(model)
-    dictionaries = as_dictionaries(dictionaries, model)
-    pairs = choose_pairs(as_pairs(prompts), model, checks)
-    if len(model.tokens(pairs[0].clean)) < 2:
+    checks = resolve(DictionaryChecks, settings, changes)
+    loaded = as_model(model)
+    found = as_dictionaries(dictionaries, loaded)
+    pairs = choose_pairs(as_pairs(prompts), loaded, checks)
+    if len(loaded.tokens(pairs[0].clean)) < 2:
         raise PromptError("the prompts have 1 token; the next-token loss needs at least 2")
-    run = run_attribution(model, dictionaries, pairs, settings, progress=progress)
-    tokens, clean, values, tables, score, base = (
-        run.tokens,
-        run.clean,
-        run.clean.values,
-        run.tables,
-        run.metric,
-        run.baseline,
-    )
-    n_examples, n_pos = tokens.clean.shape
-    max_difference, tolerance = check_splice(model, dictionaries, tokens.clean, clean.logits)
-    loss_clean = next_token_loss(clean.logits, tokens.clean)
+    nodes = Nodes(metric=checks.metric, baseline=checks.baseline)
+    run = run_attribution(loaded, found, pairs, nodes, progress=progress)
+    tokens = run.tokens.clean
+    max_difference, tolerance = check_splice(loaded, found, tokens, run.clean.logits)
+    loss_clean = next_token_loss(run.clean.logits, tokens)
     rows = []
-    for i, (site, dictionary) in enumerate(dictionaries.items()):
-        progress("running each dictionary", i, len(dictionaries))
-        x = values[site]
-        acts = dictionary.encode(values[dictionary.reads])
-        x_hat = dictionaries.reconstruct(site, values)
-        zero = _loss_with(model, tokens.clean, values, site, torch.zeros_like(x))
-        spliced = _loss_with(model, tokens.clean, values, site, x_hat)
-        error, total = error_effects(tables, site, n_examples, n_pos)
-        most = error > total / 2
-        rows.append(
-            SiteCheck(
-                site=str(site),
-                dictionary=dictionary.name,
-                d_sae=dictionary.d_sae,
-                l0=float((acts != 0).sum(-1).to(x).mean()),
-                explained_variance=explained_variance(x, x_hat),
-                error_norm=relative_error(x, x_hat),
-                loss_zero=zero,
-                loss_spliced=spliced,
-                loss_recovered=None if zero == loss_clean else (zero - spliced) / (zero - loss_clean),
-                loss_matters=zero - loss_clean >= 0.01 * loss_clean,
-                error_share=float(error.sum() / total.sum()) if bool(total.any()) else None,
-                n_error_tokens=int(most.sum()),
-                n_effect_tokens=int((total > 0).sum()),
-                error_tokens=_listed(model, tokens.clean, error, total, n_listed),
-            )
-        )
+    for i, site in enumerate(found):
+        progress("running each dictionary", i, len(found))
+        rows.append(_check_site(run, site, loss_clean, checks.n_listed))
     return DictionaryCheck(
-        model=model.name,
-        metric=score.name,
-        baseline=base.kind,
-        n_examples=n_examples,
-        n_pos=n_pos,
+        model=loaded.name,
+        metric=run.metric.name,
+        baseline=run.baseline.kind,
+        n_examples=tokens.shape[0],
+        n_pos=tokens.shape[1],
         max_difference=max_difference,
         tolerance=tolerance,
         loss_clean=loss_clean,
         sites=tuple(rows),
+    )
+
+
+def _check_site(run: Attribution, site: Site, loss_clean: float, n_listed: int) -> SiteCheck:
+    """The figures of the dictionary that writes first at the site."""
+    dictionary, tokens, values = run.dictionaries[site], run.tokens.clean, run.clean.values
+    x = values[site]
+    acts = dictionary.encode(values[dictionary.reads])
+    x_hat = run.dictionaries.reconstruct(site, values)
+    zero, spliced = _losses_with(run.model, tokens, values, site, [torch.zeros_like(x), x_hat])
+    error, total = error_effects(run.tables, site, *tokens.shape)
+    return SiteCheck(
+        site=str(site),
+        dictionary=dictionary.name,
+        d_sae=dictionary.d_sae,
+        l0=float((acts != 0).sum(-1).to(x).mean()),
+        explained_variance=explained_variance(x, x_hat),
+        error_norm=relative_error(x, x_hat),
+        loss_zero=zero,
+        loss_spliced=spliced,
+        loss_recovered=None if zero == loss_clean else (zero - spliced) / (zero - loss_clean),
+        loss_matters=zero - loss_clean >= 0.01 * loss_clean,
+        error_share=float(error.sum() / total.sum()) if bool(total.any()) else None,
+        n_error_tokens=int((error > total / 2).sum()),
+        n_effect_tokens=int((total > 0).sum()),
+        error_tokens=_listed(run.model, tokens, error, total, n_listed),
     )
 
 
@@ -178,9 +180,8 @@ def check_splice(model: Model, dictionaries: Dictionaries, tokens: Tensor, logit
     tolerance = _ROUNDINGS * model.eps * float(logits.abs().max())
 
     def difference(chosen: Dictionaries) -> float:
-        reads = sorted({dictionary.reads for dictionary in chosen.values()})
-        replace = {site: _with_error(chosen, site) for site in set(chosen.written)}
-        largest = (model.run(tokens, record=reads, replace=replace)[0] - logits).abs().max()
+        replace = {site: _with_error(chosen, site) for site in chosen.written}
+        largest = (model.run(tokens, record=chosen.reads, replace=replace)[0] - logits).abs().max()
         return float(largest.nan_to_num(nan=torch.inf))
 
     found = difference(dictionaries)
@@ -188,9 +189,9 @@ def check_splice(model: Model, dictionaries: Dictionaries, tokens: Tensor, logit
         alone = {site: difference(Dictionaries([dictionary])) for site, dictionary in dictionaries.items()}
         worst = max(alone, key=lambda site: alone[site])
         raise DictionaryError(
-            f"dictionaries spliced in with their errors change the logits of {model.name} by {found:.2g}, where rounding"
-            f" allows {tolerance:.2g}; most by {dictionaries[worst].name} at {worst} ({alone[worst]:.2g} alone). Its"
-            " reconstruction is not finite or too large for this precision"
+            f"dictionaries spliced in with their errors change the logits of {model.name} by {found:.2g}, where"
+            f" rounding allows {tolerance:.2g}; most by {dictionaries[worst].name} at {worst} ({alone[worst]:.2g} alone)."
+            " Its reconstruction is not finite or too large for this precision"
         )
     return found, tolerance
 
@@ -232,9 +233,9 @@ def error_effects(tables: Sequence[NodeTable], site: Site, n_examples: int, n_po
 
 
 def _listed(model: Model, tokens: Tensor, error: Tensor, total: Tensor, n: int) -> tuple[ErrorToken, ...]:
-    """The n tokens with the largest |error attribution| among those where it is more than half; ties in reading order."""
-    places = (error > total / 2).nonzero().tolist()
-    places.sort(key=lambda place: -float(error[tuple(place)]))
+    """The n tokens with the largest |error attribution| where it is more than half; ties in reading order."""
+    most = (error > total / 2).nonzero().tolist()
+    most.sort(key=lambda at: -float(error[tuple(at)]))
     return tuple(
         ErrorToken(
             example,
@@ -242,7 +243,7 @@ def _listed(model: Model, tokens: Tensor, error: Tensor, total: Tensor, n: int) 
             model.token_strings([int(tokens[example, pos])])[0],
             float(error[example, pos] / total[example, pos]),
         )
-        for example, pos in places[:n]
+        for example, pos in most[:n]
     )
 
 
@@ -254,11 +255,13 @@ def _with_error(dictionaries: Dictionaries, site: Site) -> Replace:
     return edit
 
 
-def _loss_with(model: Model, tokens: Tensor, clean: Mapping[Site, Tensor], site: Site, value: Tensor) -> float:
-    """The next-token loss with this value at the site; everything before the site is as in the clean run."""
-    start = (site.layer, clean[Site("resid_post", site.layer - 1)]) if site.layer else None
-    logits, _ = model.run(tokens, replace={site: lambda x, recorded: value}, start=start)
-    return next_token_loss(logits, tokens)
+def _losses_with(
+    model: Model, tokens: Tensor, clean: Mapping[Site, Tensor], site: Site, instead: Sequence[Tensor]
+) -> list[float]:
+    """The next-token loss with each of these values at the site; everything before the site is as in the clean run."""
+    edits: dict[Site, Replace] = {site: lambda x, values: torch.stack(list(instead))}
+    logits, _ = model.run_variants(tokens, edits, len(instead), clean=clean)
+    return [next_token_loss(each, tokens) for each in logits]
 
 
 def check_text(check: DictionaryCheck) -> str:
@@ -279,7 +282,7 @@ def check_text(check: DictionaryCheck) -> str:
         ]
         for row in check.sites
     ]
-    places = [
+    tokens = [
         [row.site, str(token.example), str(token.pos), repr(token.token), f"{token.share:.2f}"]
         for row in check.sites
         for token in row.error_tokens
@@ -287,7 +290,8 @@ def check_text(check: DictionaryCheck) -> str:
     n_all = sum(row.n_error_tokens for row in check.sites)
     lines = [
         f"model    {check.model}, {check.n_examples} examples of {check.n_pos} tokens, loss {check.loss_clean:.4f}",
-        f"splice   with errors the logits differ by at most {check.max_difference:.2g} (rounding allows {check.tolerance:.2g})",
+        f"splice   with errors the logits differ by at most {check.max_difference:.2g}"
+        f" (rounding allows {check.tolerance:.2g})",
         f"effects  attributions of {check.metric}, baseline {check.baseline}",
         "",
         *table_text([*header, "error share", "error > half"], rows),
@@ -296,10 +300,10 @@ def check_text(check: DictionaryCheck) -> str:
         lines.append("? setting this site to zero raises the loss by less than 1 %: there is little to recover")
     lines += [
         "",
-        f"the error node carries more than half of the effect at {n_all} tokens" + (", of which:" if places else ""),
+        f"the error node carries more than half of the effect at {n_all} tokens" + (", of which:" if tokens else ""),
     ]
-    if places:
-        lines += table_text(["site", "example", "pos", "token", "share"], places)
+    if tokens:
+        lines += table_text(["site", "example", "pos", "token", "share"], tokens)
     return "\n".join(lines) + "\n"
 
 

@@ -41,8 +41,8 @@ class NodeCircuit:
 class NodeCircuits:
     """Runs circuits of nodes (a `conditions.CircuitRunner`) on the prompts of an attribution.
 
-    model and tokens are by aligned position, as the attribution's activations and tables. targets: what the graph's targets
-    stand for, none in a graph of a metric. seed: of resampling.
+    model and tokens are by aligned position, as the attribution's activations and tables. targets: what the graph's
+    targets stand for, none in a graph of a metric. seed: of resampling.
     """
 
     attribution: Attribution
@@ -148,7 +148,8 @@ def built_from(graph: nx.MultiDiGraph) -> tuple[list[PromptPair], dict[str, Any]
         raise GraphError("the graph has no provenance (prompts and settings); evaluate a graph that discover built")
     if provenance["settings"].get("positions") == "sum":
         raise GraphError(
-            f"the graph's nodes are sums over {ALL}, which are not measured; evaluate a graph built with positions 'each'"
+            f"the graph's nodes are sums over {ALL}, which are not measured; evaluate a graph built with positions"
+            " 'each'"
         )
     return [pair_of(record) for record in provenance["prompts"]], provenance["settings"]
 
@@ -157,9 +158,13 @@ def circuit_nodes(graph: nx.MultiDiGraph, dictionaries: Dictionaries) -> list[No
     """The graph's nodes but the targets and the metric; GraphError for one that the dictionaries do not have."""
     nodes = [Node.parse(key) for key, kind in graph.nodes(data="kind") if kind not in ("probe", "logit", "metric")]
     for node in nodes:
-        if node.kind == "feature" and (node.site not in dictionaries or node.feature >= dictionaries[node.site].d_sae):  # type: ignore[operator]
+        if node.kind != "feature":
+            continue
+        n_features = dictionaries[node.site].d_sae if node.site in dictionaries else 0
+        if (node.feature or 0) >= n_features:
             known = ", ".join(map(str, dictionaries)) or "none"
             raise GraphError(
-                f"node {str(node)!r} is in no given dictionary (sites: {known}); give the dictionaries the graph was built with"
+                f"node {str(node)!r} is in no given dictionary (sites: {known}); give the dictionaries the graph was"
+                " built with"
             )
     return nodes

@@ -20,8 +20,8 @@ SHARES = tuple(step / 10 for step in range(11))
 class NoisePoint:
     """The metric with the circuit's features and errors `share` of the way from their corrupted to their clean value.
 
-    All else runs freely, on the clean prompts (noising) and on the corrupted ones (denoising). Embeddings stay those of the
-    prompt; without them the two would be one curve, as all differences enter there.
+    All else runs freely, on the clean prompts (noising) and on the corrupted ones (denoising). Embeddings stay those of
+    the prompt; without them the two would be one curve, as all differences enter there.
     """
 
     share: float

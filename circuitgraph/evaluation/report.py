@@ -20,10 +20,10 @@ class Evidence:
     """What is measured of every circuit, means over the examples.
 
     prompts: SHA-256 of the prompt pairs as JSON lines. settings: the metric's name, the seed, which prompts were chosen
-    (length, examples), and how much was measured. conditions: faithfulness under every baseline and treatment of errors; the first is the one that
-    `faithfulness` and `complement_faithfulness` are of. curves: circuits of growing size, where these were asked for.
-    effects: node -> measured effect, metric clean - metric with that node alone at its baseline value. edge_effects:
-    (source, target) -> measured effect on the target.
+    (length, examples), and how much was measured. conditions: faithfulness under every baseline and treatment of
+    errors; the first is the one that `faithfulness` and `complement_faithfulness` are of. curves: circuits of growing
+    size, where these were asked for. effects: node -> measured effect, metric clean - metric with that node alone at
+    its baseline value. edge_effects: (source, target) -> measured effect on the target.
     """
 
     prompts: str
@@ -81,15 +81,16 @@ class Evidence:
 class Evaluation(Evidence):
     """Measured facts about a circuit C of nodes of the model M, means over the examples.
 
-    In C the nodes of the graph run freely and every other node has its baseline value. `faithfulness` lets all error nodes
-    run freely too (against a corrupted baseline they carry only what the circuit puts into them: without any other node
-    the corrupted run comes out), `faithfulness_errors_of_circuit` those among its nodes, `faithfulness_errors_removed`
-    none. All are None where m(M) - m(0) is no larger than rounding.
+    In C the nodes of the graph run freely and every other node has its baseline value. `faithfulness` lets all error
+    nodes run freely too (against a corrupted baseline they carry only what the circuit puts into them: without any
+    other node the corrupted run comes out), `faithfulness_errors_of_circuit` those among its nodes,
+    `faithfulness_errors_removed` none. All are None where m(M) - m(0) is no larger than rounding.
 
     nodes: attribution against measured effect of the n_patched strongest nodes, with their correlation as `pearson_r`.
     edges: local_weight, summed over kinds, against measured effect on the target. drops: node -> loss of faithfulness
-    (errors of the circuit) without it, of the n_dropped weakest nodes; n_not_needed of them cost less than NOT_NEEDED, None
-    where that was not asked for or is undefined. noise: between the corrupted and the clean values of the circuit's nodes.
+    (errors of the circuit) without it, of the n_dropped weakest nodes; n_not_needed of them cost less than NOT_NEEDED,
+    None where that was not asked for or is undefined. noise: between the corrupted and the clean values of the
+    circuit's nodes.
     """
 
     n_nodes: int
@@ -152,7 +153,7 @@ def evaluation_text(evaluation: Evaluation, *, short: bool = False) -> str:
     e = evaluation
     lines = [
         f"circuit    {e.n_nodes} nodes, {e.n_edges} edges; {prompts_text(e)}",
-        f"metric     {e.settings['metric']}, clean {e.metric_clean:.4f}  empty {e.metric_empty:.4f} (baseline {e.baseline})",
+        f"metric     {e.settings['metric']}, clean {e.metric_clean:.4f}, empty {e.metric_empty:.4f} ({e.baseline})",
         "",
         *conditions_table(e.conditions),
         "",
@@ -161,9 +162,8 @@ def evaluation_text(evaluation: Evaluation, *, short: bool = False) -> str:
     if e.edges is not None:
         lines += _agreement_lines("edges", "local weight", e.edges, short)
     if e.n_not_needed is not None:
-        lines += [
-            f"minimality {e.n_not_needed} of {e.n_dropped} nodes cost less than {NOT_NEEDED} of faithfulness when dropped"
-        ]
+        cost = f"cost less than {NOT_NEEDED} of faithfulness when dropped"
+        lines += [f"minimality {e.n_not_needed} of {e.n_dropped} nodes {cost}"]
     lines += curves_lines(e, "nodes", short=short)
     if e.noise and not short:
         rows = [[f"{p.share:.1f}", number_text(p.noising), number_text(p.denoising)] for p in e.noise]

@@ -1,8 +1,8 @@
 """GEXF 1.2: for Gephi and Gephi Lite, which open it with positions, sizes and colours set. Read back without loss.
 
-In comes a graph or a file, out comes the other. Columns are those of `flat`. Gephi keeps names for itself whatever their case
-(type, label, weight, ...): ours are there as `cg_weight` and so on, and its own edge weight is |weight|, since its layouts
-take no negative one. Graph attributes are the description in `meta`, one JSON text.
+Columns are those of `flat`. Gephi keeps names for itself whatever their case (type, label, weight, ...): ours are there
+as `cg_weight` and so on, and its own edge weight is |weight|, since its layouts take no negative one. Graph attributes
+are the description in `meta`, one JSON text.
 """
 
 from __future__ import annotations
@@ -14,16 +14,12 @@ from typing import Any
 import networkx as nx
 
 from circuitgraph.errors import GraphError
-from circuitgraph.files import write_atomically
-from circuitgraph.formats.build import EdgeRow
-from circuitgraph.formats.drawing import Look, edge_colour, looks
-from circuitgraph.formats.flat import BOOLEAN, INTEGER, NUMBER, STRING, FlatGraph, NodeRow, from_flat, to_flat
-from circuitgraph.formats.markup import read_xml, unescape, value_of, xml
-from circuitgraph.formats.untrusted import reading
+from circuitgraph.formats.drawing import Look, edge_colour
+from circuitgraph.formats.flat import FlatGraph
+from circuitgraph.formats.markup import unescape, xml
+from circuitgraph.formats.xml_graphs import TYPES, XmlContent, read_xml_graph, write_xml_graph
 
 RESERVED = ("id", "label", "type", "weight", "source", "target", "interval", "timeset", "start", "end", "viz")
-TYPES = {INTEGER: "long", NUMBER: "double", BOOLEAN: "boolean", STRING: "string"}
-_KINDS = {"integer": INTEGER, "long": INTEGER, "float": NUMBER, "double": NUMBER, "boolean": BOOLEAN, "string": STRING}
 _SHAPES = {"triangle": "triangle", "diamond": "diamond", "square": "square"}
 _HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 <gexf xmlns="http://www.gexf.net/1.2draft" xmlns:viz="http://www.gexf.net/1.2draft/viz" version="1.2">
@@ -32,16 +28,12 @@ _HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 
 def write_gexf(graph: nx.MultiDiGraph, path: str | Path) -> None:
     """Write the graph as GEXF."""
-    flat, drawn = to_flat(graph, RESERVED), looks(graph)
-    write_atomically(path, (piece.encode("utf-8") for piece in _pieces(flat, drawn)))
+    write_xml_graph(graph, path, RESERVED, _pieces)
 
 
 def read_gexf(path: str | Path) -> nx.MultiDiGraph:
     """The graph of a GEXF file that `write_gexf` wrote, or Gephi after opening one."""
-    with reading(path):
-        content = _Content()
-        read_xml(path, content.start, content.end)
-        return from_flat(content.facts, content.nodes, content.edges)
+    return read_xml_graph(path, _Content())
 
 
 def _pieces(flat: FlatGraph, drawn: dict[str, Look]) -> Iterator[str]:
@@ -83,42 +75,27 @@ def _rgb(colour: str) -> str:
     return f'r="{red}" g="{green}" b="{blue}"'
 
 
-class _Content:
-    """What a GEXF file holds, gathered element by element."""
+class _Content(XmlContent):
+    """`attribute` declares a column of the class that is open, `attvalue` holds a cell."""
 
-    def __init__(self) -> None:
-        self.facts: str | None = None
-        self.nodes: list[NodeRow] = []
-        self.edges: list[EdgeRow] = []
-        self._columns: dict[str, dict[str, tuple[str, str]]] = {"node": {}, "edge": {}}
-        self._class = "node"
-        self._row: dict[str, Any] | None = None
+    _class = "node"
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         if tag == "attributes":
             self._class = attributes.get("class", "")
-            if self._class not in self._columns:
+            if self._class not in ("node", "edge"):
                 raise GraphError(f"attributes are of class {self._class[:40]!r}; expected node or edge")
         elif tag == "attribute":
-            title, kind = attributes.get("title", ""), _KINDS.get(attributes.get("type", ""))
-            if kind is None:
-                raise GraphError(f"attribute {title[:40]!r} has type {attributes.get('type', '')[:40]!r}")
-            self._columns[self._class][attributes.get("id", "")] = unescape(title), kind
+            name, kind = attributes.get("title", ""), attributes.get("type", "")
+            self.declare(self._class, attributes.get("id", ""), name, kind)
         elif tag in ("node", "edge"):
-            self._class, self._row = tag, {}
-            ends = [unescape(attributes.get(name, "")) for name in ("id", "source", "target")]
-            if tag == "node":
-                self.nodes.append((ends[0], self._row))
-            else:
-                self.edges.append((ends[1], ends[2], self._row))
-        elif tag == "attvalue" and self._row is not None:
-            column = attributes.get("for", "")
-            if column in self._columns[self._class]:
-                name, kind = self._columns[self._class][column]
-                self._row[name] = value_of(attributes.get("value", ""), kind)
+            self._class = tag
+            self.open(tag, attributes)
+        elif tag == "attvalue":
+            self.put(self._class, attributes.get("for", ""), attributes.get("value", ""))
 
     def end(self, tag: str, text: str) -> None:
         if tag in ("node", "edge"):
-            self._row = None
+            self.row = None
         elif tag == "description":
             self.facts = unescape(text)

@@ -1,8 +1,8 @@
 """GraphML: for yEd, Gephi, Cytoscape, networkx, igraph. Every attribute, typed; parallel edges; read back without loss.
 
-In comes a graph or a file, out comes the other. Columns are those of `flat`. yEd draws the nodes where circuitgraph does (a
-y:ShapeNode each) and shows its own properties for the rest; Gephi shows the column `label`; networkx reads `kind` and all
-numbers as they are. Graph attributes are the graph's data `circuitgraph`, one JSON text.
+Columns are those of `flat`. yEd draws the nodes where circuitgraph does (a y:ShapeNode each) and shows its own
+properties for the rest; Gephi shows the column `label`; networkx reads `kind` and all numbers as they are. Graph
+attributes are the graph's data `circuitgraph`, one JSON text.
 """
 
 from __future__ import annotations
@@ -13,17 +13,12 @@ from typing import Any
 
 import networkx as nx
 
-from circuitgraph.errors import GraphError
-from circuitgraph.files import write_atomically
-from circuitgraph.formats.build import EdgeRow
-from circuitgraph.formats.drawing import Look, looks
-from circuitgraph.formats.flat import BOOLEAN, INTEGER, NUMBER, STRING, FlatGraph, NodeRow, from_flat, to_flat
-from circuitgraph.formats.markup import read_xml, unescape, value_of, xml
-from circuitgraph.formats.untrusted import reading
+from circuitgraph.formats.drawing import Look
+from circuitgraph.formats.flat import FlatGraph
+from circuitgraph.formats.markup import unescape, xml
+from circuitgraph.formats.xml_graphs import TYPES, XmlContent, read_xml_graph, write_xml_graph
 
 RESERVED = ("label", "id", "source", "target")  # `label` is what programs show; the others are columns of theirs
-TYPES = {INTEGER: "long", NUMBER: "double", BOOLEAN: "boolean", STRING: "string"}
-_KINDS = {"int": INTEGER, "long": INTEGER, "float": NUMBER, "double": NUMBER, "boolean": BOOLEAN, "string": STRING}
 _SHAPES = {
     "triangle": "triangle",
     "diamond": "diamond",
@@ -43,16 +38,12 @@ _HEAD = """<?xml version="1.0" encoding="UTF-8"?>
 
 def write_graphml(graph: nx.MultiDiGraph, path: str | Path) -> None:
     """Write the graph as GraphML."""
-    flat, drawn = to_flat(graph, RESERVED), looks(graph)
-    write_atomically(path, (piece.encode("utf-8") for piece in _pieces(flat, drawn)))
+    write_xml_graph(graph, path, RESERVED, _pieces)
 
 
 def read_graphml(path: str | Path) -> nx.MultiDiGraph:
     """The graph of a GraphML file that `write_graphml` wrote, or another program that opened and saved one."""
-    with reading(path):
-        content = _Content()
-        read_xml(path, content.start, content.end)
-        return from_flat(content.facts, content.nodes, content.edges)
+    return read_xml_graph(path, _Content())
 
 
 def _pieces(flat: FlatGraph, drawn: dict[str, Look]) -> Iterator[str]:
@@ -87,44 +78,23 @@ def _shape(look: Look) -> str:
     )
 
 
-class _Content:
-    """What a GraphML file holds, gathered element by element."""
+class _Content(XmlContent):
+    """`key` declares a column of nodes, edges or the graph (its id is unique in the file), `data` holds a cell."""
 
-    def __init__(self) -> None:
-        self.facts: str | None = None
-        self.nodes: list[NodeRow] = []
-        self.edges: list[EdgeRow] = []
-        self._keys: dict[str, tuple[str, str]] = {}
-        self._row: dict[str, Any] | None = None
-        self._key: str | None = None
+    _key = ""
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         if tag == "key" and "attr.name" in attributes:
-            kind = _KINDS.get(attributes.get("attr.type", "string"))
-            if kind is None:
-                raise GraphError(f"key {attributes['attr.name'][:40]!r} has type {attributes['attr.type'][:40]!r}")
-            self._keys[attributes.get("id", "")] = unescape(attributes["attr.name"]), kind
-        elif tag == "node":
-            self._row = {}
-            self.nodes.append((_end(attributes, "id", "a node"), self._row))
-        elif tag == "edge":
-            self._row = {}
-            self.edges.append((_end(attributes, "source", "an edge"), _end(attributes, "target", "an edge"), self._row))
+            self.declare("", attributes.get("id", ""), attributes["attr.name"], attributes.get("attr.type", "string"))
+        elif tag in ("node", "edge"):
+            self.open(tag, attributes)
         elif tag == "data":
             self._key = attributes.get("key", "")
 
     def end(self, tag: str, text: str) -> None:
         if tag in ("node", "edge"):
-            self._row = None
-        elif tag == "data" and self._key in self._keys:
-            name, kind = self._keys[self._key]
-            if self._row is None:
-                self.facts = unescape(text) if name == "circuitgraph" else self.facts
-            elif name not in RESERVED:
-                self._row[name] = value_of(text, kind)
-
-
-def _end(attributes: dict[str, str], name: str, where: str) -> str:
-    if name not in attributes:
-        raise GraphError(f"{where} has no {name!r}")
-    return unescape(attributes[name])
+            self.row = None
+        elif tag == "data" and self.row is not None:
+            self.put("", self._key, text, RESERVED)
+        elif tag == "data" and self.named("", self._key) == "circuitgraph":
+            self.facts = unescape(text)

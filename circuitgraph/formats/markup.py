@@ -1,9 +1,8 @@
 """Text that every format can hold, and XML files read without trusting them.
 
-In come strings and files; out come strings without characters that XML, CSV or UTF-8 refuse, and the elements of an XML file.
-`escape` writes such characters as `\\u0007` and `unescape` brings them back, so nothing is lost and everything stays visible;
-the backslash of a text that looks like that itself is escaped too. Why each: C0 controls make XML unreadable and CSV rows
-break, lone surrogates have no UTF-8, U+FFFE and U+FFFF are forbidden in XML. This module knows no graph.
+`escape` writes characters that XML, CSV or UTF-8 refuse as `\\u0007` and `unescape` brings them back, so nothing is
+lost and everything stays visible; the backslash of a text that looks like that itself is escaped too. Why each: C0
+controls make XML unreadable and CSV rows break, lone surrogates have no UTF-8, U+FFFE and U+FFFF are forbidden in XML.
 """
 
 from __future__ import annotations
@@ -14,8 +13,13 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from xml.parsers import expat
+from xml.sax import SAXParseException
+from xml.sax.handler import ContentHandler
 from xml.sax.saxutils import escape as _entities
+from xml.sax.xmlreader import AttributesImpl
+
+from defusedxml import DefusedXmlException
+from defusedxml.sax import make_parser
 
 from circuitgraph.errors import GraphError
 from circuitgraph.formats.flat import BOOLEAN, INTEGER, NUMBER
@@ -72,31 +76,13 @@ def value_of(text: str, kind: str) -> Value:
 
 
 def read_xml(path: str | Path, start: Callable[[str, dict[str, str]], None], end: Callable[[str, str], None]) -> None:
-    """Call start(tag, attributes) and end(tag, its direct text) for each element, without namespaces.
+    """Call start(tag, attributes) and end(tag, its direct text) for each element, without prefixes.
 
     GraphError for what is not XML, for documents with a DTD (entities could be without end), and for deep nesting.
     """
-    parser = expat.ParserCreate(namespace_separator="}")
-    parser.buffer_text = True
-    texts: list[list[str]] = []
-
-    def on_start(tag: str, attributes: dict[str, str]) -> None:
-        if len(texts) >= MAX_DEPTH:
-            raise GraphError(f"its elements are nested more than {MAX_DEPTH} deep")
-        texts.append([])
-        start(tag.rpartition("}")[2], attributes)
-
-    def on_end(tag: str) -> None:
-        end(tag.rpartition("}")[2], "".join(texts.pop()))
-
-    def on_text(text: str) -> None:
-        texts[-1].append(text)
-
-    def on_doctype(*_: object) -> None:
-        raise GraphError("it has a document type definition, which is not read; remove <!DOCTYPE ...>")
-
-    parser.StartElementHandler, parser.EndElementHandler = on_start, on_end
-    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = on_text, on_doctype
+    parser = make_parser()
+    parser.forbid_dtd = True
+    parser.setContentHandler(_Elements(start, end))
     left = MAX_BYTES
     try:
         with open_bytes(path) as file:
@@ -104,7 +90,31 @@ def read_xml(path: str | Path, start: Callable[[str, dict[str, str]], None], end
                 left -= len(data)
                 if left < 0:
                     raise GraphError(f"it holds more than {MAX_BYTES >> 20} MiB; write a smaller graph")
-                parser.Parse(data, False)
-        parser.Parse(b"", True)
-    except expat.ExpatError as error:
-        raise GraphError(f"not XML: {error}") from None
+                parser.feed(data)
+        parser.close()
+    except DefusedXmlException:
+        raise GraphError("it has a document type definition, which is not read; remove <!DOCTYPE ...>") from None
+    except SAXParseException as error:
+        where = f"line {error.getLineNumber()}, column {error.getColumnNumber()}"
+        raise GraphError(f"not XML: {error.getMessage()}: {where}") from None
+
+
+class _Elements(ContentHandler):
+    """Tells two functions of each element."""
+
+    def __init__(self, start: Callable[[str, dict[str, str]], None], end: Callable[[str, str], None]) -> None:
+        super().__init__()
+        self._start, self._end = start, end
+        self._texts: list[list[str]] = []
+
+    def startElement(self, name: str, attrs: AttributesImpl) -> None:
+        if len(self._texts) >= MAX_DEPTH:
+            raise GraphError(f"its elements are nested more than {MAX_DEPTH} deep")
+        self._texts.append([])
+        self._start(name.rpartition(":")[2], dict(attrs))
+
+    def endElement(self, name: str) -> None:
+        self._end(name.rpartition(":")[2], "".join(self._texts.pop()))
+
+    def characters(self, content: str) -> None:
+        self._texts[-1].append(content)

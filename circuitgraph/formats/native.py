@@ -8,9 +8,9 @@ The layout, documented by native.schema.json beside this file:
      "nodes": [{"id": "z.2/f17@5", ...node attributes}, ...],         in forward order
      "edges": [{"source": id, "target": id, "kind": "ov", ...}, ...]} by target, source, kind
 
-One node or edge stands on a line, its id or ends first, then the other keys sorted. NaN, Inf and numbers beyond 64 bits are
-refused. A name that ends in .gz is gzipped. A file is written in pieces and, while its lines stand as above, read in
-pieces. Files of versions 1 and 2 are read too (`versions`).
+One node or edge stands on a line, its id or ends first, then the other keys sorted. NaN, Inf and numbers beyond 64 bits
+are refused. A name that ends in .gz is gzipped. A file is written in pieces and, while its lines stand as above, read
+in pieces. Files of versions 1 and 2 are read too (`versions`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ import networkx as nx
 from circuitgraph.errors import GraphError
 from circuitgraph.files import write_atomically
 from circuitgraph.formats.build import Builder, check, in_order
-from circuitgraph.formats.lines import dump_lines
 from circuitgraph.formats.untrusted import one_line, open_bytes, parse_json, read_text, reading
 from circuitgraph.formats.values import dumps, plain_graph, take_object
 from circuitgraph.formats.versions import known_version
@@ -138,8 +138,8 @@ def _list(name: str, reserved: tuple[str, ...], starts: list[str], rows: list[di
         if not set(reserved).isdisjoint(itertools.chain.from_iterable(chunk)):
             taken = next(i for i, row in enumerate(chunk) if not row.keys().isdisjoint(reserved))
             raise GraphError(f"{place(first, taken)} has an attribute called {' or '.join(reserved)}; rename it")
-        lines = zip(begun, dump_lines(chunk, partial(place, first)), strict=True)
-        yield before + "\n" + ",\n".join([start + line[1:] for start, line in lines])
+        lines = (dumps(row, place(first, i))[1:] for i, row in enumerate(chunk))
+        yield before + "\n" + ",\n".join(map(add, begun, lines))
         before = ","
     yield before + "]" if not rows else "\n]"
 
@@ -159,11 +159,11 @@ def _read_lines(file: io.BufferedIOBase | Any) -> nx.MultiDiGraph | None:
     if head["format"] != FORMAT:
         return None
     builder = Builder(take_object(head["graph"], "graph"), known_version(head["version"]))
-    for name, add, last in (("nodes", _add_node, b"],\n"), ("edges", _add_edge, b"]\n")):
+    for name, add_row, last in (("nodes", _add_node, b"],\n"), ("edges", _add_edge, b"]\n")):
         first = file.readline(MAX_LINE)
         if first == f'"{name}": []'.encode() + last[1:]:
             continue
-        if first != f'"{name}": [\n'.encode() or not _read_list(file, partial(add, builder), last):
+        if first != f'"{name}": [\n'.encode() or not _read_list(file, partial(add_row, builder), last):
             return None
     return _counted(builder, head["counts"]) if file.read(3) == b"}\n" else None
 

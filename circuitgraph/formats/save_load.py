@@ -24,9 +24,8 @@ def save(graph: nx.MultiDiGraph, path: str | Path, format: str | None = None, **
 
     Whatever was at `path` before is unchanged if anything fails.
 
-    Args:
-        format: its name, where the suffix does not tell it, as for a Neuronpedia file called .json.
-        options: what only some formats take: compare, names and links of .html, slug and scan of neuronpedia, circuits of mib.
+    Args: format: its name, where the suffix does not tell it, as for a Neuronpedia file called .json. options: what
+        only some formats take: compare, names and links of .html, slug and scan of neuronpedia, circuits of mib.
 
     Raises GraphError for an unknown format, an option that it does not take and a graph that it cannot hold, and
     CircuitGraphError where nothing can be written.
@@ -79,7 +78,7 @@ def _load_json(path: str | Path) -> nx.MultiDiGraph:
             if "elements" in value:
                 return value_from_cyjs(value)
             if "cfg" in value and "edges" in value:
-                return value_from_eap(parse_json(read_text(path), unique=True))
+                return value_from_eap(value)
             if "metadata" in value or "qParams" in value or "links" in value:
                 return value_from_neuronpedia(value)
         return value_to_graph(value)

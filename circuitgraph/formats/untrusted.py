@@ -1,7 +1,6 @@
 """Files from outside, read with bounded memory; whatever is wrong with one becomes a single line.
 
-In come paths and text; out come text and JSON values whose numbers are finite and fit 64 bits. A file may be gzipped,
-which its first bytes tell. This module knows no graph format.
+A file may be gzipped, which its first bytes tell.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def read_text(path: str | Path, max_bytes: int | None = None) -> str:
 
 
 def open_bytes(path: str | Path) -> IO[bytes]:
-    """The file opened for reading; a gzipped one is unpacked on the way, and GraphError stops what unpacks without end."""
+    """The file opened for reading; a gzipped one is unpacked, with a GraphError for what unpacks without end."""
     file = Path(path).open("rb")  # noqa: SIM115 - the caller closes it
     if file.peek(2)[:2] != b"\x1f\x8b":
         return file
@@ -90,25 +89,18 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
 
-def parse_json(text: str, *, unique: bool = False) -> Any:
-    """The value of a JSON text; GraphError for anything else, NaN, Inf and numbers that no 64 bits hold included.
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
 
-    unique: also for an object with two values of one name, of which JSON readers keep the last.
+    GraphError for anything else: NaN, Inf, numbers that no 64 bits hold, two values of one name in an object (of which
+    JSON readers keep the last), and nesting that exhausts the interpreter.
     """
     try:
-        if unique:
-            return _UNIQUE.decode(text)
-        return (_CAREFUL if _may_overflow(text) else _QUICK).decode(text)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise GraphError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise GraphError("the JSON is nested too deeply to be a graph") from None
-
-
-def _may_overflow(text: str) -> bool:
-    """Whether a number may be beyond all floats: an exponent of three digits, or so many digits that one of two suffices."""
-    digits = text.translate(_DIGITS) if text.isascii() else ""
-    return not digits or "e000" in digits or "e+000" in digits or "0" * 200 in digits
 
 
 def _refuse(constant: str) -> None:
@@ -139,7 +131,4 @@ def _one_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DIGITS = str.maketrans("123456789E", "0" * 9 + "e")
-_UNIQUE = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole, parse_float=_finite, object_pairs_hook=_one_each)
-_CAREFUL = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole, parse_float=_finite)
-_QUICK = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole)  # a call per number costs more than the parsing
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_int=_whole, parse_float=_finite, object_pairs_hook=_one_each)

@@ -1,7 +1,4 @@
-"""Where attention looks, in the model as it is and under interventions.
-
-In come prompts and interventions; out come both patterns, by layer, head, query and key. This module draws nothing.
-"""
+"""Where attention looks, in the model as it is and under interventions."""
 
 from __future__ import annotations
 
@@ -12,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitgraph.dictionaries.collection import Dictionaries
+from circuitgraph.doors import DictionariesLike, ModelLike, as_dictionaries, as_model
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.interventions.run import Interventions, Prompts, prompt_tokens, run_intervention_sets
-from circuitgraph.models.model import Model
+from circuitgraph.interventions.language import Interventions
+from circuitgraph.interventions.references import Prompts, prompt_tokens
+from circuitgraph.interventions.run import run_intervention_sets
 from circuitgraph.nodes import Site
 
 
@@ -33,6 +31,16 @@ class AttentionComparison:
     clean: Tensor
     intervened: Tensor
 
+    def __repr__(self) -> str:
+        most = sorted(self.rows(), key=lambda row: -abs(row["intervened"] - row["clean"]))[:5]
+        shown = [
+            f"layer {row['layer']} head {row['head']}, {row['query_token']!r} at {row['query']} to"
+            f" {row['key_token']!r} at {row['key']}: {row['clean']:.3f} -> {row['intervened']:.3f}"
+            for row in most
+        ]
+        sizes = f"{len(self.layers)} layers, {self.clean.shape[1]} heads, queries {list(self.queries)}"
+        return "\n".join([f"attention of {sizes}; it changes most at", *shown])
+
     @property
     def change(self) -> Tensor:
         """intervened - clean."""
@@ -41,7 +49,7 @@ class AttentionComparison:
     def rows(self) -> list[dict[str, Any]]:
         """One row per layer, head, query and key that it can see: positions, tokens, and both weights."""
         heads = range(self.clean.shape[1])
-        places = [
+        visible = [
             (i, h, q, k)
             for i in range(len(self.layers))
             for h in heads
@@ -59,14 +67,14 @@ class AttentionComparison:
                 "clean": float(self.clean[i, h, q, k]),
                 "intervened": float(self.intervened[i, h, q, k]),
             }
-            for i, h, q, k in places
+            for i, h, q, k in visible
         ]
 
 
 def compare_attention(
-    model: Model,
-    dictionaries: Dictionaries,
     prompts: Prompts,
+    model: ModelLike,
+    dictionaries: DictionariesLike | None,
     interventions: Interventions,
     *,
     layers: Sequence[int] | None = None,
@@ -75,20 +83,36 @@ def compare_attention(
     freeze: Sequence[str | Site] = (),
     seed: int = 0,
 ) -> AttentionComparison:
-    """The patterns of all layers (or these) for the last position (or these queries), without and with the interventions."""
-    tokens, _ = prompt_tokens(model, prompts)
+    """The attention patterns without and with the interventions.
+
+    Args:
+        prompts: As of `run_with_interventions`.
+        model: As there.
+        dictionaries: As there.
+        interventions: As there.
+        layers: Which layers; None for all.
+        queries: Positions that look; None for the last.
+        references: As there.
+        freeze: As there.
+        seed: As there.
+
+    Raises CircuitGraphError for a layer or position that is not there.
+    """
+    loaded = as_model(model)
+    found = as_dictionaries(dictionaries, loaded)
+    tokens, _ = prompt_tokens(loaded, prompts)
     n_pos = tokens.shape[1]
-    chosen = tuple(range(model.n_layers) if layers is None else layers)
+    chosen = tuple(range(loaded.n_layers) if layers is None else layers)
     asked = (n_pos - 1,) if queries is None else tuple(queries)
-    for what, given, n in (("layer", chosen, model.n_layers), ("query position", asked, n_pos)):
+    for what, given, n in (("layer", chosen, loaded.n_layers), ("query position", asked, n_pos)):
         for number in given:
             if not 0 <= number < n:
                 raise CircuitGraphError(f"there is no {what} {number}; expected 0-{n - 1}")
     sites = [Site("pattern", layer) for layer in chosen]
     runs = run_intervention_sets(
-        model, dictionaries, prompts, [[], interventions], references=references, freeze=freeze, cache=sites, seed=seed
+        prompts, loaded, found, [(), interventions], references=references, freeze=freeze, cache=sites, seed=seed
     )
     clean, intervened = (
         torch.stack([run.activations[site][:, :, list(asked)].mean(0) for site in sites]) for run in runs
     )
-    return AttentionComparison(chosen, asked, tuple(model.token_strings(tokens[0].tolist())), clean, intervened)
+    return AttentionComparison(chosen, asked, tuple(loaded.token_strings(tokens[0].tolist())), clean, intervened)

@@ -1,13 +1,9 @@
-"""Which interventions do not fit: found before anything runs, and named.
-
-In come interventions (or their text), the model, dictionaries and the names of the runs that can be patched from; out come
-the same interventions as values. This module runs nothing.
-"""
+"""Which interventions do not fit: found before anything runs, and named."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, did_you_mean
@@ -15,36 +11,46 @@ from circuitgraph.interventions.edits import sites_written
 from circuitgraph.interventions.language import (
     Delete,
     Intervention,
+    Interventions,
     Patch,
     Set,
     SitePart,
     Span,
     Steer,
-    parse_intervention,
+    interventions_of,
 )
+from circuitgraph.interventions.references import References
 from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
 
+HEADS_AND_NEURONS = {"head": "z", "neuron": "mlp_post"}  # the sites that are made of them
 STREAM_SITES = ("embed", "resid_pre", "attn_out", "mlp_out", "resid_post")
-VECTOR_SITES = (*STREAM_SITES, "z", "mlp_post")
-PLACES = {"head": "z", "neuron": "mlp_post"}
+VECTOR_SITES = (*STREAM_SITES, *HEADS_AND_NEURONS.values())
 
 
 def check_interventions(
     model: Model,
     dictionaries: Dictionaries,
-    interventions: Iterable[Intervention | str],
+    interventions: Interventions,
     *,
     n_pos: int,
-    references: Collection[str] = (),
+    references: References,
     frozen: Collection[Site] = (),
 ) -> tuple[Intervention, ...]:
     """The interventions, each of which names something that is there and no two of which set one thing twice.
 
-    Raises CircuitGraphError for an unknown site, feature, head or neuron, a position beyond the prompt, a run that does not
-    exist, a dictionary that is absent, a conflict, or a change that a frozen site would hide.
+    Args:
+        model: The model.
+        dictionaries: Its dictionaries.
+        interventions: Interventions or their text.
+        n_pos: How many tokens the prompts have.
+        references: The runs that can be patched from.
+        frozen: Sites that keep the value of the run without interventions.
+
+    Raises CircuitGraphError for an unknown site, feature, head or neuron, a position beyond the prompt, a run that
+    does not exist, a dictionary that is absent, a conflict, or a change that a frozen site would hide.
     """
-    checked = tuple(parse_intervention(one) if isinstance(one, str) else one for one in interventions)
+    checked = interventions_of(interventions)
     for one in checked:
         try:
             _check_target(model, dictionaries, one.target)
@@ -75,13 +81,15 @@ def _check_target(model: Model, dictionaries: Dictionaries, target: SitePart) ->
             raise CircuitGraphError(
                 f"the dictionary at {site} has no feature {index}; it has 0-{dictionaries[site].d_sae - 1}"
             )
-    elif part in PLACES:
-        if site.kind != PLACES[part]:
-            raise CircuitGraphError(f"there are no {part}s at {site}; they are at {PLACES[part]}.{site.block}")
+    elif part in HEADS_AND_NEURONS:
+        if site.kind != HEADS_AND_NEURONS[part]:
+            raise CircuitGraphError(
+                f"there are no {part}s at {site}; they are at {HEADS_AND_NEURONS[part]}.{site.block}"
+            )
         n = model.n_heads if part == "head" else model.width(site)
         if index is None or index >= n:
             raise CircuitGraphError(f"{site} has no {part} {index}; it has 0-{n - 1}")
-    elif part == "error" and not any(site in dictionary.sites for dictionary in dictionaries.values()):
+    elif part == "error" and not dictionaries.writers(site):
         raise CircuitGraphError(
             f"no dictionary writes at {site}, so nothing there is an error; {site} alone means the whole vector"
         )
@@ -97,21 +105,23 @@ def _check_span(span: Span, n_pos: int) -> None:
         )
 
 
-def _check_kind(model: Model, dictionaries: Dictionaries, one: Intervention, references: Collection[str]) -> None:
+def _check_kind(model: Model, dictionaries: Dictionaries, one: Intervention, references: References) -> None:
     if isinstance(one, Set) and one.value != 0 and one.target.part not in ("feature", "neuron"):
         raise CircuitGraphError(
-            f"{one.target.part} {one.target.name} is many numbers and cannot be set to {one.value:g}; set it to 0, scale it,"
-            " or patch it from another run"
+            f"{one.target.part} {one.target.name} is many numbers and cannot be set to {one.value:g}; set it to 0,"
+            " scale it, or patch it from another run"
         )
-    if isinstance(one, Patch) and one.reference not in references:
+    if isinstance(one, Patch) and one.reference not in references.names:
+        reason = references.missing.get(one.reference)
         raise CircuitGraphError(
-            f"there is no run {one.reference!r} to patch from; expected one of {', '.join(sorted(references))}."
-            f"{did_you_mean(one.reference, references)}"
+            f"there is no run {one.reference!r} to patch from{f', since {reason}' if reason else ''}; expected one of"
+            f" {', '.join(sorted(references.names))}.{did_you_mean(one.reference, references.names)}"
         )
     if isinstance(one, Steer | Delete):
         if one.target.part != "vector" or one.target.site.kind not in STREAM_SITES:
             raise CircuitGraphError(
-                f"only the residual stream can be added to: expected a site among {', '.join(STREAM_SITES)}, without a part"
+                f"only the residual stream can be added to: expected a site among {', '.join(STREAM_SITES)}, without a"
+                " part"
             )
         _check_target(model, dictionaries, one.write)
         if isinstance(one, Steer) and one.write.part not in ("feature", "neuron"):
@@ -131,11 +141,12 @@ def _check_conflict(dictionaries: Dictionaries, one: Intervention, other: Interv
     """CircuitGraphError if both say what one thing is, somewhere."""
     if isinstance(one, Steer | Delete) or isinstance(other, Steer | Delete):
         for delete, change in ((one, other), (other, one)):
-            same = isinstance(delete, Delete) and not isinstance(change, Steer | Delete)
-            if same and delete.write.name == change.target.name and delete.target.span.overlaps(change.target.span):  # type: ignore[union-attr]
+            if not isinstance(delete, Delete) or isinstance(change, Steer | Delete):
+                continue
+            if delete.write.name == change.target.name and delete.target.span.overlaps(change.target.span):
                 raise CircuitGraphError(
-                    f"interventions {str(one)!r} and {str(other)!r} conflict: what {change.target.name} writes is changed, so"
-                    " deleting it is not defined"
+                    f"interventions {str(one)!r} and {str(other)!r} conflict: what {change.target.name} writes is"
+                    " changed, so deleting it is not defined"
                 )
         return
     a, b = one.target, other.target

@@ -1,8 +1,7 @@
 """What interventions do to the activations at a site.
 
-In come interventions, the model, dictionaries and the activations of this and other runs; out come edited activations. A
-dictionary is spliced in as x + decode(edited) - decode(acts), of which only the edited features are computed: no
-intervention, or one that changes nothing, leaves x as it is bit for bit. This module runs no model.
+A dictionary is spliced in as x + decode(edited) - decode(acts), of which only the edited features are computed: no
+intervention, or one that changes nothing, leaves x as it is bit for bit.
 """
 
 from __future__ import annotations
@@ -41,10 +40,6 @@ class RunValues:
         """What the dictionaries that write there miss, [batch, pos, d]; all of it where none does."""
         return self.dictionaries.error(site, self.values)
 
-    def take(self, rows: slice) -> RunValues:
-        """The same of some rows only."""
-        return RunValues(self.dictionaries, {site: value[rows] for site, value in self.values.items()})
-
 
 def sites_read(model: Model, dictionaries: Dictionaries, intervention: Intervention) -> set[Site]:
     """Every site whose value in this run the intervention needs."""
@@ -77,7 +72,7 @@ def edit_rows(
     run: RunValues,
     references: Mapping[str, RunValues],
 ) -> Tensor:
-    """x [batch, pos, d] at a site after an intervention that changes it; `run` has what the nodes are before all changes."""
+    """x [batch, pos, d] at a site after an intervention on it; `run` has what the nodes are before all changes."""
     target, at, x = one.target, one.target.span.within(x.shape[1]), x.clone()
     if isinstance(one, Steer | Delete):
         amount = one.amount if isinstance(one, Steer) else -one.amount
@@ -117,7 +112,7 @@ def _new_value(
 
 
 def _written(model: Model, dictionaries: Dictionaries, one: Steer | Delete, run: RunValues, x: Tensor) -> Tensor:
-    """What the node adds to the residual stream before the target x, [batch, pos, d_model]; one unit of it when steering."""
+    """What the node adds to the stream before the target x, [batch, pos, d_model]; one unit of it when steering."""
     node, steer = one.write, isinstance(one, Steer)
     if node.part == "feature":
         dictionary = dictionaries[node.site]

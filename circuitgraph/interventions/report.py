@@ -1,51 +1,70 @@
-"""What interventions do to a metric and to the next token, as a text.
-
-In come prompt pairs and interventions; out comes what `circuitgraph intervene` prints.
-"""
+"""What interventions do to a metric and to the next token, as the text that `circuitgraph intervene` prints."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from circuitgraph.dictionaries.collection import Dictionaries
-from circuitgraph.interventions.language import Intervention
-from circuitgraph.interventions.run import run_intervention_sets
+from circuitgraph.doors import DictionariesLike, ModelLike, PairsLike, as_dictionaries, as_model, as_pairs, choose_pairs
+from circuitgraph.interventions.language import Interventions, interventions_of
+from circuitgraph.interventions.run import IntervenedRun, run_intervention_sets
 from circuitgraph.metrics import build_metric
 from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import tokenize_pairs
-from circuitgraph.prompts import PromptPair
+from circuitgraph.settings import Intervening, resolve
 from circuitgraph.text import table_text
 
 
 def report_interventions(
-    model: Model,
-    dictionaries: Dictionaries,
-    pairs: Sequence[PromptPair],
-    interventions: Sequence[Intervention | str],
+    prompts: PairsLike,
+    model: ModelLike,
+    dictionaries: DictionariesLike | None,
+    interventions: Interventions,
     *,
-    metric: str = "logit_difference",
     freeze: Sequence[str] = (),
-    top_k: int = 5,
-    seed: int = 0,
+    settings: Intervening | None = None,
+    **changes: Any,
 ) -> str:
-    """The metric of the clean prompts without and with the interventions, its reduction in percent, and the likeliest tokens
-    that follow the first prompt, as text."""
-    tokens = tokenize_pairs(model, pairs)
-    score = build_metric(metric, tokens.answers, tokens.wrong_answers)
-    before, after = run_intervention_sets(model, dictionaries, pairs, [[], interventions], freeze=freeze, seed=seed)
-    values = [float(score(run.logits).mean()) for run in (before, after)]
-    reduction = f"{100 * (values[0] - values[1]) / values[0]:.1f} %" if values[0] else "undefined"
+    """The metric without and with the interventions, its reduction in percent, and the likeliest tokens that follow.
+
+    Args:
+        prompts: A text, a `PromptPair`, a list of these, or a prompt file.
+        model: A name, a folder, a loaded model of TransformerLens or Hugging Face, or a `Model`.
+        dictionaries: A name, a folder, an SAE, or a list or mapping of these; None for none.
+        interventions: One or several, or their text.
+        freeze: What keeps its value, as of `run_with_interventions`.
+        settings: The defaults, or all settings at once.
+        **changes: Fields of `settings.Intervening` over `settings`: metric, top_k, length, examples, seed.
+
+    Raises CircuitGraphError as `run_with_interventions` does.
+    """
+    chosen = resolve(Intervening, settings, changes)
+    given = interventions_of(interventions)
+    loaded = as_model(model)
+    found = as_dictionaries(dictionaries, loaded)
+    pairs = choose_pairs(as_pairs(prompts), loaded, chosen)
+    tokens = tokenize_pairs(loaded, pairs)
+    metric = build_metric(chosen.metric, tokens.answers, tokens.wrong_answers)
+    before, after = run_intervention_sets(pairs, loaded, found, [(), given], freeze=freeze, seed=chosen.seed)
+    means = [float(metric(run.logits).mean()) for run in (before, after)]
+    reduction = f"{100 * (means[0] - means[1]) / means[0]:.1f} %" if means[0] else "undefined"
+    more = f" and {len(pairs) - 1} more" if len(pairs) > 1 else ""
+    drawn = chosen.examples is not None or any("resample" in str(one) for one in given)
     lines = [
-        f"prompt     {pairs[0].clean!r}" + (f" and {len(pairs) - 1} more" if len(pairs) > 1 else ""),
-        *(f"set        {one}" for one in interventions),
+        f"prompt     {pairs[0].clean!r}{more}, {tokens.clean.shape[1]} tokens",
+        *(f"set        {one}" for one in given),
         *([f"frozen     {', '.join(freeze)}"] if freeze else []),
-        f"{score.name} {values[0]:.4f} -> {values[1]:.4f}, reduced by {reduction}",
+        *([f"seed       {chosen.seed}"] if drawn else []),
+        f"{metric.name} {means[0]:.4f} -> {means[1]:.4f}, reduced by {reduction}",
         "",
     ]
-    columns = []
-    for run in (before, after):
-        top = run.logits[0, -1].softmax(-1).topk(min(top_k, run.logits.shape[-1]))
-        names = model.token_strings(top.indices.tolist())
-        columns.append([f"{name!r} {p:.3f}" for name, p in zip(names, top.values.tolist(), strict=True)])
+    columns = [_likeliest(loaded, run, chosen.top_k) for run in (before, after)]
     lines += table_text(["as it is", "intervened"], list(zip(*columns, strict=True)))
     return "\n".join(lines) + "\n"
+
+
+def _likeliest(model: Model, run: IntervenedRun, n: int) -> list[str]:
+    """The n likeliest tokens behind the first prompt, with their probabilities."""
+    top = run.logits[0, -1].softmax(-1).topk(min(n, run.logits.shape[-1]))
+    names = model.token_strings(top.indices.tolist())
+    return [f"{name!r} {p:.3f}" for name, p in zip(names, top.values.tolist(), strict=True)]

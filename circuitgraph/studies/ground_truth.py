@@ -16,8 +16,8 @@ import click
 import torch
 from torch import Tensor
 
+from circuitgraph.attribution.runs import resample_rows
 from circuitgraph.evaluation.agreement import auroc
-from circuitgraph.interventions.run import resample_rows
 from circuitgraph.models.model import Model, Replace
 from circuitgraph.nodes import Site
 from circuitgraph.studies.programs import Program, build_model, gate, histogram, read_tracr

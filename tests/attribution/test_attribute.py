@@ -116,10 +116,11 @@ def test_files_that_are_not_there_or_something_else_are_refused(tmp_path):
 
 
 def test_a_frame_has_a_row_per_node(run):
-    pandas = pytest.importorskip("pandas", reason="network: pandas is not installed")
+    import pandas
+
     frame = run.to_pandas()
     assert isinstance(frame, pandas.DataFrame) and list(frame["node"]) == [str(node) for node in run.nodes.nodes()]
-    assert frame["attribution"].to_numpy() == pytest.approx(run.nodes.mean.numpy())
+    assert_close(frame["attribution"].to_numpy(), run.nodes.mean)
     assert set(frame["kind"]) <= set(NODE_KINDS)
 
 
@@ -128,7 +129,7 @@ def test_attributions_are_those_of_the_graph(run, tiny_model, tiny_dictionaries,
     by_node = dict(zip(map(str, run.nodes.nodes()), run.nodes.mean.tolist(), strict=True))
     shared = [key for key in graph if key in by_node]
     assert len(shared) > 100
-    assert all(graph.nodes[key]["attribution"] == pytest.approx(by_node[key]) for key in shared)
+    assert_close([graph.nodes[key]["attribution"] for key in shared], [by_node[key] for key in shared])
 
 
 def test_other_baselines_need_no_further_run(run, tiny_model, monkeypatch):
@@ -153,3 +154,15 @@ def test_the_model_runs_once_per_prompt_even_for_the_likeliest_logits(tiny_model
     found = cg.attribute("a b c d e", tiny_model, tiny_dictionaries, baseline="zero", targets="logits")
     assert len(runs) == 1 and len(found.targets) > 0 and found.corrupted is None
     assert Node("logit", Site("logit"), 5, found.targets[0].node.feature) == found.targets[0].node
+
+
+@pytest.mark.parametrize("settings", [{}, {"errors_as_targets": True}, {"attention": "frozen"}], ids=str)
+def test_one_backward_pass_serves_every_site(tiny_model, tiny_dictionaries, tiny_pairs, monkeypatch, settings):
+    """Law 2. Slopes of neurons and of nothing else are differentiated on their own."""
+    from circuitgraph.attribution import gradients
+
+    passes = []
+    original = torch.autograd.grad
+    monkeypatch.setattr(gradients.torch.autograd, "grad", lambda *a, **k: passes.append(1) or original(*a, **k))
+    found = cg.attribute(tiny_pairs, tiny_model, tiny_dictionaries, **settings)
+    assert len(passes) == 1 and float(found.stream_gradient.abs().max()) > 0

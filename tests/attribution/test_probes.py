@@ -17,7 +17,7 @@ from circuitgraph.edges.products import EdgeProducts
 from circuitgraph.errors import GraphError, MetricError
 from circuitgraph.evaluation.circuits import node_values
 from circuitgraph.evaluation.edge_effects import measure_edges
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evidence import evaluate
 from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.formats.native import graph_to_text, text_to_graph
 from circuitgraph.graphs.schema import check_graph
@@ -180,7 +180,7 @@ def test_a_graph_of_features_and_directions_is_evaluated_and_survives_a_file(
     assert graph.graph["metric"]["name"] == "targets" and graph.graph["metric"]["clean"] != 0
     again = text_to_graph(graph_to_text(graph))
     assert graph_to_text(again) == graph_to_text(graph)
-    evaluation = evaluate_circuit(
+    evaluation = evaluate(
         again, tiny_model, tiny_dictionaries, baselines=(), n_dropped=3, n_patched=10**6, n_edges=10**6
     )
     assert_close(evaluation.metric_clean, graph.graph["metric"]["clean"])

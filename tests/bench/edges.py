@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--features", type=int, default=24576)
     parser.add_argument("--l0", type=int, default=32)
-    parser.add_argument("--readers", type=int, default=4096)
+    parser.add_argument("--traced", type=int, default=4096, help="features whose inputs are traced")
     parser.add_argument("--edge-threshold", type=float, default=None)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the dictionaries")
     options = parser.parse_args()
@@ -107,7 +107,7 @@ def main() -> None:
             pairs.append(PromptPair(clean, corrupted, (" w5",), (" w6",)))
         settings: dict[str, Any] = {"preset": options.preset}
         if options.preset == "attribution-graph":
-            settings["max_traced"] = options.readers
+            settings["max_traced"] = options.traced
         if options.edge_threshold is not None:
             settings["edge_threshold"] = options.edge_threshold
         start = time.process_time()

@@ -13,7 +13,7 @@ import time
 
 import circuitgraph as cg
 from circuitgraph import embedded
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evidence import evaluate
 
 
 def cpu() -> float:
@@ -31,7 +31,7 @@ def main() -> None:
     for pairs, settings in ((8, {"n_patched": 500, "curves": False}), (n_pairs, {"n_patched": 0, "curves": True})):
         graph = cg.discover(cg.make_pairs("ioi", pairs, template=0), model, dictionaries, edge_threshold=1e-4)
         began, started = cpu(), time.time()
-        found = evaluate_circuit(graph, model, dictionaries, **few, **settings)
+        found = evaluate(graph, model, dictionaries, **few, **settings)
         what = (
             f"{found.n_patched} nodes patched" if not settings["curves"] else f"CPR {found.cpr:.3f} CMD {found.cmd:.3f}"
         )

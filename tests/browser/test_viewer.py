@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +12,13 @@ from pathlib import Path
 import networkx as nx
 import pytest
 from playwright import sync_api
+from support import CHROMIUM
 from support.graphs import HOSTILE, example_graph, with_targets
 
 from circuitgraph.errors import GraphError
 from circuitgraph.formats import load, save, text_to_graph
 from circuitgraph.render import html, labels, show
 
-CHROMIUM = next(
-    (
-        path
-        for path in ("/usr/bin/chromium", shutil.which("chromium"), shutil.which("google-chrome"))
-        if path and Path(path).exists()
-    ),
-    None,
-)
 METRIC = "metric@14"
 SVG = "{http://www.w3.org/2000/svg}"
 AXE = Path(html.__file__).with_name("viewer") / "node_modules" / "axe-core" / "axe.min.js"

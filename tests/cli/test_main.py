@@ -190,7 +190,7 @@ def errors(workplace, tiny_folder, out):
         "unwritable": (["discover", pairs, *good, "--length", 6, "-o", "/proc/nowhere/x.json"], "cannot write"),
         "negative threshold": (["prune", graph, "--edge-threshold", -1], "edge_threshold is -1.0; expected a number >= 0"),
         "not a graph": (["prune", pairs], "GraphError: .*pairs.jsonl"),
-        "unknown suffix": (["render", graph, "-o", workplace / "x.jpeg"], "RenderError: .*jpeg"),
+        "unknown suffix": (["render", graph, "-o", workplace / "x.jpeg"], r"GraphError: cannot tell the format of .*jpeg.* Did you mean .\.png"),
     }  # fmt: skip
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from support.command import model_options, run
 
+from circuitgraph.dictionaries.load import load_dictionaries
+from circuitgraph.evaluation.evidence import evaluate
 from circuitgraph.formats import load
+from circuitgraph.models.load import load_model
 
 
 def test_evaluate_writes_a_report_and_plots_and_prints_the_table(workplace, tiny_folder, tmp_path):
@@ -79,6 +83,45 @@ def test_measure_adds_effects_to_the_graph(workplace, tiny_folder, tmp_path):
     assert graph.graph["evidence"]["edges"]["n"] == 11
 
 
+def test_a_graph_of_a_narrow_model_is_measured_as_it_was_built(workplace, tiny_folder, tmp_path):
+    """Lazily and in float64: the numbers are those of Python, and the record says which prompts were chosen."""
+    how = [*model_options(tiny_folder, workplace), "--dtype", "float64", "--lazy", "--quiet"]
+    chosen, out = ["--length", 6, "--examples", 1, "--seed", 4], tmp_path / "report.json"
+    less = ["--no-curves", "--n-dropped", 0, "--n-edges", 5]
+    result = run("evaluate", workplace / "graph.json", workplace / "pairs.jsonl", *how, *chosen, *less, "-o", out)
+    assert result.exit_code == 0, result.output
+    report = json.loads(out.read_text())
+    assert report["n_examples"] == 1
+    assert {name: report["settings"][name] for name in ("length", "examples", "seed")} == {
+        "length": 6, "examples": 1, "seed": 4,
+    }  # fmt: skip
+    settings = {"prompts": workplace / "pairs.jsonl", "length": 6, "examples": 1, "seed": 4, "n_dropped": 0}
+    clean = []
+    for dtype in (torch.float64, torch.float32):
+        model = load_model(tiny_folder, dtype=dtype)
+        dictionaries = load_dictionaries([workplace / "dictionaries"], model)
+        graph = load(workplace / "graph.json")
+        clean.append(evaluate(graph, model, dictionaries, curves=False, n_edges=0, **settings).metric_clean)
+    assert report["metric_clean"] == clean[0] != clean[1]
+    measured = tmp_path / "measured.json"
+    result = run("measure", workplace / "graph.json", workplace / "pairs.jsonl", *how, *chosen, "-o", measured)
+    assert result.exit_code == 0, result.output
+    evidence = load(measured).graph["evidence"]
+    assert evidence["settings"]["length"] == 6 and evidence["settings"]["seed"] == 4
+    assert evidence["metric_clean"] == report["metric_clean"]
+
+
+def test_a_setting_that_makes_no_sense_is_one_line(workplace, tmp_path):
+    for command in ("evaluate", "measure"):
+        result = run(
+            command, workplace / "graph.json", "--n-edges", -1, "--model", "no-such", "-o", tmp_path / "a.json"
+        )
+        assert (
+            result.exit_code == 1
+            and result.stderr == "CircuitGraphError: n_edges is -1; expected a whole number >= 0\n"
+        )
+
+
 def test_intervene_says_what_changes(workplace, tiny_folder):
     arguments = [
         "intervene",
@@ -95,6 +138,38 @@ def test_intervene_says_what_changes(workplace, tiny_folder):
     assert len(result.stdout.split("intervened\n")[1].splitlines()) == 3
     same = run(*arguments, "--set", "mlp_out.1*=1")
     assert "reduced by 0.0 %" in same.stdout
+
+
+def test_intervene_loads_as_it_is_told_and_names_the_seed_of_its_draws(workplace, tiny_folder, tmp_path):
+    arguments = [
+        "intervene",
+        workplace / "pairs.jsonl",
+        *model_options(tiny_folder, workplace),
+        "--length",
+        6,
+        "--quiet",
+    ]
+    single, double = (
+        run(*arguments, "--set", "mlp_out.1/f3*=2", "--dtype", dtype, "--lazy") for dtype in ("bfloat16", "float64")
+    )
+    assert single.exit_code == double.exit_code == 0, single.output + double.output
+    assert single.stdout != double.stdout and "6 tokens" in double.stdout and "seed" not in double.stdout
+    drawn = run(*arguments, "--set", "mlp_out.1=resample", "--seed", 7)
+    assert "seed       7" in drawn.stdout, drawn.output
+    few = run(*arguments, "--set", "mlp_out.1*=2", "--examples", 1, "--seed", 3)
+    assert "seed       3" in few.stdout and "more" not in few.stdout
+
+
+def test_intervene_needs_no_corrupted_prompts_but_for_runs_of_them(workplace, tiny_folder, tmp_path):
+    prompts = tmp_path / "single.jsonl"
+    prompts.write_text('{"clean": "a b c d e", "answers": [" g"], "wrong_answers": [" h"]}\n')
+    arguments = ["intervene", prompts, *model_options(tiny_folder, workplace), "--quiet"]
+    result = run(*arguments, "--set", "mlp_out.1=0")
+    assert result.exit_code == 0 and "reduced by" in result.stdout, result.output
+    for name in ("corrupted", "mean", "resample"):
+        refused = run(*arguments, "--set", f"mlp_out.1={name}")
+        assert refused.exit_code == 1 and len(refused.stderr.splitlines()) == 1
+        assert f"no run '{name}' to patch from, since the prompts have no corrupted ones" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_max_nodes_counts_every_node_of_the_file(tmp_path):
     assert result.exit_code == 0, result.output
     assert len(load(tmp_path / "circuit.json")) == 60 and "nodes 60 (" in result.stdout
     alone = CliRunner().invoke(main, ["demo", "--max-nodes", "1", "--out", str(tmp_path / "none"), "--quiet"])
-    assert alone.exit_code == 1 and "max_nodes is 1; expected at least 2" in alone.stderr
+    assert alone.exit_code == 1 and "max_nodes is 1; expected a whole number >= 2" in alone.stderr
     assert not (tmp_path / "none").exists()
 
 
@@ -127,7 +127,7 @@ def test_keeping_every_node_of_the_trained_model_changes_nothing(trained):
 
 def test_integrated_gradients_sum_to_the_metric_difference_on_the_trained_model(trained):
     total = integrated_sum(trained, Site("resid_post", 1), steps=40)
-    assert_close(total, trained.clean.metric - trained.corrupted.metric, allowance=1e-3)
+    assert_close(total, trained.clean.metric - trained.corrupted.metric, allowance=1e-3)  # of the quadrature
 
 
 def test_residual_dictionaries_give_node_attributions_too(trained):

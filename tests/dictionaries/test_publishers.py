@@ -21,7 +21,7 @@ D, D_SAE, K = 16, 24, 5
 SITE = Site("resid_post", 1)
 
 
-def compare(dictionary, acts, x_hat):
+def assert_the_publishers_numbers(dictionary, acts, x_hat):
     """The dictionary's own numbers on rows() are the publisher's, and neither is trivial."""
     assert 0 < int((acts != 0).sum()) < acts.numel() and float(x_hat.abs().min()) > 0
     ours = dictionary.encode(rows())
@@ -45,7 +45,7 @@ def test_gemma_scope(tiny_model, tmp_path, whole):
     found = load_dictionaries(f"resid_post.1={path if whole else path.parent}", tiny_model)
     tensors = {key: torch.from_numpy(value).double() for key, value in gemma_tensors().items()}
     assert list(found) == [SITE]
-    compare(found[SITE], *gemma_formula(tensors, rows()))
+    assert_the_publishers_numbers(found[SITE], *gemma_formula(tensors, rows()))
 
 
 # dictionary_learning -------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_dictionary_learning_with_its_config(tiny_model, tmp_path, class_name):
     folder = save_learned(tmp_path / "10_32768", state, class_name)
     found = load_dictionaries([f"resid_post.1={folder}"], tiny_model)
     assert list(found) == [SITE]
-    compare(found[SITE], *formula(class_name, state, rows()))
+    assert_the_publishers_numbers(found[SITE], *formula(class_name, state, rows()))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_dictionary_learning_with_its_config(tiny_model, tmp_path, class_name):
 def test_dictionary_learning_without_config(tiny_model, tmp_path, class_name):
     state = learned(class_name)
     folder = save_learned(tmp_path / "10_32768", state)
-    compare(
+    assert_the_publishers_numbers(
         load_dictionaries(f"resid_post.1={folder / 'ae.pt'}", tiny_model)[SITE], *formula(class_name, state, rows())
     )
 
@@ -107,7 +107,9 @@ def test_k_of_an_older_file_stands_in_its_config(tiny_model, tmp_path):
     state = learned("AutoEncoderTopK")
     del state["k"], state["threshold"]
     folder = save_learned(tmp_path / "trainer_0", state, "AutoEncoderTopK")
-    compare(load_dictionaries(f"resid_post.1={folder}", tiny_model)[SITE], *formula("AutoEncoderTopK", state, rows()))
+    assert_the_publishers_numbers(
+        load_dictionaries(f"resid_post.1={folder}", tiny_model)[SITE], *formula("AutoEncoderTopK", state, rows())
+    )
 
 
 def test_effects_are_the_same_with_and_without_renormalised_decoders(tiny_model, tmp_path):

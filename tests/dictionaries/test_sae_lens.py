@@ -55,7 +55,7 @@ def own(architecture, **settings):
     return sae
 
 
-def compare(ours, theirs):
+def assert_sae_lens_numbers(ours, theirs):
     """encode, decode and, with the skip connection, forward; sae-lens keeps norms between encode and decode."""
     x = 2 * torch.randn(7, D, generator=torch.Generator().manual_seed(5)) + 0.4
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_every_supported_architecture_gives_sae_lens_numbers(narrow_model, tmp_p
     assert ours.writes == Site("mlp_out" if "trans" in architecture else "z", 1)
     assert (ours.W_skip is not None) == ("skip" in architecture)
     assert ours.weights.W_dec.dtype == torch.float32
-    compare(ours, sae)
+    assert_sae_lens_numbers(ours, sae)
 
 
 @pytest.mark.parametrize("architecture", sorted(REFUSED))
@@ -152,7 +152,7 @@ def test_a_factor_of_ones_changes_nothing_and_an_unused_one_is_refused(narrow_mo
 
     ones = finetuned(tmp_path / "ones", torch.ones(D_SAE), finetuning_scaling_factor=False)
     (ours,) = load_dictionaries(ones, narrow_model).values()
-    compare(ours, SAE.load_from_disk(ones))
+    assert_sae_lens_numbers(ours, SAE.load_from_disk(ones))
     for name, factor, used in (("unused", torch.ones(D_SAE) * 2, False), ("wrong", torch.ones(3), True)):
         folder = finetuned(tmp_path / name, factor, finetuning_scaling_factor=used)
         with pytest.raises(DictionaryError, match="expected one factor per feature and finetuning_scaling_factor true"):
@@ -194,7 +194,7 @@ def test_a_folder_from_before_sae_lens_6_is_read_as_sae_lens_reads_it(narrow_mod
     (ours,) = load_dictionaries(folder, narrow_model).values()
     theirs = SAE.load_from_disk(folder)
     theirs.turn_off_forward_pass_hook_z_reshaping()  # ours reads z with its heads side by side
-    compare(ours, theirs)
+    assert_sae_lens_numbers(ours, theirs)
 
 
 BAD_OLD = {

@@ -1,18 +1,15 @@
 """Q and k edges by the change of the pattern: against attention written out, and in a program that saturates it.
 
-The program is tracr's `hist` (Lindner et al. 2023), which counts how often the token at each position occurs: one head and
-one MLP, whose true edges are known. Its weights are read from ../shared/data/tracr, which is not part of the repository.
+The program counts how often the token at each position occurs, as tracr's `hist` does (Lindner et al. 2023): one head and
+one MLP, whose true edges are known.
 """
 
 from __future__ import annotations
 
-import json
-
-import numpy as np
 import pytest
 import torch
-from support import ROOT
 from support.close import assert_close
+from support.compiled_programs import WORDS
 from support.dictionary_kinds import in_dtype, random_kind
 from support.families import FAMILIES
 from support.traced_edges import shrunk, trace, vector
@@ -25,12 +22,12 @@ from circuitgraph.models.load import load_model
 from circuitgraph.nodes import Site
 from circuitgraph.paths.softmax import Softmax
 from circuitgraph.prompts import PromptPair
+from circuitgraph.studies.programs import build_model, histogram
 from circuitgraph_kernels import SaeWeights
 
 # HookedTransformer can be given any weights; that version 4 drops it is known.
 pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated")
 
-HIST = ROOT.parent / "shared" / "data" / "tracr"
 COVERED = (
     ("z.0", "z.0", "relu"),
     ("ln2_normalized.0", "mlp_out.0", "jumprelu"),
@@ -163,83 +160,40 @@ def test_taking_the_only_attended_key_out_moves_the_whole_pattern():
             scores[at] -= drop
             after = scores.masked_fill(hidden[0, 0], -torch.inf).softmax(-1) @ s[0, 0, 0].double()
             lost = softmax.without_key(change, torch.tensor([at]))
-            assert float(lost) == pytest.approx(float(before - after), abs=1e-4), (drop, at)
+            assert_close(float(lost), float(before - after), dtype=torch.float32, scale=s.abs().max(), zeros=True)
     alone = Softmax(query, keys[:, :1], s[..., :1], hidden[..., :1], 1.0, None)
     assert float(alone.without_key(torch.tensor([[[[50.0, 0.0]]]]), torch.tensor([0]))) == 0
 
 
-# hist ----------------------------------------------------------------------------------------------------------------
+# counting ----------------------------------------------------------------------------------------------------------------
 
 
-def hist_model(folder):
-    """(the facts of the program, its HookedTransformer in float64 with a word tokenizer)."""
+def counting_model():
+    """The program as a model whose words are a, b and c."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformers import PreTrainedTokenizerFast
 
-    facts = json.loads((folder / "hist.json").read_text(encoding="utf-8"))
-    with np.load(folder / "hist.npz", allow_pickle=False) as file:
-        stored = {name: torch.from_numpy(file[name]).double() for name in file.files}
-    tokenizer = Tokenizer(models.WordLevel({**facts["input_encoding"], "<unk>": 5}, unk_token="<unk>"))
+    library = build_model(histogram(n_examples=1)).library
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="BOS"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="BOS", eos_token="BOS", pad_token="compiler_pad", unk_token="<unk>"
+    library.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="BOS", eos_token="BOS", pad_token="BOS"
     )
-    n_ctx, d_model = stored["pos_embed/embeddings"].shape
-    config = HookedTransformerConfig(
-        n_layers=1,
-        n_heads=1,
-        d_model=d_model,
-        d_head=facts["d_head"],
-        d_mlp=facts["d_mlp"],
-        n_ctx=n_ctx,
-        d_vocab=len(facts["input_encoding"]),
-        d_vocab_out=len(facts["output_encoding"]),
-        act_fn="relu",
-        attention_dir="bidirectional",
-        normalization_type=None,
-        dtype=torch.float64,
-        device="cpu",
-    )
-    library = HookedTransformer(config, move_to_device=False)
-    library.tokenizer = words
-    labels = [f"{facts['out_label']}:{value}" for value in facts["output_encoding"]]
-    block = "transformer/layer_0"
-    weights = {
-        "embed.W_E": stored["token_embed/embeddings"],
-        "pos_embed.W_pos": stored["pos_embed/embeddings"],
-        "unembed.W_U": torch.eye(d_model, dtype=torch.float64)[:, [facts["residual_labels"].index(x) for x in labels]],
-        "blocks.0.mlp.W_in": stored[f"{block}/mlp/linear_1/w"],
-        "blocks.0.mlp.b_in": stored[f"{block}/mlp/linear_1/b"],
-        "blocks.0.mlp.W_out": stored[f"{block}/mlp/linear_2/w"],
-        "blocks.0.mlp.b_out": stored[f"{block}/mlp/linear_2/b"],
-        "blocks.0.attn.W_O": stored[f"{block}/attn/linear/w"][None],
-        "blocks.0.attn.b_O": stored[f"{block}/attn/linear/b"],
-    }
-    for name, part in (("Q", "query"), ("K", "key"), ("V", "value")):
-        weights[f"blocks.0.attn.W_{name}"] = stored[f"{block}/attn/{part}/w"][None]
-        weights[f"blocks.0.attn.b_{name}"] = stored[f"{block}/attn/{part}/b"][None]
-    left = library.load_state_dict(library.state_dict() | weights)
-    assert not left.missing_keys and not left.unexpected_keys
-    return facts, library
+    return load_model(library)
 
 
 def programs_edges(clean, corrupted, count, **settings):
     """The edges into z and beyond of the program at two prompts, and how much its logit for that count differs."""
-    facts, library = hist_model(HIST)
-    model = load_model(library)
+    model = counting_model()
     sites = [Site.parse(text) for text in ("z.0", "mlp_post.0")]
     eyes = [torch.eye(model.width(site), dtype=torch.float64) for site in sites]
     neurons = {
         site: Dictionary(SaeWeights(eye, eye[0] * 0, eye, eye[0] * 0, activation="identity"), site, site, str(site))
         for site, eye in zip(sites, eyes, strict=True)
     }
-    for tokens, counts in facts["examples"]:
-        logits, _ = model.run(torch.tensor([tokens]))
-        assert logits[0, 1:].argmax(-1).tolist() == [facts["output_encoding"][found] for found in counts[1:]]
 
     def logit(logits):
-        return logits[:, -1, facts["output_encoding"][count]]
+        return logits[:, -1, count - 1]
 
     # integrated, as the MLP's steps are flat at both ends
     pairs = [PromptPair(clean, corrupted, (" a",))]
@@ -256,16 +210,10 @@ def by_component(edges):
     return {ends: weight for ends, weight in found.items() if weight > 1e-6}
 
 
-needs_program = pytest.mark.skipif(
-    not (HIST / "hist.npz").is_file(), reason="the compiled program hist is not beside the repository"
-)
-
-
-@needs_program
-def test_recomputing_finds_exactly_the_edges_of_a_compiled_program():
+def test_recomputing_finds_exactly_the_edges_of_a_program():
     """Every token but the first differs, the counted one as well: it occurs three times, then twice."""
-    edges, difference = programs_edges("a b c a a", "b a c c b", "3", qk="ablate")
-    assert difference == pytest.approx(1, abs=1e-3)
+    edges, difference = programs_edges("a b c a a", "b a c c b", 3, qk="ablate")
+    assert_close(difference, 1.0)
     found = by_component(edges)
     assert found.keys() == {
         ("embed", "z.0", "q"),
@@ -274,17 +222,16 @@ def test_recomputing_finds_exactly_the_edges_of_a_compiled_program():
         ("mlp_post.0", "metric", "metric"),
     }
     assert min(found.values()) > 0.1
-    # z is a mean of zeros and ones; the derivative, taken as far as the scores of a compiled program go, leaves that range
+    # z is a mean of zeros and ones; the derivative, taken as far as the scores of such a program go, leaves that range
     assert all(abs(e.local_weight) <= 1 + 1e-6 for e in edges if e.kind in ("q", "k"))
-    derivative, _ = programs_edges("a b c a a", "b a c c b", "3")
+    derivative, _ = programs_edges("a b c a a", "b a c c b", 3)
     assert max(abs(e.local_weight) for e in derivative if e.kind in ("q", "k")) > 5
 
 
-@needs_program
 def test_the_derivative_misses_keys_that_are_not_attended_to_and_recomputing_does_not():
     """Two keys that could have matched do not: their pattern is 0, and so is its derivative."""
-    recomputed, _ = programs_edges("a b c b a", "a a c a a", "2", qk="ablate")
-    derivative, _ = programs_edges("a b c b a", "a a c a a", "2")
+    recomputed, _ = programs_edges("a b c b a", "a a c a a", 2, qk="ablate")
+    derivative, _ = programs_edges("a b c b a", "a a c a a", 2)
     keys = ("embed", "z.0", "k")
     assert by_component(recomputed)[keys] > 0.1 and keys not in by_component(derivative)
     assert {e.source.pos for e in recomputed if e.kind == "k" and abs(e.weight) > 0.01} == {2, 4}

@@ -6,27 +6,20 @@ import json
 
 import networkx as nx
 import pytest
-from support import ROOT
 from support.graph_files import eap_file
 from support.graphs import example_graph
 
 from circuitgraph.errors import GraphError
 from circuitgraph.formats import load, save
 from circuitgraph.formats.eap import component_edges, value_from_eap
-from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.pruning import prune
 from circuitgraph.graphs.summary import summary_text
 
-REAL = ROOT.parent / "shared" / "data" / "graphs" / "mib_ioi-eap-ig.json"
 
-
-@pytest.fixture(params=["small", "real"])
+@pytest.fixture(params=[(2, 2), (12, 12)], ids=["small", "as large as GPT-2's"])
 def file(request, tmp_path):
-    if request.param == "real":
-        if not REAL.exists():
-            pytest.skip("the real GPT-2 graph is not beside this checkout")
-        return REAL
-    eap_file(tmp_path / "small.json")
-    return tmp_path / "small.json"
+    eap_file(tmp_path / "scores.json", *request.param)
+    return tmp_path / "scores.json"
 
 
 def test_a_file_is_written_back_byte_for_byte_also_through_our_own(file, tmp_path):
@@ -53,7 +46,7 @@ def test_a_pruned_graph_becomes_the_circuit_and_is_drawn(file, tmp_path):
     graph = load(file)
     weights = sorted((abs(w) for *_, w in graph.edges(data="weight")), reverse=True)
     unit = abs(graph.graph["metric"]["clean"])
-    small = prune_graph(graph, edge_threshold=weights[30] / unit)
+    small = prune(graph, edge_threshold=weights[30] / unit)
     assert 2 < small.number_of_edges() < graph.number_of_edges()
     save(small, tmp_path / "small.eap.json")
     again = load(tmp_path / "small.eap.json")
@@ -61,7 +54,8 @@ def test_a_pruned_graph_becomes_the_circuit_and_is_drawn(file, tmp_path):
         small.edges(keys=True)
     )
     assert {key for key, kept in again.nodes(data="in_graph") if kept} == set(small)
-    assert again.number_of_edges() == graph.number_of_edges()
+    layers, heads = graph.graph["n_layers"], graph.graph["components"]["n_heads"]
+    assert again.number_of_edges() == sum(1 for _ in component_edges(layers, heads, False))  # every edge of the model
     save(small, tmp_path / "small.svg")
     assert "a0.h" in (tmp_path / "small.svg").read_text() or "m0" in (tmp_path / "small.svg").read_text()
     assert f"{small.number_of_edges()} edges" in summary_text(small)

@@ -6,7 +6,6 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from support import ROOT
 from support.graphs import example_graph
 
 from circuitgraph.cli.main import main
@@ -24,39 +23,18 @@ from circuitgraph.formats import (
 )
 from circuitgraph.render.payload import payload
 
-PRINTED = ROOT.parent / "shared" / "data" / "seed_gender_printed_features.json"
-SUFFIX = {"attn": "att-sm", "mlp": "mlp-sm", "resid": "res-sm"}
-
-
-def _features(table):
-    """(source, feature) pairs of a printed table {"attn_3": {"2959": value}}."""
-    for component, values in table.items():
-        kind, layer = component.rsplit("_", 1)
-        yield from ((f"{layer}-{SUFFIX[kind]}", int(index)) for index in values)
-
-
-@pytest.mark.skipif(not PRINTED.exists(), reason="the printed figures of the notebooks are not beside this checkout")
-@pytest.mark.parametrize(
-    ("notebook", "number", "name"),
-    [
-        ("01_Names_Comparison.ipynb", 0, "Gender features"),
-        ("01_Names_Comparison.ipynb", 1, "Gender features female"),
-        ("01_Names_Comparison.ipynb", 2, "Gender features baseline"),
-        ("01_Professions.ipynb", 0, "Gender features stereotypical professions"),
-        ("01_Professions.ipynb", 1, "Gender features anti-stereotypical professions"),
-    ],
-)
-def test_the_printed_quick_lists_come_out_byte_for_byte(notebook, number, name):
-    printed = json.loads(PRINTED.read_text())[notebook]
-    urls = [quick_list_url("pythia-70m-deduped", _features(table), name) for table in printed["dicts"]]
-    assert printed["urls"][number] in urls and len(printed["urls"][number]) > 2000
-
 
 def test_a_quick_list_in_full():
     url = quick_list_url("gpt2-small", [("5-att-kk", 7515)], "A list")
     assert url == (
         "https://neuronpedia.org/quick-list/?name=A%20list&features="
         "%5B%7B%22modelId%22%3A%20%22gpt2-small%22%2C%20%22layer%22%3A%20%225-att-kk%22%2C%20%22index%22%3A%20%227515%22%7D%5D"
+    )
+    two = quick_list_url("pythia-70m-deduped", [("0-att-sm", 31), ("5-res-sm", 2047)], "Two of one kind")
+    assert two == (
+        "https://neuronpedia.org/quick-list/?name=Two%20of%20one%20kind&features="
+        "%5B%7B%22modelId%22%3A%20%22pythia-70m-deduped%22%2C%20%22layer%22%3A%20%220-att-sm%22%2C%20%22index%22%3A%20%2231%22%7D%2C%20"
+        "%7B%22modelId%22%3A%20%22pythia-70m-deduped%22%2C%20%22layer%22%3A%20%225-res-sm%22%2C%20%22index%22%3A%20%222047%22%7D%5D"
     )
     assert feature_url("gpt2-small", "5-att-kk", 7515) == "https://www.neuronpedia.org/gpt2-small/5-att-kk/7515"
     assert feature_url("a/../b", "x?y#z", 1) == "https://www.neuronpedia.org/a%2F..%2Fb/x%3Fy%23z/1"

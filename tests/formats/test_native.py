@@ -5,17 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 
-import hypothesis.strategies as st
 import jsonschema
 import numpy as np
 import pytest
-from hypothesis import given
-from support.format_graphs import NUMBER, TEXT, VALUE, large_graph
+from support.format_graphs import large_graph
 from support.graphs import example_graph
 
 from circuitgraph.errors import GraphError
 from circuitgraph.formats import graph_to_text, load, native, save, text_to_graph
-from circuitgraph.formats.lines import dump_lines
 from circuitgraph.formats.native import SCHEMA
 from circuitgraph.graphs.schema import check_graph
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS
@@ -68,22 +65,13 @@ def test_an_edge_that_breaks_the_schema_is_named(name, value, message):
         check_graph(graph)
 
 
-ROW = st.fixed_dictionaries(
-    {"heads": st.lists(NUMBER, max_size=3), "weight": NUMBER, "50%s": TEXT}, optional={"x": VALUE}
-)
-
-
-@given(rows=st.lists(ROW, max_size=12) | st.lists(st.dictionaries(TEXT, VALUE, max_size=3), max_size=12))
-def test_lines_are_what_the_encoder_writes(rows):
-    assert dump_lines(rows, str) == [json.dumps(row, sort_keys=True) for row in rows]
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), [0.5, float("inf")], {1, 2}])
-def test_a_value_of_no_json_is_named_with_its_row(value):
-    rows = [{"weight": 1.0} for _ in range(20)]
-    rows[13]["weight"] = value
-    with pytest.raises(GraphError, match="row 13"):
-        dump_lines(rows, "row {}".format)
+def test_a_value_of_no_json_is_named_with_its_edge(value):
+    graph = example_graph()
+    source, target, kind = list(graph.edges(keys=True))[200]
+    graph.edges[source, target, kind]["extra"] = value
+    with pytest.raises(GraphError, match=f"edge .*'?{source}.*{target}.* extra "):
+        graph_to_text(graph)
 
 
 def test_a_large_graph_is_written_in_pieces(monkeypatch, tmp_path):

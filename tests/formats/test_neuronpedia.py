@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import ROOT
 from support.format_graphs import graphs
 from support.graph_files import circuit_tracer_file
 from support.graphs import example_graph
+from support.neuronpedia_schema import SCHEMA
 
 from circuitgraph.errors import GraphError
 from circuitgraph.formats import feature_examples, graph_to_text, load, save, with_sources
@@ -23,40 +23,6 @@ from circuitgraph.formats.neuronpedia import neuronpedia_value
 from circuitgraph.formats.neuronpedia_names import cantor, fields_of, uncantor
 from circuitgraph.formats.neuronpedia_read import value_from_neuronpedia
 from circuitgraph.nodes import NODE_KINDS, Node, Site
-
-OFFICIAL = ROOT.parent / "shared" / "data" / "schema" / "neuronpedia-graph-schema.json"
-# Our own model of the fields: (type, required).
-TEXT, NUMBER, WHOLE = {"type": "string"}, {"type": ["number", "null"]}, {"type": "integer"}
-NODE = {
-    "node_id": TEXT,
-    "feature": WHOLE,
-    "layer": TEXT,
-    "ctx_idx": WHOLE,
-    "feature_type": TEXT,
-    "jsNodeId": TEXT,
-    "clerp": TEXT,
-}
-PAIRS = {"type": "array", "items": {"type": "array", "minItems": 2, "maxItems": 2}}
-TRACED = dict.fromkeys(("top_q_marginal_contributors", "top_k_marginal_contributors"), PAIRS)
-TRACED["pair_wise_contributors"] = {"type": "array"}
-OURS = {
-    "type": "object",
-    "required": ["metadata", "qParams", "nodes", "links"],
-    "properties": {
-        "metadata": {"required": ["slug", "scan", "prompt_tokens", "prompt"]},
-        "nodes": {
-            "type": "array",
-            "items": {
-                "required": list(NODE),
-                "properties": NODE
-                | {"influence": NUMBER, "activation": NUMBER}
-                | {"qk_tracing_results": {"required": list(TRACED), "properties": TRACED}},
-            },
-        },
-        "links": {"type": "array", "items": {"required": ["source", "target", "weight"]}},
-    },
-}
-SCHEMAS = {"ours": OURS} | ({"official": json.loads(OFFICIAL.read_text())} if OFFICIAL.exists() else {})
 
 
 def value_of(graph, **settings):
@@ -70,12 +36,11 @@ def foreign(graph):
     return value
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(graph=graphs())
-def test_every_graph_is_valid_and_keeps_the_unwritten_rules(graph, schema):
+def test_every_graph_is_valid_and_keeps_the_unwritten_rules(graph):
     value = value_of(graph)
-    jsonschema.Draft7Validator(SCHEMAS[schema]).validate(value)
+    jsonschema.Draft7Validator(SCHEMA).validate(value)
     nodes, only = value["nodes"], value.get("qk_only_nodes", {})
     ids = [node["node_id"] for node in nodes]
     assert len(set(ids) | set(only)) == len(ids) + len(only)
@@ -299,13 +264,12 @@ def test_a_file_read_without_our_block_can_be_written_again(tmp_path):
     assert graph_to_text(load(tmp_path / "again.neuronpedia.json")) == graph_to_text(graph)
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
-def test_logits_that_a_graph_explains_are_their_logits(schema, tmp_path, tiny_model, tiny_dictionaries, tiny_pairs):
+def test_logits_that_a_graph_explains_are_their_logits(tmp_path, tiny_model, tiny_dictionaries, tiny_pairs):
     from circuitgraph.discovery import discover
 
     graph = discover(tiny_pairs[:1], tiny_model, tiny_dictionaries, targets="logits", baseline="zero")
     value = value_of(graph)
-    jsonschema.Draft7Validator(SCHEMAS[schema]).validate(value)
+    jsonschema.Draft7Validator(SCHEMA).validate(value)
     logits = [node for node in value["nodes"] if node["feature_type"] == "logit"]
     ours = [data for _, data in graph.nodes(data=True) if data["kind"] == "logit"]
     assert len(logits) == len(ours) >= 2 and all(node["is_target_logit"] for node in logits)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.close import assert_close
 from support.dictionary_kinds import random_dictionary
+from support.families import FAMILIES
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import Dictionary
@@ -15,6 +16,7 @@ from circuitgraph.errors import CircuitGraphError, PromptError
 from circuitgraph.interventions.language import Delete, Patch, Scale, Set, SitePart, Span, Steer, parse_intervention
 from circuitgraph.interventions.run import run_intervention_sets, run_with_interventions
 from circuitgraph.nodes import Node, Site
+from circuitgraph.prompts import PromptPair
 
 Z0, MLP0, MLP1 = Site("z", 0), Site("mlp_out", 0), Site("mlp_out", 1)
 FEATURE = SitePart(MLP0, "feature", 7, Span(3, 4))
@@ -120,12 +122,12 @@ def test_bad_interventions_are_refused_by_name_before_anything_runs(
 ):
     monkeypatch.setattr(type(tiny_model), "run", lambda *a, **k: pytest.fail("the model ran"))
     with pytest.raises(CircuitGraphError, match=message):
-        run_with_interventions(tiny_model, tiny_dictionaries, tiny_pairs, given)
+        run_with_interventions(tiny_pairs, tiny_model, tiny_dictionaries, given)
 
 
 def test_settings_that_make_no_sense_are_refused(tiny_model, tiny_dictionaries, tiny_pairs):
     def run(prompts=tiny_pairs, given=(), **settings):
-        run_with_interventions(tiny_model, tiny_dictionaries, prompts, given, **settings)
+        run_with_interventions(prompts, tiny_model, tiny_dictionaries, given, **settings)
 
     with pytest.raises(CircuitGraphError, match="'atention' cannot be frozen.*Did you mean 'attention'"):
         run(freeze=["atention"])
@@ -137,18 +139,40 @@ def test_settings_that_make_no_sense_are_refused(tiny_model, tiny_dictionaries, 
         run(references={"mean": ["a b c d e"]})
     with pytest.raises(CircuitGraphError, match="run 'other' has 1 prompts of 3 tokens; expected 2"):
         run(references={"other": ["a b"]})
-    with pytest.raises(CircuitGraphError, match="'resample' takes the corrupted run of another example"):
+    with pytest.raises(
+        CircuitGraphError, match="no run 'resample' to patch from, since it takes the corrupted run of an"
+    ):
         run(tiny_pairs[:1], ["z.0/h1=resample"])
+    with pytest.raises(CircuitGraphError, match="no run 'mean' to patch from, since it is the mean over two or more"):
+        run(tiny_pairs[:1], ["z.0/h1=mean"])
     with pytest.raises(PromptError, match="the prompts have 3, 4 tokens; expected one length"):
         run(["a b", "a b c"])
-    with pytest.raises(PromptError, match="1 of 2 prompts are pairs"):
-        run(["a b", tiny_pairs[0]])
+    with pytest.raises(PromptError, match="pair 1 has no corrupted prompt and others have one"):
+        run(["a b c d e", tiny_pairs[0]])
     with pytest.raises(PromptError, match="there are no prompts"):
         run([])
     with pytest.raises(PromptError, match=r"shape \(3,\); expected whole numbers"):
         run(torch.arange(3))
-    with pytest.raises(CircuitGraphError, match="no run 'corrupted' to patch from; expected one of zero"):
-        run(["a b"], ["z.0/h1=corrupted"])
+    for name in ("corrupted", "mean", "resample"):
+        reason = f"no run '{name}' to patch from, since the prompts have no corrupted ones; expected one of zero"
+        for prompts in (["a b", "b c"], [PromptPair("a b"), PromptPair("b c")]):
+            with pytest.raises(CircuitGraphError, match=reason):
+                run(prompts, [f"z.0/h1={name}"])
+
+
+def test_prompts_interventions_and_dictionaries_come_as_they_are(tiny_model, tiny_dictionaries, tiny_folder):
+    """One text, one intervention, a loaded library object, one dictionary: as good as lists of them."""
+    text, change = "a b c d e", "z.0/f0=2"
+    expected = run_with_interventions([text], tiny_model, tiny_dictionaries, [change]).logits
+    one = tiny_dictionaries[Z0]
+    for run in (
+        run_with_interventions(text, tiny_model, one, change),
+        run_with_interventions(PromptPair(text), tiny_model.library, [one], parse_intervention(change)),
+        run_with_interventions(torch.tensor([tiny_model.tokens(text)]), tiny_model, {Z0: one}, (change,)),
+    ):
+        assert torch.equal(run.logits, expected)
+    assert not torch.equal(expected, run_with_interventions(text, tiny_model, None, []).logits)
+    assert repr(run) == "logits [1, 6, 12]"
 
 
 # what they do --------------------------------------------------------------------------------------------------------
@@ -196,10 +220,10 @@ def active(model, dictionaries, key, values, pos=3):
 def test_no_intervention_leaves_the_logits_bit_for_bit(family):
     model, dictionaries = family
     plain, _ = model.run(TOKENS)
-    assert torch.equal(run_with_interventions(model, dictionaries, TOKENS, []).logits, plain)
+    assert torch.equal(run_with_interventions(TOKENS, model, dictionaries, []).logits, plain)
     same = ["z.0/f3*=1", "mlp_out.1/error*=1", "mlp_out.0/f3@2:*=1", "z.0/h1*=1"]
     for one in same:
-        assert torch.equal(run_with_interventions(model, dictionaries, TOKENS, [one]).logits, plain)
+        assert torch.equal(run_with_interventions(TOKENS, model, dictionaries, [one]).logits, plain)
 
 
 @pytest.mark.parametrize("key", ["z.0", "mlp_out.0", "mlp_out.1", "resid_post.0"])
@@ -210,8 +234,9 @@ def test_setting_a_feature_to_zero_changes_its_sites_by_minus_its_activation_tim
     _, values = model.run(TOKENS, record=SITES)
     index, acts = active(model, dictionaries, key, values)
     run = run_with_interventions(
-        model, dictionaries, TOKENS, [Set(SitePart(key, "feature", index, Span(3, 4)), 0)], cache=[key]
+        TOKENS, model, dictionaries, [Set(SitePart(key, "feature", index, Span(3, 4)), 0)], cache=[key]
     )
+    assert repr(run) == f"logits {list(run.logits.shape)}, {key} {list(values[key].shape)}"
     change = run.activations[key] - values[key]
     assert_close(change[:, 3], -acts[:, None] * dictionary.weights.W_dec[index, dictionary.columns(key)])
     assert not change[:, :3].any() and not change[:, 4:].any()
@@ -247,7 +272,7 @@ def test_scaling_setting_patching_and_interpolating_a_feature(family):
         f"{node}=zero": 0 * acts,
     }
     for text, new in expected.items():
-        run = run_with_interventions(model, dictionaries, TOKENS, [text], references={"other": OTHER}, cache=[Z0])
+        run = run_with_interventions(TOKENS, model, dictionaries, [text], references={"other": OTHER}, cache=[Z0])
         assert_close(
             run.activations[Z0][:, 3] - values[Z0][:, 3], (new - acts)[:, None] * dictionary.weights.W_dec[index]
         )
@@ -260,7 +285,7 @@ def test_errors_heads_neurons_and_whole_vectors(family):
     _, other = model.run(OTHER, record=sites)
 
     def after(text, site):
-        run = run_with_interventions(model, dictionaries, TOKENS, [text], references={"other": OTHER}, cache=[site])
+        run = run_with_interventions(TOKENS, model, dictionaries, [text], references={"other": OTHER}, cache=[site])
         return run.activations[site]
 
     for site in (Z0, MLP1, Site("resid_post", 0)):
@@ -291,7 +316,7 @@ def test_deleting_a_node_subtracts_what_it_wrote_and_steering_adds_a_unit_of_it(
     unit = write[:, 3] if write.ndim == 3 else write
 
     def change(text):
-        run = run_with_interventions(model, dictionaries, TOKENS, [text], cache=[site])
+        run = run_with_interventions(TOKENS, model, dictionaries, [text], cache=[site])
         return run.activations[site] - values[site]
 
     deleted = change(f"{site}@3-=z.0/f{index}")
@@ -307,11 +332,11 @@ def test_deleting_a_head_an_error_and_a_component_takes_their_whole_output(famil
     site = Site("resid_post", 0)
     sites = [*SITES, Site("embed"), *([Site("ln1_post_scale", 0)] if model.has(Site("ln1_post_scale", 0)) else [])]
     _, values = model.run(TOKENS, record=sites)
-    whole = run_with_interventions(model, dictionaries, TOKENS, [f"{site}-=z.0"], cache=[site]).activations[site]
+    whole = run_with_interventions(TOKENS, model, dictionaries, [f"{site}-=z.0"], cache=[site]).activations[site]
     heads = [f"{site}-=z.0/h{head}" for head in range(model.n_heads)]
-    assert_close(run_with_interventions(model, dictionaries, TOKENS, heads, cache=[site]).activations[site], whole)
+    assert_close(run_with_interventions(TOKENS, model, dictionaries, heads, cache=[site]).activations[site], whole)
     parts = [f"{site}-=mlp_out.0/error", *(f"{site}-=mlp_out.0/f{f}" for f in range(24))]
-    left = run_with_interventions(model, dictionaries, TOKENS, parts, cache=[site]).activations[site]
+    left = run_with_interventions(TOKENS, model, dictionaries, parts, cache=[site]).activations[site]
     cross = dictionaries[MLP0]
     assert_close(left, values[site] - values[MLP0] + cross.weights.b_dec[cross.columns(MLP0)])
     assert float((values[site] - whole).abs().max()) > 1e-3
@@ -323,8 +348,8 @@ def test_changes_go_on_through_dictionaries_that_encode_anew(family):
     _, values = model.run(TOKENS, record=SITES)
     index, _ = active(model, dictionaries, MLP1, values)
     texts = ["resid_post.0@3*=3", f"mlp_out.1/f{index}@3=0"]
-    run = run_with_interventions(model, dictionaries, TOKENS, texts, cache=[Site("mlp_in", 1), MLP1])
-    alone = run_with_interventions(model, dictionaries, TOKENS, texts[:1], cache=[Site("mlp_in", 1), MLP1])
+    run = run_with_interventions(TOKENS, model, dictionaries, texts, cache=[Site("mlp_in", 1), MLP1])
+    alone = run_with_interventions(TOKENS, model, dictionaries, texts[:1], cache=[Site("mlp_in", 1), MLP1])
     dictionary = dictionaries[MLP1]
     now = dictionary.encode(alone.activations[Site("mlp_in", 1)])[:, 3, index]
     before = dictionary.encode(values[Site("mlp_in", 1)])[:, 3, index]
@@ -341,27 +366,92 @@ def test_many_sets_in_one_pass_are_the_sets_one_by_one(family):
     model, dictionaries = family
     sets = [["z.0/f3@2=1"], ["mlp_out.1/f5=2", "mlp_out.1/error@4=0"], [], ["mlp_out.0/f2=1.5"], ["embed@3=other"]]
     other = {"other": OTHER}
-    many = run_intervention_sets(model, dictionaries, TOKENS, sets, references=other, cache=[MLP1], batch_rows=6)
+    many = run_intervention_sets(TOKENS, model, dictionaries, sets, references=other, cache=[MLP1], batch_rows=6)
     plain = model.run(TOKENS)[0]
     for chosen, run in zip(sets, many, strict=True):
-        alone = run_with_interventions(model, dictionaries, TOKENS, chosen, references=other, cache=[MLP1])
+        alone = run_with_interventions(TOKENS, model, dictionaries, chosen, references=other, cache=[MLP1])
         assert_close(run.logits, alone.logits)
         assert_close(run.activations[MLP1], alone.activations[MLP1])
         assert bool(chosen) == (float((run.logits - plain).abs().max()) > 1e-6)
 
 
-def test_the_blocks_below_the_first_change_do_not_run(family, monkeypatch):
+def test_many_sets_share_one_run_of_what_is_below_their_first_change(family, monkeypatch):
+    """What a cross-layer dictionary reads below it is taken from that run too. One or two sets run whole."""
     model, dictionaries = family
     starts = []
     original = type(model).run
     monkeypatch.setattr(
-        type(model), "run", lambda self, *a, **k: starts.append(k.get("start")) or original(self, *a, **k)
+        type(model),
+        "run",
+        lambda self, *a, **k: starts.append(k.get("start") and k["start"][0]) or original(self, *a, **k),
     )
-    run_with_interventions(model, dictionaries, TOKENS, ["mlp_out.1/f5=2"])
-    assert starts[0] is None and starts[1][0] == 1
-    starts.clear()  # the error there is what a cross-layer dictionary leaves too, which reads layer 0
-    run_with_interventions(model, dictionaries, TOKENS, ["mlp_out.1/error=0"])
-    assert starts == [None]
+    late = [["mlp_out.1/f5=2"], ["mlp_out.1/error=0"], ["resid_post.0@3*=2"]]
+    many = run_intervention_sets(TOKENS, model, dictionaries, late, cache=[MLP0, MLP1])
+    assert starts == [None, 1]
+    starts.clear()
+    for chosen, run in zip(late, many, strict=True):
+        alone = run_with_interventions(TOKENS, model, dictionaries, chosen, cache=[MLP0, MLP1])
+        assert_close(run.logits, alone.logits)
+        assert_close(run.activations[MLP0], alone.activations[MLP0])
+        assert_close(run.activations[MLP1], alone.activations[MLP1])
+        assert float((run.logits - original(model, TOKENS)[0]).abs().max()) > 1e-6
+    assert starts == [None, None, None]
+    starts.clear()
+    run_intervention_sets(TOKENS, model, dictionaries, [*late, ["z.0/h1=0"]])
+    assert starts == [None, None]
+
+
+STEER, NEURONS = "resid_post.0{}+=2*z.0/f1", Site("mlp_post", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "site"),
+    [
+        ("z.0/f{feature}{{}}=2", Z0),
+        ("z.0/f{feature}{{}}*=3", Z0),
+        ("z.0/f{feature}{{}}=other", Z0),
+        ("z.0/error{}=0", Z0),
+        ("z.0/error{}=other", Z0),
+        ("z.0/h1{}=0", Z0),
+        ("z.0/h1{}=other", Z0),
+        ("mlp_post.1/n5{}=1.5", NEURONS),
+        ("mlp_out.1{}=0", MLP1),
+        ("mlp_out.1{}=other", MLP1),
+        (STEER, Site("resid_post", 0)),
+        ("resid_post.0{}-=z.0/f{feature}", Site("resid_post", 0)),
+        ("resid_post.0{}-=z.0/h1", Site("resid_post", 0)),
+    ],
+)
+@pytest.mark.parametrize(("span", "positions"), [("@3", {3}), ("@2:4", {2, 3}), ("@4:", {4, 5}), ("", set(range(6)))])
+def test_an_intervention_acts_at_its_positions_and_nowhere_else(family, text, site, span, positions):
+    model, dictionaries = family
+    other = torch.tensor([[3, 4, 5, 6, 7, 8], [4, 5, 6, 7, 8, 3]])  # differs from ours everywhere
+    _, values = model.run(TOKENS, record=[*SITES, NEURONS])
+    dictionary = dictionaries[Z0]
+    acts = dictionary.encode(values[Z0])
+    feature = int((acts[0] > 0).sum(0).argmax())
+    change = text.replace("{feature}", str(feature)).replace("{{}}", "{}").format(span)
+    run = run_with_interventions(TOKENS, model, dictionaries, change, references={"other": other}, cache=[site])
+    changed = {pos for pos in range(6) if not torch.equal(run.activations[site][:, pos], values[site][:, pos])}
+    silent = {pos for pos in range(6) if f"f{feature}" in change and float(acts[:, pos, feature].max()) == 0}
+    assert changed <= positions and positions - changed <= silent and changed
+
+
+def test_what_is_set_anew_is_added_to_whatever_their_order(family):
+    """A vector that is set and steered at once: the addition is made to the new value."""
+    model, dictionaries = family
+    site = Site("resid_post", 0)
+    texts = ["resid_post.0@3+=2*z.0/f1", "resid_post.0@3=0"]
+    both, turned = (
+        run_with_interventions(TOKENS, model, dictionaries, chosen, cache=[site]) for chosen in (texts, texts[::-1])
+    )
+    assert torch.equal(both.logits, turned.logits)
+    plain, steered = (
+        run_with_interventions(TOKENS, model, dictionaries, chosen, cache=[site]).activations[site][:, 3]
+        for chosen in ([], texts[:1])
+    )
+    assert_close(both.activations[site][:, 3], steered - plain)
+    assert float((steered - plain).abs().max()) > 1e-3
 
 
 def test_frozen_attention_norms_and_mlps_leave_the_direct_effect(family):
@@ -373,13 +463,13 @@ def test_frozen_attention_norms_and_mlps_leave_the_direct_effect(family):
     dictionary = dictionaries[MLP0]
     text = [f"mlp_out.0/f{index}@3=0"]
     run = run_with_interventions(
-        model, dictionaries, TOKENS, text, freeze=["attention", "norms", "mlp"], cache=[last, Site("pattern", 1)]
+        TOKENS, model, dictionaries, text, freeze=["attention", "norms", "mlp"], cache=[last, Site("pattern", 1)]
     )
-    free = run_with_interventions(model, dictionaries, TOKENS, text, cache=[last, Site("pattern", 1)])
+    free = run_with_interventions(TOKENS, model, dictionaries, text, cache=[last, Site("pattern", 1)])
     total = sum(dictionary.weights.W_dec[index, dictionary.columns(site)] for site in dictionary.sites)
     change = (run.activations[last] - values[last])[:, 3]
     through_attention = run_with_interventions(
-        model, dictionaries, TOKENS, text, freeze=["attn_out.1", "mlp"], cache=[last]
+        TOKENS, model, dictionaries, text, freeze=["attn_out.1", "mlp"], cache=[last]
     ).activations[last]
     assert_close((through_attention - values[last])[:, 3], -acts[:, None] * total)
     assert float((change - (free.activations[last] - values[last])[:, 3]).abs().max()) > 1e-6
@@ -392,17 +482,18 @@ def test_with_the_final_norm_frozen_logits_are_linear_in_the_end_of_the_stream(f
     """But for Gemma 2, which caps them; the clean logits stay bit for bit."""
     model, dictionaries = family
     frozen = {"freeze": ["final_norm"]}
-    plain = run_with_interventions(model, dictionaries, TOKENS, [], **frozen).logits
+    plain = run_with_interventions(TOKENS, model, dictionaries, [], **frozen).logits
     assert torch.equal(plain, model.run(TOKENS)[0])
 
     def change(amount, **settings):
         text = [f"resid_post.1@2+={amount}*resid_post.0/f3"]
-        return run_with_interventions(model, dictionaries, TOKENS, text, **settings).logits - plain
+        return run_with_interventions(TOKENS, model, dictionaries, text, **settings).logits - plain
 
     if model.library.cfg.output_logits_soft_cap > 0:
         assert float((change(1, **frozen) - change(1)).abs().max()) > 1e-4
         return
-    assert_close(change(2, **frozen), 2 * change(1, **frozen), allowance=1e-5)
+    rounding = {"dtype": FAMILIES[model.name].precision, "scale": plain.abs().max()}
+    assert_close(change(2, **frozen), 2 * change(1, **frozen), **rounding)
     assert float((change(2) - 2 * change(1)).abs().max()) > 1e-4
 
 
@@ -412,7 +503,7 @@ def test_at_a_frozen_site_a_feature_loses_what_it_had_before_all_changes(family)
     _, values = model.run(TOKENS, record=SITES)
     index, acts = active(model, dictionaries, MLP1, values)
     texts = ["resid_post.0@3*=3", f"mlp_out.1/f{index}@3=0"]
-    run = run_with_interventions(model, dictionaries, TOKENS, texts, freeze=["mlp_out.1"], cache=[MLP1])
+    run = run_with_interventions(TOKENS, model, dictionaries, texts, freeze=["mlp_out.1"], cache=[MLP1])
     change = run.activations[MLP1] - values[MLP1]
     assert_close(change[:, 3], -acts[:, None] * dictionaries[MLP1].weights.W_dec[index])
     assert not change[:, :3].any() and not change[:, 4:].any()
@@ -425,11 +516,11 @@ def test_with_attention_and_norms_frozen_attention_is_linear_in_its_input(family
 
     def change(amount, freeze):
         text = [f"resid_pre.1@2+={amount}*resid_post.0/f3"]
-        run = run_with_interventions(model, dictionaries, TOKENS, text, freeze=freeze, cache=[site])
+        run = run_with_interventions(TOKENS, model, dictionaries, text, freeze=freeze, cache=[site])
         return run.activations[site] - base
 
-    # transformers computes RMSNorm in float32 whatever the model's dtype is
-    assert_close(change(2, ["attention", "norms"]), 2 * change(1, ["attention", "norms"]), allowance=1e-5)
+    rounding = {"dtype": FAMILIES[model.name].precision, "scale": base.abs().max()}
+    assert_close(change(2, ["attention", "norms"]), 2 * change(1, ["attention", "norms"]), **rounding)
     assert float((change(2, []) - 2 * change(1, [])).abs().max()) > 1e-4
 
 
@@ -437,10 +528,10 @@ def test_pairs_bring_the_corrupted_run_its_mean_and_another_examples(tiny_model,
     site = Site("mlp_out", 1)
     pairs = [*tiny_pairs, type(tiny_pairs[0])("h g f e d", "h g f a d", (" a",), (" c",))]
     corrupted = [pair.corrupted for pair in pairs]
-    theirs = run_with_interventions(tiny_model, tiny_dictionaries, corrupted, [], cache=[site]).activations[site]
+    theirs = run_with_interventions(corrupted, tiny_model, tiny_dictionaries, [], cache=[site]).activations[site]
 
     def after(name, **settings):
-        run = run_with_interventions(tiny_model, tiny_dictionaries, pairs, [f"{site}={name}"], cache=[site], **settings)
+        run = run_with_interventions(pairs, tiny_model, tiny_dictionaries, [f"{site}={name}"], cache=[site], **settings)
         return run.activations[site]
 
     assert torch.equal(after("corrupted"), theirs)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import importlib
 
 import pytest
+from support import CHROMIUM
 from support.graph_files import component_graph
 
 from circuitgraph.components.evaluate import evaluate_components
 from circuitgraph.discovery import discover
 from circuitgraph.errors import RenderError
-from circuitgraph.evaluation.evaluate import evaluate_circuit
+from circuitgraph.evaluation.evidence import evaluate
 from circuitgraph.formats.eap import value_from_eap
-from circuitgraph.graphs.prune import prune_graph
+from circuitgraph.graphs.pruning import prune
 from circuitgraph.render import plots
 
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_model, tiny_dictionaries, tiny_pairs):
-    graph = prune_graph(discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0), max_nodes=20)
-    return graph, evaluate_circuit(graph, tiny_model, tiny_dictionaries, baselines=(), n_edges=9, n_dropped=0)
+    graph = prune(discover(tiny_pairs, tiny_model, tiny_dictionaries, edge_threshold=0.0), max_nodes=20)
+    return graph, evaluate(graph, tiny_model, tiny_dictionaries, baselines=(), n_edges=9, n_dropped=0)
 
 
 def test_the_curves_and_the_noise_are_those_of_the_evaluation(evaluated):
@@ -79,8 +80,9 @@ def test_what_is_not_installed_is_named(evaluated, tmp_path, monkeypatch, missin
         plots.write_plot(figure, tmp_path / "one.png") if missing == "kaleido" else plots.curve_plot(evaluated[1])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on this machine")
 def test_with_kaleido_a_plot_is_a_still_picture(evaluated, tmp_path):
-    pytest.importorskip("kaleido", reason="Kaleido is not installed")
     figure = plots.curve_plot(evaluated[1])
     png, svg = (plots.write_plot(figure, tmp_path / f"plot.{kind}").read_bytes() for kind in ("png", "svg"))
     assert png.startswith(b"\x89PNG") and len(png) > 5000

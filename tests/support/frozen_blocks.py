@@ -13,6 +13,7 @@ import torch
 
 from circuitgraph.attribution.treatment import node_sites
 from circuitgraph.nodes import Site
+from support.close import assert_close
 from support.families import hf_blocks
 
 _GPT2 = {"ln1": "ln_1", "ln2": "ln_2", "attn": "attn", "o": "c_proj", "down": "c_proj"}
@@ -224,7 +225,7 @@ def run_without(case, nodes):
         stream["attention", layer], stream["mlp", layer] = arrived, arrived if model.parallel else middle
         end = Site("resid_post", layer)
         arrived = middle + reached(Site("mlp_out", layer))
-        torch.testing.assert_close(read[end], arrived, atol=1e-5, rtol=0)
+        assert_close(read[end], arrived, dtype=torch.float32)
         if end in written:
             arrived = reached(end)
     stream["metric", model.n_layers] = arrived

@@ -11,14 +11,20 @@ from circuitgraph.formats.eap import component_edges, component_names
 from circuitgraph.formats.neuronpedia_names import cantor
 
 
-def eap_file(path):
+def eap_file(path, n_layers=2, n_heads=2):
+    """Write a graph as EAP-IG writes it, of a model with so many layers and heads; MLPs and one head are strong in it."""
     rng = random.Random(0)
-    names = {name: {"in_graph": True} for name in component_names(2, 2)}
+
+    def score(source, target):
+        strong = all(name[0] in "ilm" or name == "a0.h1" for name in (source, target))
+        return rng.gauss(0, 10 if strong else 1)
+
+    names = {name: {"in_graph": True} for name in component_names(n_layers, n_heads)}
     edges = {
-        f"{s}->{t}" + (f"<{q}>" if q else ""): {"score": rng.gauss(0, 1), "in_graph": rng.random() < 0.5}
-        for s, t, q in component_edges(2, 2, False)
+        f"{s}->{t}" + (f"<{q}>" if q else ""): {"score": score(s, t), "in_graph": rng.random() < 0.5}
+        for s, t, q in component_edges(n_layers, n_heads, False)
     }
-    config = {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 8}
+    config = {"n_layers": n_layers, "n_heads": n_heads, "parallel_attn_mlp": False, "d_model": 8}
     path.write_text(json.dumps({"cfg": config, "nodes": names, "edges": edges}))
 
 

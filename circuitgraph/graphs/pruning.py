@@ -1,43 +1,40 @@
 """Smaller graphs: thresholds, top-k and node counts, always reachable from the metric.
 
-The result is a sub-graph with a line in `reports` for what each step removed. One number changes: what no edge explains of a
-target's input.
+The result is a sub-graph with a line in `reports` for what each step removed. One number changes: what no edge explains
+of a target's input.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import networkx as nx
 
-from circuitgraph.errors import GraphError
 from circuitgraph.graphs.schema import metric_node, metric_scale
 from circuitgraph.nodes import Node
+from circuitgraph.settings import Pruning, resolve
 
 
-def prune_graph(
-    graph: nx.MultiDiGraph,
-    *,
-    node_threshold: float = 0.0,
-    edge_threshold: float = 0.0,
-    top_k: int | None = None,
-    max_nodes: int | None = None,
-) -> nx.MultiDiGraph:
+def prune(graph: nx.MultiDiGraph, *, settings: Pruning | None = None, **changes: Any) -> nx.MultiDiGraph:
     """The sub-graph of the strongest nodes and edges from which the metric can be reached.
 
-    Evidence about the larger circuit is dropped with its parts: measure the smaller one again. Effects of single nodes stay.
-    Ties keep forward order, and pruning twice is pruning once. GraphError for a negative threshold or a count below 1.
+    Evidence about the larger circuit is dropped with its parts: measure the smaller one again. Effects of single nodes
+    stay. Ties keep forward order, and pruning twice is pruning once.
 
     Args:
-        node_threshold: smallest |attribution| of a node, as a share of `metric_scale`; the metric itself is not counted.
-        edge_threshold: smallest |weight| of an edge, as a share of the same.
-        top_k: keep so many inputs of each node, the strongest.
-        max_nodes: keep so many nodes beside the metric, the strongest.
+        graph: The graph; it is not changed.
+        settings: The defaults, or all settings at once.
+        **changes: Fields of `settings.Pruning` over them:
+            node_threshold: smallest |attribution| of a node, as a share of `metric_scale`.
+            edge_threshold: smallest |weight| of an edge, as a share of the same.
+            top_k: keep so many inputs of each node, the strongest.
+            max_nodes: keep so many nodes, the strongest and the metric.
+
+    Raises CircuitGraphError for a negative threshold or a count that is too small.
     """
-    for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
-        if not value >= 0:
-            raise GraphError(f"{name} is {value}; expected a number >= 0, a share of the metric")
-    for name, count in (("top_k", top_k), ("max_nodes", max_nodes)):
-        if count is not None and count < 1:
-            raise GraphError(f"{name} is {count}; expected at least 1")
+    chosen = resolve(Pruning, settings, changes)
+    node_threshold, edge_threshold = chosen.node_threshold, chosen.edge_threshold
+    top_k, max_nodes = chosen.top_k, chosen.max_nodes
     metric = metric_node(graph)
     result = graph.copy()
     result.graph["reports"] = list(graph.graph.get("reports", ()))
@@ -51,7 +48,7 @@ def prune_graph(
     _remove_unreachable(result, metric)
     if max_nodes is not None:
         ranked = sorted((n for n in result if n != metric), key=lambda n: (-attribution[n], Node.parse(n).order))
-        _remove_nodes(result, ranked[max_nodes:], f"max_nodes {max_nodes}")
+        _remove_nodes(result, ranked[max_nodes - 1 :], f"max_nodes {max_nodes}")
     if top_k is not None:
         _remove_edges(result, [edge for node in result for edge in _beyond(result, node, top_k)], f"top_k {top_k}")
     _remove_unreachable(result, metric)
@@ -82,7 +79,7 @@ def _no_change(graph: nx.MultiDiGraph) -> str:
 
 
 def _explain_less(graph: nx.MultiDiGraph, result: nx.MultiDiGraph) -> None:
-    """Add what the removed edges explained to `unexplained` of their targets; recomputed q and k edges are in neither."""
+    """Add what removed edges explained to `unexplained` of their targets; ablated q and k edges are in neither."""
     settings = graph.graph.get("provenance", {}).get("settings", {})
     left_out = ("q", "k") if settings.get("qk") == "ablate" else ()
     for node, unexplained in result.nodes(data="unexplained"):

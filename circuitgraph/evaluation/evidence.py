@@ -1,7 +1,7 @@
 """What the circuit of a graph does when the model really runs, against what the graph estimates.
 
-`evaluate_circuit` measures and returns an `Evaluation`; `attach_evidence` puts one into a copy of the graph; `measure_graph`
-does both, for the effects of single nodes and edges.
+`evaluate` measures and returns an `Evaluation`; `attach_evidence` puts one into a copy of the graph;
+`measure` does both, for the effects of single nodes and edges.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from circuitgraph.evaluation.circuits import ERRORS, node_values
 from circuitgraph.evaluation.conditions import (
     BASELINES,
     ORDERS,
+    Condition,
     Curve,
     SizedCircuit,
     choose_baselines,
@@ -41,7 +42,7 @@ from circuitgraph.prompts import pairs_to_text
 from circuitgraph.settings import Evaluating, Measuring, as_record, resolve
 
 
-def evaluate_circuit(
+def evaluate(
     graph: nx.MultiDiGraph,
     model: ModelLike,
     dictionaries: DictionariesLike | None = None,
@@ -54,47 +55,36 @@ def evaluate_circuit(
     progress: Progress = no_progress,
     **changes: Any,
 ) -> Evaluation:
-    """Run the circuit of the graph, patch its strongest nodes one by one, measure its edges, and compare with the graph.
+    """Run the circuit of the graph, patch its nodes one by one, measure its edges, and compare with what the graph says.
 
     Args:
         graph: A graph that `discover` built, or a part of one.
         model: The model that it is of, in any form that `discover` takes.
         dictionaries: The dictionaries that it was built from, likewise.
-        prompts: Other prompts of the same length, or with the same roles for a graph that is aligned by them, in any form
-            that `discover` takes; None for the graph's own.
+        prompts: Other prompts of the same length, or with the same roles for a graph that is aligned by them, in any
+            form that `discover` takes; None for the graph's own.
         metric: Another metric than the graph's; needed only if the graph was built with a function of the user's.
-        baselines: Further baselines (corrupted, zero, mean, resample) under which faithfulness is measured; None for all
-            that the prompts allow. The graph's own is always measured, and the first.
+        baselines: Further baselines (corrupted, zero, mean, resample) under which faithfulness is measured; None for
+            all that the prompts allow. The graph's own is always measured, and the first.
         freeze: What keeps its clean value while edges are measured: "norms", "attention".
         settings: How much to measure; None for the defaults.
         progress: Told (stage, steps done, steps in all).
-        **changes: Fields of `settings.Evaluating` over `settings`: n_patched, n_edges, n_dropped, curves, top_k, length,
-            examples, seed.
+        **changes: Fields of `settings.Evaluating` over `settings`: n_patched, n_edges, n_dropped, curves, top_k,
+            length, examples, seed.
 
     Raises GraphError for a graph without provenance or with nodes that the model and dictionaries do not have, and a
     CircuitGraphError for settings, baselines or prompts that do not fit, before the model runs.
     """
     chosen = resolve(Evaluating, settings, changes)
     check_freeze(freeze)
-    own_pairs, own_settings = built_from(graph)
-    given = own_pairs if prompts is None else as_pairs(prompts)
-    model = as_model(model)
-    dictionaries = as_dictionaries(dictionaries, model)
-    nodes = circuit_nodes(graph, dictionaries)
-    pairs = choose_pairs(given, model, chosen)
-    has_corrupted = all(pair.corrupted is not None for pair in pairs)
-    known = BASELINES if own_settings.get("align") != "role" else [name for name in BASELINES if name != "resample"]
-    names = choose_baselines(baselines, len(pairs), corrupted=has_corrupted, own=own_settings["baseline"], known=known)
-    runner = node_circuits(graph, model, dictionaries, pairs, metric, seed=chosen.seed, progress=progress)
-
-    circuits: dict[str | None, tuple[NodeCircuit, NodeCircuit]] = {
-        errors: (NodeCircuit(nodes, errors), NodeCircuit(nodes, errors, complement=True)) for errors in ERRORS
-    }
-    conditions = measure_conditions(runner, names, circuits, NodeCircuit((), "remove"), seed=chosen.seed)
+    runner, names = _runner(graph, model, dictionaries, prompts, metric, baselines, chosen, progress)
+    pairs = list(runner.attribution.pairs)
+    nodes = circuit_nodes(graph, runner.attribution.dictionaries)
+    conditions = _conditions(runner, nodes, names, chosen.seed)
     full, empty = float(runner.clean_metric.mean()), conditions[0].metric_empty
     total = total_effect(full, empty, runner.rounding)
     estimates = {node: graph.nodes[str(node)]["attribution"] for node in nodes}
-    effects, node_agreement = _patch_nodes(runner, estimates, chosen, pairs != own_pairs, progress)
+    effects, node_agreement = _patch_nodes(runner, estimates, chosen, pairs != built_from(graph)[0], progress)
     drops = {} if total is None else _drop_nodes(runner, estimates, chosen.n_dropped, total, progress)
     edge_effects, edge_agreement = _measure_edges(runner, graph, chosen, freeze, progress)
     curves = _size_curves(runner, empty, total, chosen.seed, progress) if chosen.curves and total is not None else ()
@@ -116,7 +106,7 @@ def evaluate_circuit(
     )
 
 
-def measure_graph(
+def measure(
     graph: nx.MultiDiGraph,
     model: ModelLike,
     dictionaries: DictionariesLike | None = None,
@@ -133,14 +123,14 @@ def measure_graph(
     The graph's own baseline is the only one, no node is dropped and no curve is drawn.
 
     Args:
-        graph, model, dictionaries, prompts, metric, freeze, progress: As of `evaluate_circuit`.
+        graph, model, dictionaries, prompts, metric, freeze, progress: As of `evaluate`.
         settings: How much to measure; None for the defaults.
         **changes: Fields of `settings.Measuring` over `settings`: n_patched, n_edges, length, examples, seed.
 
-    Raises as `evaluate_circuit` does.
+    Raises as `evaluate` does.
     """
     chosen = resolve(Measuring, settings, changes)
-    evaluation = evaluate_circuit(
+    evaluation = evaluate(
         graph,
         model,
         dictionaries,
@@ -161,8 +151,8 @@ def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evidence) -> nx.MultiDiG
 
     Args:
         graph: The graph that was evaluated.
-        evaluation: An `Evaluation` or a `ComponentEvaluation`. Its summary becomes the graph's `evidence`, each measured
-            effect the `effect` of its node, or of the edges of all kinds between two nodes together.
+        evaluation: An `Evaluation` or a `ComponentEvaluation`. Its summary becomes the graph's `evidence`, each
+            measured effect the `effect` of its node, or of the edges of all kinds between two nodes together.
     """
     result = graph.copy()
     result.graph["evidence"] = evaluation.summary()
@@ -171,6 +161,43 @@ def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evidence) -> nx.MultiDiG
         if (source, target) in evaluation.edge_effects:
             attributes["effect"] = evaluation.edge_effects[source, target]
     return result
+
+
+def _runner(
+    graph: nx.MultiDiGraph,
+    model: ModelLike,
+    dictionaries: DictionariesLike | None,
+    prompts: PairsLike | None,
+    metric: str | MetricFunction | None,
+    baselines: Sequence[str] | None,
+    settings: Evaluating,
+    progress: Progress,
+) -> tuple[NodeCircuits, list[str]]:
+    """What runs circuits, and the names of the baselines, out of what the caller handed in."""
+    own_pairs, own_settings = built_from(graph)
+    given = own_pairs if prompts is None else as_pairs(prompts)
+    loaded = as_model(model)
+    known = as_dictionaries(dictionaries, loaded)
+    circuit_nodes(graph, known)
+    pairs = choose_pairs(given, loaded, settings)
+    names = choose_baselines(
+        baselines,
+        len(pairs),
+        corrupted=all(pair.corrupted is not None for pair in pairs),
+        own=own_settings["baseline"],
+        known=[name for name in BASELINES if name != "resample" or own_settings.get("align") != "role"],
+    )
+    return node_circuits(graph, loaded, known, pairs, metric, seed=settings.seed, progress=progress), names
+
+
+def _conditions(
+    runner: NodeCircuits, nodes: Sequence[Node], baselines: Sequence[str], seed: int
+) -> tuple[Condition, ...]:
+    """The circuit of these nodes under every baseline and treatment of errors."""
+    circuits: dict[str | None, tuple[NodeCircuit, NodeCircuit]] = {
+        errors: (NodeCircuit(nodes, errors), NodeCircuit(nodes, errors, complement=True)) for errors in ERRORS
+    }
+    return measure_conditions(runner, baselines, circuits, NodeCircuit((), "remove"), seed=seed)
 
 
 def _patch_nodes(
@@ -225,8 +252,8 @@ def _measure_edges(
 ) -> tuple[dict[tuple[str, str], float], Agreement | None]:
     """The measured effect of the pairs of nodes with the largest |weight|, and how well local_weight agrees with it.
 
-    Targets are features, targets of the graph or the metric. Weights are summed over the kinds of edges between two nodes;
-    with frozen attention there are no q and k edges.
+    Targets are features, targets of the graph or the metric. Weights are summed over the kinds of edges between two
+    nodes; with frozen attention there are no q and k edges.
     """
     kinds = set(EDGE_KINDS) - ({"q", "k"} if "attention" in freeze else set())
     run = runner.attribution
