@@ -9,7 +9,7 @@ from support.close import assert_close
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, PromptError
 from circuitgraph.interventions.attention import compare_attention
-from circuitgraph.interventions.generate import generate
+from circuitgraph.interventions.generation import generate
 from circuitgraph.interventions.run import run_with_interventions
 from circuitgraph.nodes import Site
 
