@@ -1,7 +1,7 @@
 """Gradients of the metric at sites: the only backward passes of the package.
 
-Each is shaped like the activations at its site. Parameters take no part, since the model is frozen. Since decode is affine,
-a gradient at a site serves every feature and error written there.
+Each is shaped like the activations at its site. Parameters take no part, since the model is frozen. Since decode is
+affine, a gradient at a site serves every feature and error written there.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def integrated_gradients(
     steps: int = 10,
     rule: str = "gauss-legendre",
 ) -> dict[Site, Tensor]:
-    """G = sum_k w_k dm/dx at x(alpha_k) = baseline + alpha_k (clean - baseline), per site of `baseline`, [batch, pos, d].
+    """G = sum_k w_k dm/dx at x(alpha_k) = baseline + alpha_k (clean - baseline), [batch, pos, d] per site.
 
     One site at a time, everything upstream as in the clean run. Decode is affine, so the path of x is the path of its
     features and error together, and G serves all of them (Marks et al. 2024, equation 3, along x instead of along the

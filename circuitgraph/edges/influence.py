@@ -169,7 +169,7 @@ def _per_target(table: EdgeTable, values: Tensor) -> Tensor:
 
 def _shares(table: EdgeTable) -> npt.NDArray[np.float64]:
     """|local_weight| as a share of all |local_weight| of its target, [m]."""
-    size = table.local_weight.abs()
+    size = table.local_weight.abs().to(torch.float64)
     total = _per_target(table, size).clamp(min=torch.finfo(torch.float64).tiny).numpy()
     shares: npt.NDArray[np.float64] = size.numpy() / total[table.target.numpy()]
     return shares

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitgraph.attribution.tables import FeatureTable, NodeTable, VectorTable
@@ -31,14 +32,14 @@ class Groups:
 
     Args:
         nodes: The nodes of the table.
-        number: [n_columns] The number in `nodes` of the node that each column belongs to.
-        counted: [n_columns] Columns whose input counts. In a sum those where the metric depends on it.
+        number: The number in `nodes` of the node that each column belongs to.
+        counted: Columns whose input counts: in a sum those where the metric depends on it.
         single: Whether column i is node i.
     """
 
     nodes: Sequence[Node]
-    number: Tensor
-    counted: Tensor
+    number: Int[Tensor, " columns"]
+    counted: Bool[Tensor, " columns"]
     single: bool
 
     @classmethod
@@ -54,7 +55,7 @@ class Groups:
         nodes = [Node("feature", table.site, 0, feature) for feature in features.tolist()]
         return cls(nodes, number, table.matters, False)
 
-    def columns(self, nodes: Tensor) -> Tensor:
+    def columns(self, nodes: Int[Tensor, " nodes"]) -> Int[Tensor, " columns"]:
         """The columns of these nodes (by number, ascending) whose input counts."""
         return nodes if self.single else (torch.isin(self.number, nodes) & self.counted).nonzero().flatten()
 

@@ -39,7 +39,7 @@ from circuitgraph.edges.table import EdgeCollector, EdgeTable
 from circuitgraph.edges.weights import IncomingEdges
 from circuitgraph.errors import CircuitGraphError, DictionaryError
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import Node, Site
+from circuitgraph.nodes import EdgeKind, Node, Site
 from circuitgraph.paths.input_paths import InputPaths, check_input_site
 from circuitgraph.paths.linear_maps import skip_map
 from circuitgraph.paths.stream import StreamChange
@@ -175,11 +175,9 @@ class Tracer:
         for i, target in enumerate(targets):
             if target.reads is not None and target.vector is not None:
                 here, row = slice(i, i + 1), torch.zeros(1, dtype=torch.int64, device=weights.device)
-                incoming, paths = IncomingEdges(self.groups, 1), self._paths_of(target.reads)
-                self._add_inputs(
-                    incoming, paths, target.vector[None], target.node.pos, weights[:, here], row, ids[here]
-                )
-                self._select(ids[here], incoming)
+                incoming, paths = IncomingEdges(self.groups, ids[here]), self._paths_of(target.reads)
+                self._add_inputs(incoming, paths, target.vector[None], target.node.pos, weights[:, here], row)
+                self._select(incoming)
         zero = self.change.baseline is None
         local = torch.stack([t.clean if zero or t.corrupted is None else t.clean - t.corrupted for t in targets], 1)
         self.weights[first:-1] = weights.mean(0).to("cpu", torch.float64)
@@ -220,18 +218,15 @@ class Tracer:
             return
         paths = self._paths_of(table.reads_at)
         for batch in self._batches(index, nodes, paths):
-            incoming, ids = IncomingEdges(self.groups, len(batch)), (batch + self.offsets[index]).cpu()
+            incoming = IncomingEdges(self.groups, (batch + self.offsets[index]).cpu())
             columns = groups.columns(batch)
-            rows = torch.searchsorted(batch, groups.number[columns])
-            positions = table.pos[columns]
+            rows, positions = torch.searchsorted(batch, groups.number[columns]), table.pos[columns]
             for pos in torch.unique(positions).tolist():
                 here = positions == pos
                 targets = table.take(columns[here])
                 assert targets.reads is not None
-                self._add_inputs(
-                    incoming, paths, targets.reads, pos, targets.node_gradient, rows[here], ids[rows[here].cpu()]
-                )
-            self._select(ids, incoming)
+                self._add_inputs(incoming, paths, targets.reads, pos, targets.node_gradient, rows[here])
+            self._select(incoming)
 
     def result(self) -> TracedEdges:
         """Everything found so far."""
@@ -268,11 +263,11 @@ class Tracer:
 
     def _trace_stream(self, ids: Tensor, gradient: Tensor, node_gradient: Tensor) -> None:
         """The inputs of targets ids [r] that read the end of the stream, gradient [batch, r, pos, d_model]."""
-        incoming, rows = IncomingEdges(self.groups, len(ids)), torch.arange(len(ids), device=gradient.device)
+        incoming, rows = IncomingEdges(self.groups, ids), torch.arange(len(ids), device=gradient.device)
         for block in self.products.of_stream(gradient):
             incoming.add(block, node_gradient, rows)
-        self._select(ids, incoming)
         self._note(ids, torch.einsum("brpd,bpd->br", gradient, self.change.end))
+        self._select(incoming)
 
     def _add_inputs(
         self,
@@ -282,34 +277,32 @@ class Tracer:
         pos: int,
         node_gradient: Tensor,
         rows: Tensor,
-        ids: Tensor,
     ) -> None:
-        """Add what targets read at one position with vectors [r, d_in] or [batch, r, d_in]; rows, ids [r] are their numbers
-        in the batch and in the graph."""
+        """Add what some of the targets read at one position, with vectors [r, d_in] or [batch, r, d_in]; rows [r] says which
+        of them they are."""
         paths = inputs.paths(vectors, pos)
         for block in self.products.of_paths(paths):
             incoming.add(block, node_gradient, rows)
         change = self.change.before(inputs.reads)
         linear = [path.of_stream(change) for path in paths if path.softmax is None]
-        self._note(ids, torch.stack(torch.broadcast_tensors(*linear)).sum(0))
+        self._note(incoming.ids[rows.cpu()], torch.stack(torch.broadcast_tensors(*linear)).sum(0))
 
     def _note(self, ids: Tensor, stream: Tensor) -> None:
-        """Add what targets read of the stream, [batch, r], to their stream_input."""
+        """Add what targets ids [r] read of the stream, [batch, r], to their stream_input."""
         for i, value in zip(ids.tolist(), stream.mean(0).tolist(), strict=True):
             self.stream_inputs[i] = self.stream_inputs.get(i, 0.0) + value
 
-    def _select(self, ids: Tensor, incoming: IncomingEdges) -> None:
-        """Collect the edges into targets ids [r] that pass, and mark their sources in `kept`."""
-        found = incoming.found
-        weights, local = [_mean(x.weight) for x in found.values()], [_mean(x.local) for x in found.values()]
-        additive = [
-            x for x, (kind, _) in zip(local, found, strict=True) if self.settings.qk != "ablate" or kind not in "qk"
-        ]
-        total = torch.stack([x.sum(-1) for x in additive]).sum(0) if additive else torch.zeros(len(ids))
+    def _select(self, incoming: IncomingEdges) -> None:
+        """Collect the edges that pass, and mark their sources in `kept`."""
+        ids, kinds = incoming.ids, [kind for kind, _ in incoming.weights]
+        weights = [_mean(edges.weight) for edges in incoming.weights.values()]
+        local = [_mean(edges.local) for edges in incoming.weights.values()]
+        inputs = [x.sum(-1) for x, kind in zip(local, kinds, strict=True) if self._additive(kind)]
+        total = torch.stack(inputs).sum(0) if inputs else torch.zeros(len(ids))
         self.total_inputs |= dict(zip(ids.tolist(), total.tolist(), strict=True))
         passing = self.selection.passing(weights, local)
         for ((kind, table), edges), weight, local_weight, keep in zip(
-            found.items(), weights, local, passing, strict=True
+            incoming.weights.items(), weights, local, passing, strict=True
         ):
             r, c = keep.nonzero(as_tuple=True)
             if not len(r):
@@ -325,6 +318,10 @@ class Tracer:
                 edges.weight[:, r, c].abs().mean(0),
                 None if edges.heads is None else _mean(edges.heads)[r, :, c],
             )
+
+    def _additive(self, kind: EdgeKind) -> bool:
+        """Whether the edges of all sources add up to what the target reads."""
+        return self.settings.qk != "ablate" or kind not in ("q", "k")
 
 
 def _mean(x: Tensor) -> Tensor:

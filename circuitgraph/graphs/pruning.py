@@ -1,7 +1,7 @@
 """Smaller graphs: thresholds, top-k and node counts, always reachable from the metric.
 
-The result is a sub-graph with a line in `reports` for what each step removed. One number changes: what no edge explains of a
-target's input.
+The result is a sub-graph with a line in `reports` for what each step removed. One number changes: what no edge explains
+of a target's input.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from circuitgraph.settings import Pruning, resolve
 def prune(graph: nx.MultiDiGraph, *, settings: Pruning | None = None, **changes: Any) -> nx.MultiDiGraph:
     """The sub-graph of the strongest nodes and edges from which the metric can be reached.
 
-    Evidence about the larger circuit is dropped with its parts: measure the smaller one again. Effects of single nodes stay.
-    Ties keep forward order, and pruning twice is pruning once.
+    Evidence about the larger circuit is dropped with its parts: measure the smaller one again. Effects of single nodes
+    stay. Ties keep forward order, and pruning twice is pruning once.
 
     Args:
         graph: The graph; it is not changed.
@@ -79,7 +79,7 @@ def _no_change(graph: nx.MultiDiGraph) -> str:
 
 
 def _explain_less(graph: nx.MultiDiGraph, result: nx.MultiDiGraph) -> None:
-    """Add what the removed edges explained to `unexplained` of their targets; recomputed q and k edges are in neither."""
+    """Add what removed edges explained to `unexplained` of their targets; ablated q and k edges are in neither."""
     settings = graph.graph.get("provenance", {}).get("settings", {})
     left_out = ("q", "k") if settings.get("qk") == "ablate" else ()
     for node, unexplained in result.nodes(data="unexplained"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -23,6 +23,7 @@ from circuitgraph.nodes import Site
 from circuitgraph.paths.stream import entry_depth
 
 
+@runtime_checkable
 class LinearMap(Protocol):
     """A map from the stream at depth `entry` to what is added to it at depth `out`."""
 

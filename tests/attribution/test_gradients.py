@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
+from support.close import assert_close
 
 from circuitgraph.attribution.attribute import attribute
 from circuitgraph.nodes import Site
@@ -17,7 +17,7 @@ def test_each_example_keeps_its_own_gradient(tiny_model, tiny_dictionaries, tiny
         assert set(alone.gradients) == set(together.gradients) >= {Site("embed"), *tiny_dictionaries}
         for site, gradient in together.gradients.items():
             assert float(gradient[row].abs().max()) > 1e-3, site
-            torch.testing.assert_close(gradient[row], alone.gradients[site][0], rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(together.stream_gradient[row], alone.stream_gradient[0], rtol=1e-9, atol=1e-12)
+            assert_close(gradient[row], alone.gradients[site][0])
+        assert_close(together.stream_gradient[row], alone.stream_gradient[0])
         for site, slope in together.slopes.items():
-            torch.testing.assert_close(slope[row], alone.slopes[site][0], rtol=1e-9, atol=1e-12)
+            assert_close(slope[row], alone.slopes[site][0])

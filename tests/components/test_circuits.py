@@ -10,6 +10,7 @@ from pathlib import Path
 import networkx as nx
 import pytest
 import torch
+from support.close import assert_close
 from support.command import model_options, run
 from support.families import FAMILIES, TOKENS
 from support.graph_files import component_graph
@@ -114,27 +115,23 @@ def _with(x, value, at):
     return x
 
 
-def tolerance(family):
-    return 1e-11 if FAMILIES[family].precision == torch.float64 else 2e-5
-
-
 @pytest.fixture(scope="module", params=["gpt2", "llama", "gpt_neox", "gemma2"])
 def family(request, loaded):
-    return loaded(request.param), tolerance(request.param)
+    return loaded(request.param), FAMILIES[request.param].precision
 
 
 def test_all_edges_are_the_model_and_none_the_other_run(family):
-    model, atol = family
+    model, precision = family
     clean, other = run_components(model, TOKENS), run_components(model, OTHER)
     edges = all_edges(component_shape(model))
     whole, nothing = run_component_circuits(model, clean, other.written, torch.stack([edges, edges & False]))
-    assert torch.allclose(whole, model.run(TOKENS)[0], atol=atol, rtol=0)
-    assert torch.allclose(nothing, model.run(OTHER)[0], atol=atol, rtol=0)
+    assert_close(whole, model.run(TOKENS)[0], dtype=precision)
+    assert_close(nothing, model.run(OTHER)[0], dtype=precision)
     assert float((whole - nothing).abs().max()) > 1
 
 
 def test_circuits_are_those_of_the_naive_runs(family):
-    model, atol = family
+    model, precision = family
     clean, other = run_components(model, TOKENS), run_components(model, OTHER)
     edges, generator = all_edges(component_shape(model)), torch.Generator().manual_seed(3)
     circuits = [edges & (torch.rand(edges.shape, generator=generator) < share) for share in (0.5, 0.9)]
@@ -143,7 +140,7 @@ def test_circuits_are_those_of_the_naive_runs(family):
     naive_other.run(None)
     for circuit, logits in zip(circuits, found, strict=True):
         expected = Naive(model, TOKENS, circuit).run(naive_other.own)
-        assert torch.allclose(logits, expected, atol=atol, rtol=0)
+        assert_close(logits, expected, dtype=precision)
         assert float((logits - clean.logits).abs().max()) > 0.1 < float((logits - other.logits).abs().max())
 
 
@@ -156,7 +153,8 @@ def test_many_circuits_and_examples_are_those_run_one_by_one(tiny_model, monkeyp
     together = runner.metric_of(circuits, "corrupted")
     monkeypatch.setattr("circuitgraph.components.run._ELEMENTS", 1)
     alone = runner.metric_of(circuits, "corrupted")
-    assert torch.allclose(together, alone, atol=1e-12, rtol=0) and len(set(together.flatten().tolist())) == 10
+    assert_close(together, alone)
+    assert len(set(together.flatten().tolist())) == 10
 
 
 @pytest.mark.parametrize(("name", "without_one"), [("and", 0.0), ("or", 1.0)])
@@ -294,15 +292,15 @@ def test_faithfulness_and_completeness_are_those_of_naive_runs(evaluated, tiny_m
     edges = all_edges(found.shape)
     full = naive_metric(tiny_model, tiny_pairs, edges)
     circuit = prune_edges(found.shape, found.circuit)
-    assert evaluation.metric_clean == pytest.approx(full, abs=1e-9) and evaluation.n_edges == int(circuit.sum())
+    assert_close(evaluation.metric_clean, full)
+    assert evaluation.n_edges == int(circuit.sum())
     for name in ("corrupted", "mean"):
         empty = naive_metric(tiny_model, tiny_pairs, edges & False, name)
         inside = naive_metric(tiny_model, tiny_pairs, circuit, name)
         row = rows[name]
-        assert row.metric_empty == pytest.approx(empty, abs=1e-9) and row.metric_circuit == pytest.approx(
-            inside, abs=1e-9
-        )
-        assert row.faithfulness.value == pytest.approx((inside - empty) / (full - empty), abs=1e-9)
+        assert_close([row.metric_empty, row.metric_circuit], [empty, inside], scale=max(abs(full), abs(empty)))
+        share, scale = (inside - empty) / (full - empty), max(abs(full), abs(empty)) / abs(full - empty)
+        assert_close(row.faithfulness.value, share, scale=scale)
         assert abs(inside - empty) > 1e-3 < abs(inside - full)
     assert len({row.metric_circuit for row in evaluation.conditions}) == 4
 
@@ -334,8 +332,9 @@ def test_cpr_and_cmd_are_the_areas_of_naive_runs_at_mibs_sizes(evaluated, tiny_m
         steps = zip(FRACTIONS[:-1], FRACTIONS[1:], heights[:-1], heights[1:], strict=True)
         areas.append(sum((b - a) * (x + y) / 2 for a, b, x, y in steps))
         curve = {curve.order: curve for curve in evaluation.curves}["absolute" if absolute else "signed"]
-        assert [point.faithfulness for point in curve.points] == pytest.approx(values, abs=1e-9)
-    assert evaluation.n_model == 46 and (evaluation.cpr, evaluation.cmd) == pytest.approx(tuple(areas), abs=1e-9)
+        assert_close([point.faithfulness for point in curve.points], values)
+    assert evaluation.n_model == 46
+    assert_close([evaluation.cpr, evaluation.cmd], areas)
     assert abs(areas[0]) > 0.01 < areas[1]
 
 

@@ -7,7 +7,9 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from support.close import assert_close
 from support.graphs import example_graph
 
 from circuitgraph.cli.main import main
@@ -52,19 +54,21 @@ def test_a_stream_says_what_all_activations_at_once_say(tiny_model, tiny_diction
     for site, activity in found.items():
         acts = activations(tiny_model, tiny_dictionaries[site], corpus).numpy()
         assert acts.max() > 0.5
-        np.testing.assert_allclose(activity.largest, acts.max((0, 1)), atol=1e-6)
-        np.testing.assert_allclose(activity.smallest, acts.min((0, 1)), atol=1e-6)
+        rounding = {"dtype": torch.float32, "scale": acts.max()}
+        assert_close(activity.largest, acts.max((0, 1)), **rounding)
+        assert_close(activity.smallest, acts.min((0, 1)), **rounding, zeros=True)
         assert activity.counts.sum(1).tolist() == (acts > 0).sum((0, 1)).tolist() and activity.n_values == 60 * 7
         for i in range(24):
             peaks = acts[..., i].max(1)
             n_active = int((peaks > 0).sum())
             silent += n_active == 0
             top, drawn = activity.top.of(i), activity.drawn.of(i)
-            np.testing.assert_allclose([max(a) for _, a in top], np.sort(peaks)[::-1][: min(5, n_active)], atol=1e-6)
+            strongest = np.sort(peaks)[::-1][: min(5, n_active)].tolist()
+            assert_close([max(a) for _, a in top], strongest, **rounding, zeros=not n_active)
             assert len(drawn) == min(9, n_active) and all(max(a) > 0 for _, a in drawn)
             for ids, values in top + drawn:
                 text = " ".join(tiny_model.token_strings(ids))
-                np.testing.assert_allclose(values, acts[corpus.index(text), :, i], atol=1e-6)
+                assert_close(values, acts[corpus.index(text), :, i], **rounding)
     assert 0 < silent < 24
 
 
@@ -137,10 +141,11 @@ def test_a_file_for_each_feature_beside_the_graph(graph, tiny_model, tiny_dictio
         assert value.keys() == exact.keys() and value["transcoder_id"] == tiny_dictionaries[node.site].name
         assert value["top_logits"][:5] == graph.nodes[key]["top_tokens"]
         assert not set(value["bottom_logits"][:4]) & set(value["top_logits"][:4])
-        for name in ("act_min", "act_max", "activation_frequency"):
-            assert value[name] == pytest.approx(exact[name], abs=1e-6)
+        names = ("act_min", "act_max", "activation_frequency")
+        assert_close([value[name] for name in names], [exact[name] for name in names], dtype=torch.float32)
         deciles = np.quantile(acts, np.linspace(0, 1, 11), method="lower")
-        np.testing.assert_allclose(value["quantile_values"], deciles, atol=2 * exact["act_max"] / 1280)
+        bin_width = exact["act_max"] / 640  # in which quantiles are counted
+        assert_close(value["quantile_values"], deciles, dtype=torch.float32, allowance=bin_width)
         assert sum(value["histogram"]) == sum(exact["histogram"])
         theirs, ours = ([q["examples"] for q in v["examples_quantiles"]] for v in (exact, value))
         assert [e["tokens"] for e in ours[0]] == [e["tokens"] for e in theirs[0]]

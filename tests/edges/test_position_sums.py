@@ -25,6 +25,7 @@ CASES = [
     ("llama", "transcoders", {"method": "integrated", "steps": 3}),
     ("llama", "transcoders", {"targets": [" c", " d"], "mlp": "frozen"}),
     ("gemma2", "cross_layer", {}),
+    ("gpt2", "residual", {"errors_as_targets": True, "baseline": "zero"}),
 ]
 
 

@@ -7,13 +7,22 @@ import random
 import pytest
 import torch
 from support.cases import build_case
-from support.dictionary_kinds import random_dictionary
+from support.close import assert_close
+from support.dictionary_kinds import dictionary_set, random_dictionary
 from support.families import FAMILIES
 from support.naive_circuits import Naive
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import GraphError
-from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, circuit_metrics, node_values
+from circuitgraph.evaluation.circuits import (
+    ERRORS,
+    circuit_mask,
+    circuit_metrics,
+    node_values,
+    run_circuits,
+    run_with_nodes,
+    stack_masks,
+)
 from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.nodes import Node, Site
 
@@ -31,8 +40,8 @@ def family(request, loaded, tiny_pairs):
     ]
     dictionaries = Dictionaries(found)
     case = build_case(model, dictionaries, tiny_pairs)
-    exact = FAMILIES[request.param].precision == torch.float64
-    return case, Naive(model, dictionaries, case), 1e-9 if exact else 1e-4
+    rounding = {"dtype": FAMILIES[request.param].precision, "scale": float(case.clean.metric.abs().max())}
+    return case, Naive(model, dictionaries, case), rounding
 
 
 def nodes_of(case):
@@ -41,7 +50,7 @@ def nodes_of(case):
 
 @pytest.mark.parametrize("complement", [False, True])
 def test_circuits_are_those_of_naive_runs_under_every_treatment_of_errors(family, complement):
-    case, naive, atol = family
+    case, naive, rounding = family
     baseline_nodes, n_pos = node_values(case.model, case.dictionaries, case.base.values), case.tokens.clean.shape[1]
     kinds = {"feature", "error", "embedding"}
     every = [node for node in nodes_of(case) if node.kind in kinds]
@@ -64,12 +73,12 @@ def test_circuits_are_those_of_naive_runs_under_every_treatment_of_errors(family
             return errors == "keep" or (errors == "stream" and inside and node.site == RESID)
 
         values[errors] = naive.metric(keeps)
-        assert value == pytest.approx(values[errors], abs=atol), errors
+        assert_close(value, values[errors], **rounding, name=errors)
     assert len({round(value, 3) for value in values.values()}) >= 3
 
 
 def test_the_effect_of_a_set_is_that_of_the_naive_run_with_all_of_it_at_the_baseline(family):
-    case, naive, atol = family
+    case, naive, rounding = family
     by_site = {}
     for node in nodes_of(case):
         by_site.setdefault((node.site, node.kind), []).append(node)
@@ -99,8 +108,10 @@ def test_the_effect_of_a_set_is_that_of_the_naive_run_with_all_of_it_at_the_base
     full = float(case.clean.metric.mean())
     for chosen, effect in zip(sets, effects.mean(1).tolist(), strict=True):
         members = {chosen} if isinstance(chosen, Node) else set(chosen)
-        assert effect == pytest.approx(full - naive.metric(lambda node, m=members: node not in m), abs=atol)
-    assert float(effects[4].abs().max()) == 0 and torch.equal(effects[1], effects[6])
+        expected = full - naive.metric(lambda node, m=members: node not in m)
+        assert_close(effect, expected, **rounding, zeros=not members)
+    assert_close(effects[4], torch.zeros_like(effects[4]), **rounding, zeros=True)
+    assert_close(effects[1], effects[6], **rounding)
     assert (
         sorted(effects.abs().mean(1).tolist())[2] > 1e-4
     )  # but the empty one and the feature alone, which may be weak
@@ -114,6 +125,54 @@ def _effects(case, baseline_nodes, nodes, **settings):
     return patch_effects(
         case.model, case.dictionaries, tokens, clean, baseline_nodes, case.metric, case.tables, nodes, **settings
     )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_set_above_what_its_cross_layer_dictionary_reads_is_that_of_the_whole_run(loaded, tiny_pairs, known):
+    """The error behind the second layer is what a dictionary misses that reads in the first; the run starts above that
+    where the clean run has what is read."""
+    model = loaded("gpt2")
+    case = build_case(model, dictionary_set(model, "cross_layer"), tiny_pairs)
+    site, reads = Site("mlp_out", 1), Site("mlp_in", 0)
+    assert reads in {dictionary.reads for dictionary in case.dictionaries.writers(site)}
+    baseline_nodes, n_pos = node_values(model, case.dictionaries, case.base.values), case.tokens.clean.shape[1]
+    last = [node for node in nodes_of(case) if node.site == site and node.pos == n_pos - 1]  # others reach no logit
+    errors = [node for node in nodes_of(case) if node.site == site and node.kind == "error"]
+    sets = [errors, last[:3], [*errors[-1:], last[0]]]
+    clean = {each: value for each, value in case.clean.values.items() if known or each != reads}
+    starts, run = [], type(model).run
+
+    def spy(self, *arguments, start=None, **settings):
+        starts.append(start and start[0])
+        return run(self, *arguments, start=start, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model), "run", spy)
+        effects = patch_effects(
+            model, case.dictionaries, case.tokens.clean, clean, baseline_nodes, case.metric, case.tables, sets
+        )
+    assert starts == [None, 1 if known else None]
+    for chosen, effect in zip(sets, effects, strict=True):
+        others = circuit_mask(model, case.dictionaries, chosen, n_pos, complement=True)
+        whole = run_with_nodes(model, case.dictionaries, case.tokens.clean, case.base, others)
+        assert_close(effect, case.clean.metric - case.metric(whole))
+        assert float(effect.abs().max()) > 1e-3
+
+
+def test_all_nodes_kept_beside_another_circuit_is_the_model_bit_for_bit(family):
+    case, _, _ = family
+    n_pos = case.tokens.clean.shape[1]
+    every, none = (
+        circuit_mask(case.model, case.dictionaries, [], n_pos, errors, complement=complement)
+        for errors, complement in (("keep", True), ("remove", False))
+    )
+    baseline_nodes = node_values(case.model, case.dictionaries, case.base.values)
+    clean = case.clean.values
+    for settings in ({}, {"clean": clean}):
+        masks = stack_masks([none, every])
+        logits, _ = run_circuits(case.model, case.dictionaries, case.tokens.clean, baseline_nodes, masks, **settings)
+        plain, _ = case.model.run(case.tokens.clean.repeat(2, 1))
+        assert torch.equal(logits[1], plain[len(plain) // 2 :]) and not torch.equal(logits[0], logits[1])
 
 
 def test_sets_that_cannot_be_patched_are_refused(family):

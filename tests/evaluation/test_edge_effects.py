@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.cases import build_case
+from support.close import assert_close
 from support.dictionary_kinds import random_kind
 from support.families import FAMILIES
 
@@ -87,10 +88,10 @@ def test_a_small_change_has_the_predicted_effect(family, tiny_pairs, name):
         freeze=freeze,
     )
     expected = torch.tensor([predicted[pair] for pair in pairs], dtype=torch.float64)
-    assert len(pairs) > 8 and float(expected.abs().max()) > 0.05
     scale = float(expected.abs().max())
-    error = (found[:, 0] / size - expected).abs()
-    assert float(error.max()) < (1e-3 if exact else 0.03) * max(1, scale), pairs[int(error.argmax())]
+    assert len(pairs) > 8 and scale > 0.05
+    # of what the step leaves out, and in models that compute in float32 of rounding beside it
+    assert_close(found[:, 0] / size, expected, allowance=(1e-3 if exact else 0.03) * max(1, scale))
 
 
 def test_across_a_skip_there_is_more_than_the_direct_path(family, tiny_pairs):

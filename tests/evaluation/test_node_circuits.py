@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.close import assert_close
 from support.dictionary_kinds import dictionary_set, in_dtype
 
 from circuitgraph.attribution.attribute import attribute
@@ -50,9 +51,9 @@ def test_the_complement_of_a_circuit_is_the_circuit_of_all_other_nodes(tiny_mode
         ],
         baseline,
     )
-    torch.testing.assert_close(complement, others, rtol=0, atol=1e-12)
-    torch.testing.assert_close(nothing, empty, rtol=0, atol=1e-12)
-    torch.testing.assert_close(whole, runner.clean_metric, rtol=0, atol=0)
+    assert_close(complement, others)
+    assert_close(nothing, empty)
+    assert torch.equal(whole, runner.clean_metric)
     assert min(float((complement - value).abs().max()) for value in (whole, empty)) > 1e-4
 
 
@@ -96,7 +97,7 @@ def test_another_metric_is_measured_and_the_targets_of_the_graph_are_still_value
     assert found.settings["metric"] == "logit_difference" and any(found.edge_effects.values())
     assert {graph.nodes[target]["kind"] for target in targets} >= {"logit", "probe"}
     run = attribute(tiny_pairs, tiny_model, tiny_dictionaries)
-    assert found.metric_clean == pytest.approx(run.metric_means["clean"], abs=1e-12)
+    assert_close(found.metric_clean, run.metric_means["clean"])
 
 
 def test_names_folders_lists_and_texts_are_as_good_as_loaded_things(workplace, tiny_folder):

@@ -369,7 +369,8 @@ def test_a_gradient_past_a_replaced_norm_scale_is_refused(loaded, family, kind):
     with pytest.raises(ModelError, match=f"gradients do not pass a replaced {kind}.1"):
         loaded(family).run(TOKENS, replace=frozen, differentiable=True)
     plain, doubled = loaded(family).run(TOKENS)[0], {Site(kind, 1): lambda value, _: 2 * value}
-    assert not torch.allclose(plain, loaded(family).run(TOKENS, replace=doubled)[0]), "without gradients it is replaced"
+    without_gradients = loaded(family).run(TOKENS, replace=doubled)[0]
+    assert float((without_gradients - plain).abs().max()) > 1e-3, "without gradients it is replaced"
 
 
 # the beginning of a prompt ----------------------------------------------------------------------------------------------
