@@ -68,8 +68,8 @@ def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family,
         run = attribute([pair], model, found, baseline=baseline)
         for errors in ERRORS:
             for complement in (False, True):
-                kept = circuit_mask(model, found, nodes, len(at), errors, complement=complement)
-                logits = run_with_nodes(model, found, run.tokens.clean, run.baseline, kept)
+                mask = circuit_mask(model, found, nodes, len(at), errors, complement=complement)
+                logits = run_with_nodes(model, found, run.tokens.clean, run.baseline, mask)
                 found_by_hand.setdefault((errors, complement), []).append(float(run.metric(logits)))
     for row in whole.conditions:
         if row.baseline == baseline:
