@@ -40,15 +40,12 @@ from circuitgraph.edges.table import EdgeCollector, EdgeTable
 from circuitgraph.edges.weights import IncomingEdges
 from circuitgraph.errors import CircuitGraphError, DictionaryError
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import EdgeKind, Node, Site
+from circuitgraph.nodes import STREAM_SITES, EdgeKind, Node, Site
 from circuitgraph.paths.input_paths import InputPaths, check_input_site
 from circuitgraph.paths.linear_maps import skip_map
 from circuitgraph.paths.stream import StreamChange
 from circuitgraph.progress import Progress, no_progress
 from circuitgraph.settings import Compute, Edges
-
-# Sites whose value is added to the stream, or is the stream.
-_ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +102,12 @@ def check_inputs(model: Model, dictionaries: Iterable[Dictionary], qk: str = "de
     for dictionary in dictionaries:
         check_input_site(model, dictionary.reads)
         reads, sites = dictionary.reads, dictionary.sites
-        if astray := [site for site in sites if site.output.kind not in _ADDED or (site.output != site and sites[1:])]:
+        if astray := [
+            site for site in sites if site.output.kind not in STREAM_SITES or (site.output != site and sites[1:])
+        ]:
             raise DictionaryError(
                 f"dictionary {dictionary.name} writes {astray[0]}, and what is written there is not simply added to the"
-                f" stream; edges need one of {', '.join(_ADDED)}, or a single z or mlp_post"
+                f" stream; edges need one of {', '.join(STREAM_SITES)}, or a single z or mlp_post"
             )
         passable = reads.kind in ("ln2_normalized", "mlp_in") and sites == (Site("mlp_out", reads.layer),)
         if dictionary.skips and not passable:

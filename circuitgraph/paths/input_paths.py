@@ -41,7 +41,7 @@ def check_input_site(model: Model, site: Site) -> None:
         )
     if site.part == "attention":
         model.attention(site.block)
-    elif site.kind in ("mlp_post", "mlp_out"):
+    elif site.behind_neurons:
         model.mlp(site.block)
 
 
@@ -97,7 +97,7 @@ class InputPaths:
             ones = vectors.new_ones(len(self.clean[self.reads]), 1, 1, 1)
             return [self._path("residual", vectors[:, :, None], ones, pos, pos)]
         e = self._behind(vectors, pos)
-        if self.reads.kind in ("mlp_post", "mlp_out"):
+        if self.reads.behind_neurons:
             e = self._before_neurons(e, pos)
         factor = rearrange(1 / self._scale("ln2")[:, pos], "batch -> batch 1 1 1")
         return [self._path("mlp", e[:, :, None], factor, pos, pos)]
