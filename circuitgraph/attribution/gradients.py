@@ -47,7 +47,7 @@ def mlp_slopes(clean: CleanRun, reads: Iterable[Site], layers: Iterable[int | No
     For every layer where something reads behind the neurons (mlp_post, mlp_out), and for the given layers.
     """
     slopes: dict[Site, Tensor] = {}
-    for layer in {site.layer for site in reads if site.kind in ("mlp_post", "mlp_out")} | set(layers):
+    for layer in {site.layer for site in reads if site.behind_neurons} | set(layers):
         inner = [s for kind in ("mlp_gate", "mlp_pre") if (s := Site(kind, layer)) in clean.attached]
         post = clean.attached[Site("mlp_post", layer)]
         gradients = torch.autograd.grad(post.sum(), [clean.attached[site] for site in inner], retain_graph=True)

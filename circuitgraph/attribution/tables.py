@@ -100,7 +100,7 @@ class FeatureTable:
         )
 
     def differences(self, column: int) -> dict[Site, Tensor]:
-        """How each site changes with the node, clean minus baseline, [batch, d] each: where a post-norm follows, before it."""
+        """The change [batch, d] of each site with the node, clean minus baseline, before a post-norm if one follows."""
         delta = self.delta[:, column, None]
         if self.post_scale is not None:
             row = self.dictionary.weights.W_dec[int(self.feature[column])].to(delta.dtype)
@@ -120,7 +120,7 @@ class VectorTable:
         attribution: Its attribution.
         vectors: What it adds to the residual stream, clean minus baseline, behind a post-norm with its frozen scale.
         changes: The same as changes [batch, n, d] of sites, before a post-norm.
-        reads: Of errors that are targets: d(what they bring to the metric) / d(activation at the site). None for others.
+        reads: Of errors that are targets: d(what they bring to the metric) / d(activation at the site). Else None.
     """
 
     kind: NodeKind
@@ -169,7 +169,7 @@ class VectorTable:
         )
 
     def differences(self, column: int) -> dict[Site, Tensor]:
-        """How each site changes with the node, clean minus baseline, [batch, d] each: where a post-norm follows, before it."""
+        """The change [batch, d] of each site with the node, clean minus baseline, before a post-norm if one follows."""
         return {site: change[:, column] for site, change in self.changes.items()}
 
 

@@ -1,7 +1,7 @@
 """Sums over positions: one node per feature instead of one per feature and position, one edge per two of them and kind.
 
-Nodes are columns of tables, and edges are products of columns. `Groups` says which columns are one node, so that the tracer
-can add up what they read and write before it selects any edge. Of such a sum
+Nodes are columns of tables, and edges are products of columns. `Groups` says which columns are one node, so that the
+tracer can add up what they read and write before it selects any edge. Of such a sum
 
     weight        is the mean over the examples of the sum over the positions of source and target
     weight_abs    the mean over the examples of that sum's absolute value; where examples cancel it exceeds |weight|
@@ -61,7 +61,7 @@ class Groups:
 
 
 def sum_positions(table: NodeTable) -> NodeTable:
-    """The table with one column per feature, or one in all: attributions, activations and vectors added up over positions.
+    """The table with one column per feature, or one in all, whose values are added up over positions.
 
     For choosing and showing nodes; edges are traced from the table of single positions.
     """

@@ -16,7 +16,7 @@ class Selection:
 
     Args:
         threshold: The smallest |weight|, in the metric's unit.
-        relative_threshold: The smallest |local_weight|, as a share of all that the target reads: the sum of |local_weight|.
+        relative_threshold: The smallest |local_weight|, as a share of its sum over the target's sources.
         top_k: Edges into each target, and those as large as the last of them. None for no limit.
     """
 

@@ -1,4 +1,4 @@
-"""The edges into a batch of targets: weights and loadings per head, added up over positions before any is selected."""
+"""The edges into a batch of targets, before any is selected: their weights, added up over positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from circuitgraph.edges.position_sums import Groups
 from circuitgraph.edges.products import Block
 from circuitgraph.nodes import EdgeKind
 
-TYPED = ("ov", "q", "k")  # kinds of edges that keep a loading per head
+BY_HEAD = ("ov", "q", "k")  # kinds of edges that keep their terms by head
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +54,8 @@ class IncomingEdges:
         """
         key, groups = (block.kind, block.table), self.groups[block.table]
         local = block.local.sum(2) if block.local.shape[2] > 1 else block.local[:, :, 0]
-        weight, heads = node_gradient[:, :, None] * local, block.local if block.kind in TYPED else None
-        if (
-            groups.single
-        ):  # every node stands at one position, and these targets at the same one: there is nothing to add up
+        weight, heads = node_gradient[:, :, None] * local, block.local if block.kind in BY_HEAD else None
+        if groups.single:  # nothing to add up: every node stands at one position, and these targets at the same one
             self.weights[key] = Weights(block.columns.start, weight, local, heads)
             return
         local, heads = local.mean(0, keepdim=True), None if heads is None else heads.mean(0, keepdim=True)

@@ -1,8 +1,8 @@
 """Linear maps of the residual stream that paths pass: skip connections, and components frozen at the clean run.
 
-A map is used both ways: `apply` gives what arrives at its output when the stream changes, `pull_back`, its transpose, turns
-input directions behind it into input directions before it. Both use the patterns, norm scales and slopes of the clean run;
-nothing is run again and no autograd graph is kept.
+A map is used both ways: `apply` gives what arrives at its output when the stream changes, `pull_back`, its transpose,
+turns input directions behind it into input directions before it. Both use the patterns, norm scales and slopes of the
+clean run; nothing is run again and no autograd graph is kept.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class SkipMap:
 
 @dataclass(frozen=True, eq=False)
 class FrozenMlp:
-    """An MLP made linear at the clean run: `slopes` are those of its neurons by their input and by their gate (or None)."""
+    """An MLP made linear at the clean run: `slopes` are its neurons' by their input and, if gated, by their gate."""
 
     out: int
     entry: int
