@@ -110,6 +110,12 @@ def test_nonsense_is_refused(graph, settings):
         prune(graph, **settings)
 
 
+@pytest.mark.parametrize(("name", "value"), [("node_threshold", 5), ("edge_threshold", 1.5), ("edge_threshold", 1e300)])
+def test_a_percentage_in_place_of_a_fraction_is_refused(graph, name, value):
+    with pytest.raises(CircuitGraphError, match=rf"^{name} is .*, and no .* is that strong: .* so 5 % is 0.05$"):
+        prune(graph, **{name: value})
+
+
 @pytest.fixture
 def single(graph):
     """The same graph of one prompt without a corrupted one; its metric is 8, so thresholds count in eighths."""
