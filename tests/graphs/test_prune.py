@@ -98,8 +98,6 @@ def test_evidence_of_a_larger_circuit_is_not_that_of_a_smaller(graph):
     "settings",
     [
         {"node_threshold": -1},
-        {"node_threshold": 5},
-        {"edge_threshold": 1.5},
         {"edge_threshold": float("nan")},
         {"top_k": 0},
         {"max_nodes": 1},
