@@ -245,6 +245,10 @@ def resolve(kind: type[S], given: Settings | None, changes: Mapping[str, Any]) -
 
     Raises CircuitGraphError for a keyword that is no setting, with the nearest one that is.
     """
+    if given is not None and not isinstance(given, Settings):
+        raise CircuitGraphError(
+            f"settings is of type {type(given).__name__}; expected {kind.__name__}(...), or its fields as keywords"
+        )
     known = [each.name for each in fields(kind)]
     for name in changes:
         if name not in known:
