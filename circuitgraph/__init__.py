@@ -11,6 +11,7 @@ first used, so that `import circuitgraph` costs nothing.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from circuitgraph.lazy_names import lazy_names
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
     from circuitgraph.graphs.summary import summary_text as summary_text
     from circuitgraph.graphs.tensors import tensors as tensors
     from circuitgraph.interventions.attention import compare_attention as compare_attention
-    from circuitgraph.interventions.generate import Generation as Generation
-    from circuitgraph.interventions.generate import generate as generate
+    from circuitgraph.interventions.generation import Generation as Generation
+    from circuitgraph.interventions.generation import generate as generate
     from circuitgraph.interventions.run import IntervenedRun as IntervenedRun
     from circuitgraph.interventions.run import run_with_interventions as run_with_interventions
     from circuitgraph.models.load import load_model as load_model
@@ -69,7 +70,7 @@ _HOMES = {
     "DictionaryCheck": "evaluation.dictionary_check",
     "Discovery": "settings",
     "Evaluation": "evaluation.report",
-    "Generation": "interventions.generate",
+    "Generation": "interventions.generation",
     "IntervenedRun": "interventions.run",
     "Model": "models.model",
     "Node": "nodes",
@@ -85,7 +86,7 @@ _HOMES = {
     "discover": "discovery",
     "evaluate": "evaluation.evidence",
     "evaluate_components": "components.evaluate",
-    "generate": "interventions.generate",
+    "generate": "interventions.generation",
     "load": "formats",
     "load_attributions": "attribution.attributions",
     "load_dictionaries": "dictionaries.load",
@@ -107,3 +108,8 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
+
+if "IPython" in sys.modules:  # a plain graph then shows itself as the page
+    from circuitgraph.render.notebook import show_in_ipython
+
+    show_in_ipython()

@@ -18,6 +18,7 @@ from circuitgraph.doors import DictionariesLike, ModelLike, PairsLike, as_dictio
 from circuitgraph.edges.candidates import choose_candidates
 from circuitgraph.edges.influence import prune_edges
 from circuitgraph.edges.trace import check_inputs, trace_edges
+from circuitgraph.errors import CircuitGraphError
 from circuitgraph.graphs.build import graph_of_edges
 from circuitgraph.presets import find_preset
 from circuitgraph.progress import Progress, no_progress
@@ -52,12 +53,15 @@ def discover(
     Returns a networkx.MultiDiGraph whose attributes `graphs.schema` describes.
     Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit, before the model runs.
     """
+    if preset is not None and settings is not None:
+        raise CircuitGraphError(f"preset {preset!r} and settings are both given; give one of them to start from")
     start = settings if preset is None else find_preset(preset)
     chosen = resolve(Discovery, start, changes)
     compute = Compute(backend=backend, memory=memory)
+    given = as_pairs(prompts)
     loaded = as_model(model)
     found = as_dictionaries(dictionaries, loaded)
-    pairs = choose_pairs(as_pairs(prompts), loaded, chosen)
+    pairs = choose_pairs(given, loaded, chosen)
     check_inputs(loaded, found.values(), chosen.qk)
 
     run = run_attribution(

@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import check_fit
 from circuitgraph.dictionaries.load import DictionarySources, load_dictionaries
-from circuitgraph.embedded import DEMO, MODEL
 from circuitgraph.errors import PromptError
 from circuitgraph.models.load import load_model
 from circuitgraph.models.model import Model
@@ -36,7 +35,7 @@ def as_model(model: ModelLike) -> Model:
 
     Raises ModelError for anything else, and for a model that cannot be loaded.
     """
-    return model if isinstance(model, Model) else load_model(MODEL if model == DEMO else model)
+    return model if isinstance(model, Model) else load_model(model)
 
 
 def as_dictionaries(dictionaries: DictionariesLike | None, model: Model) -> Dictionaries:

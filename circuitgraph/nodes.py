@@ -66,6 +66,8 @@ GLOBAL_SITES = ("embed", "pos_embed", "final_scale", "logit", "metric")
 
 # Kinds of sites where a dictionary may read or write, and where a direction can be traced into the stream.
 DICTIONARY_SITES = ("resid_pre", "z", "attn_out", "ln2_normalized", "mlp_in", "mlp_post", "mlp_out", "resid_post")
+# Those of them whose value is added to the residual stream, or is the stream.
+STREAM_SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 Part = Literal["embedding", "attention", "mlp", "stream", "output"]
 _PARTS: dict[str, Part] = {
@@ -123,6 +125,11 @@ class Site:
     def part(self) -> Part:
         """The part of the model it belongs to: embedding, attention, mlp, stream (of the residual stream) or output."""
         return _PARTS[self.kind]
+
+    @property
+    def behind_neurons(self) -> bool:
+        """Whether what stands there depends on the stream by way of an MLP's neurons."""
+        return self.kind in ("mlp_post", "mlp_out")
 
     @property
     def block(self) -> int:

@@ -116,11 +116,15 @@ class Edges(Settings):
         None, "Trace the inputs of so many features, the most influential first.", at_least=1
     )
     edge_threshold: float = option(
-        0.001, "Smallest |weight| of an edge, as a fraction of the metric's difference.", at_least=0,
+        0.001, "Smallest |weight| of an edge, as a fraction of the metric's difference.", at_least=0, at_most=1,
         fraction_of="the metric's difference",
     )  # fmt: skip
     relative_threshold: float = option(
-        0.0, "Smallest share of an edge in what its target reads.", at_least=0, fraction_of="what the target reads"
+        0.0,
+        "Smallest share of an edge in what its target reads.",
+        at_least=0,
+        at_most=1,
+        fraction_of="what the target reads",
     )
     top_k: int | None = option(None, "At most this many inputs per node.", at_least=1)
     node_influence: float | None = option(
@@ -241,6 +245,10 @@ def resolve(kind: type[S], given: Settings | None, changes: Mapping[str, Any]) -
 
     Raises CircuitGraphError for a keyword that is no setting, with the nearest one that is.
     """
+    if given is not None and not isinstance(given, Settings):
+        raise CircuitGraphError(
+            f"settings is of type {type(given).__name__}; expected {kind.__name__}(...), or its fields as keywords"
+        )
     known = [each.name for each in fields(kind)]
     for name in changes:
         if name not in known:

@@ -11,6 +11,9 @@ from circuitgraph.attribution.targets import Probe
 from circuitgraph.discovery import discover
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.graphs.schema import check_graph
+from circuitgraph.metrics import build_metric
+from circuitgraph.models.tokens import tokenize_pairs
+from circuitgraph.prompts import PromptPair
 
 
 def graph_of(tiny_model, tiny_dictionaries, tiny_pairs, **settings):
@@ -179,3 +182,19 @@ def test_attention_output_dictionaries_read_what_z_dictionaries_do(tiny_model, t
     shared = set(local[0]) & set(local[1])
     assert len(shared) > 100 and {kind for *_, kind in shared} == {"ov", "q", "k"}
     assert_close(*([weights[edge] for edge in shared] for weights in local))
+
+
+def test_the_metric_node_has_the_metrics_difference_with_its_sign(tiny_model, tiny_dictionaries, tiny_pairs):
+    """Measured by running the model; it changes its sign with the prompts, and is clean's own without a corrupted one."""
+    graph = graph_of(tiny_model, tiny_dictionaries, tiny_pairs)
+    tokens = tokenize_pairs(tiny_model, tiny_pairs)
+    metric = build_metric("logit_difference", tokens.answers, tokens.wrong_answers)
+    clean, corrupted = (float(metric(tiny_model.run(ids)[0]).mean()) for ids in (tokens.clean, tokens.corrupted))
+    assert abs(clean - corrupted) > 0.1 and abs(clean) > 0.1
+    assert graph.nodes["metric@5"]["attribution"] == pytest.approx(clean - corrupted)
+    swapped = [PromptPair(pair.corrupted, pair.clean, pair.answers, pair.wrong_answers) for pair in tiny_pairs]
+    other = graph_of(tiny_model, tiny_dictionaries, swapped)
+    assert other.nodes["metric@5"]["attribution"] == pytest.approx(corrupted - clean)
+    alone = [PromptPair(pair.clean, None, pair.answers, pair.wrong_answers) for pair in tiny_pairs]
+    single = graph_of(tiny_model, tiny_dictionaries, alone, baseline="zero")
+    assert single.nodes["metric@5"]["attribution"] == pytest.approx(clean)

@@ -124,7 +124,7 @@ def test_a_model_is_taken_by_folder_and_as_a_loaded_object(tiny_folder, tiny_mod
 
 @pytest.mark.parametrize("model", [3, None, ["gpt2"], object()], ids=["int", "None", "list", "object"])
 def test_what_is_no_model_is_refused(model):
-    with pytest.raises(ModelError, match=f"of type {type(model).__name__}; expected a name, a folder"):
+    with pytest.raises(ModelError, match=f"model is {type(model).__name__}; expected a name, a folder"):
         as_model(model)
 
 

@@ -342,12 +342,12 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
     case = zero_case
     site = Site("mlp_out", 0)
     table = next(t for t in case.tables if t.site == site and t.kind == "feature")
-    kept = circuit_mask(case.model, case.dictionaries, [], 6, "keep")
-    for mask in kept.features.values():
-        mask[:] = True
-    kept.embeddings[:] = True
+    mask = circuit_mask(case.model, case.dictionaries, [], 6, "keep")
+    for each in mask.features.values():
+        each[:] = True
+    mask.embeddings[:] = True
     i = int(table.acts[0].argmax())
-    kept.features[site][table.pos[i], table.feature[i]] = False
+    mask.features[site][table.pos[i], table.feature[i]] = False
     dictionary = case.dictionaries[site]
     edited = {}
     original = type(case.model).run_variants
@@ -357,7 +357,7 @@ def test_zeroing_a_feature_changes_its_site_by_its_activation_times_its_decoder_
         return original(self, tokens, {**edits, **seen}, n, **settings)
 
     monkeypatch.setattr(type(case.model), "run_variants", run)
-    run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, kept)
+    run_with_nodes(case.model, case.dictionaries, case.tokens.clean, case.base, mask)
     change = (edited["x"][0] - case.clean.values[site])[0, table.pos[i]]
     assert_close(change, -table.acts[0, i] * dictionary.weights.W_dec[table.feature[i]])
 

@@ -469,10 +469,10 @@ def test_every_node_kept_is_the_model_bit_for_bit_and_none_the_corrupted_run(cas
 
 
 def everything_kept(case):
-    kept = circuit_mask(case.model, case.dictionaries, [], case.tokens.clean.shape[1], "keep")
-    for mask in (*kept.features.values(), *kept.biases.values(), kept.embeddings):
-        mask[:] = True
-    return kept
+    mask = circuit_mask(case.model, case.dictionaries, [], case.tokens.clean.shape[1], "keep")
+    for each in (*mask.features.values(), *mask.biases.values(), mask.embeddings):
+        each[:] = True
+    return mask
 
 
 @each
@@ -483,11 +483,11 @@ def test_a_feature_set_to_zero_changes_the_sites_it_writes_by_its_activation_tim
     for key, d in case.dictionaries.items():
         acts = d.encode(clean[d.reads])
         pos, feature = divmod(int(acts[0].argmax()), d.d_sae)
-        kept = everything_kept(case)
-        kept.features[key][pos, feature] = False
+        mask = everything_kept(case)
+        mask.features[key][pos, feature] = False
         for site in d.sites:
             baseline_nodes = node_values(case.model, case.dictionaries, case.base.values)
-            edits, read = circuit_edits(case.dictionaries, baseline_nodes, stack_masks([kept]))
+            edits, read = circuit_edits(case.dictionaries, baseline_nodes, stack_masks([mask]))
             edited = {}
             case.model.run_variants(
                 case.tokens.clean,

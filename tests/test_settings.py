@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from circuitgraph.errors import CircuitGraphError, MetricError
+import circuitgraph as cg
+from circuitgraph.errors import CircuitGraphError, MetricError, PromptError
 from circuitgraph.presets import PRESETS, find_preset
 from circuitgraph.settings import Compute, Demo, Discovery, Edges, Evaluating, Nodes, Pruning, as_record, resolve
 
@@ -61,3 +62,21 @@ def test_the_settings_of_nodes_are_part_of_those_of_discovery():
 def test_every_field_says_what_it_is_for():
     for kind in (Discovery, Pruning, Compute, Evaluating, Demo):
         assert all(len(each.metadata["help"]) > 10 for each in dataclasses.fields(kind))
+
+
+@pytest.mark.parametrize("settings", [{"max_nodes": 5}, "leap", Discovery], ids=["dict", "text", "class"])
+def test_settings_of_another_type_are_refused_and_never_ignored(settings):
+    with pytest.raises(CircuitGraphError, match=r"settings is of type .*; expected Discovery\(\.\.\.\), or its fields"):
+        cg.discover("a b", "demo", "demo", settings=settings)
+
+
+def test_a_preset_and_settings_at_once_are_refused():
+    with pytest.raises(CircuitGraphError, match="preset 'leap' and settings are both given"):
+        cg.discover("a b", "demo", "demo", preset="leap", settings=Discovery())
+
+
+def test_prompts_are_looked_at_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr("circuitgraph.doors.load_model", lambda *_: pytest.fail("the model was loaded"))
+    for function in (cg.discover, cg.attribute):
+        with pytest.raises(PromptError, match="there are no prompts"):
+            function([], "demo", "demo")

@@ -1,7 +1,7 @@
 """A model that is run by aligned position, so that whatever intervenes at positions does so at aligned ones.
 
-`AlignedModel` is a `Model`: it is given token ids by aligned position, records and replaces activations by aligned position,
-and its logits end with each example's last position.
+`AlignedModel` is a `Model`: it is given token ids by aligned position, records and replaces activations by aligned
+position, and its logits end with each example's last position.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Aligned positions: which positions of different prompts are one position of the graph.
 
-An `Alignment` moves recorded activations, gradients and tables from the positions of each prompt to aligned positions. Where
-a prompt does not have an aligned position, all is zero there: no activation, no gradient, no attention.
+An `Alignment` moves recorded activations, gradients and tables from the positions of each prompt to aligned positions.
+Where a prompt does not have an aligned position, all is zero there: no activation, no gradient, no attention.
 
 Every token of every prompt stands at exactly one aligned position:
 
@@ -51,10 +51,10 @@ class Alignment:
         """Activations or gradients at aligned positions.
 
         Args:
-            values: [batch, pos, d] by site; patterns and scores [batch, heads, query, key], which are moved on both axes.
+            values: [batch, pos, d] by site; patterns and scores [batch, heads, query, key] are moved on both axes.
 
-        Where an example does not have an aligned position, values are 0, scales of norms 1, and a score lets a query see
-        nothing but itself.
+        Where an example does not have an aligned position, values are 0, scales of norms 1, and a score lets a query
+        see nothing but itself.
         """
         return dict(values) if self.trivial else {site: self._moved(site, value) for site, value in values.items()}
 
@@ -78,8 +78,8 @@ class Alignment:
         return result
 
     def of_run(self, model: Model, run: CleanRun) -> CleanRun:
-        """The run at aligned positions, no longer in an autograd graph, with the angles of rotary positions that the model
-        keeps to itself."""
+        """The run at aligned positions, no longer in an autograd graph, with the angles of rotary positions that the
+        model keeps to itself."""
         if self.trivial:
             return run
         values, angles = run.values, {}
@@ -95,8 +95,8 @@ class Alignment:
         return base if base.values is None else replace(base, values=self.gather(base.values))
 
     def mean(self, values: Mapping[Site, Tensor]) -> dict[Site, Tensor]:
-        """Activations [batch, pos, d] replaced, where they are, by their mean over the examples that have the same aligned
-        position. Patterns, which have no such mean, are left out."""
+        """Activations [batch, pos, d] replaced, where they are, by their mean over the examples that have the same
+        aligned position. Patterns, which have no such mean, are left out."""
         present, result = self._present, {}
         for site, value in values.items():
             if site.kind in _QUERY_AND_KEY:
@@ -110,15 +110,15 @@ class Alignment:
         return result
 
     def mask(self, tables: Sequence[NodeTable]) -> list[NodeTable]:
-        """The tables with nothing at aligned positions that an example does not have: constants and encoders make something
-        of zeros."""
+        """The tables with nothing at aligned positions that an example does not have: constants and encoders make
+        something of zeros."""
         if bool(self._present.all()):
             return list(tables)
         return [_masked(table, self._present[:, table.pos.cpu()].to(table.attribution)) for table in tables]
 
     def token_texts(self, ids: Sequence[Int[Tensor, "batch pos"]], text: Callable[[int], str]) -> list[list[str]]:
-        """For each of these runs' token ids one string per aligned position: the token's text, or the name of the aligned
-        position where the examples that have it differ in any of the runs."""
+        """For each of these runs' token ids one string per aligned position: the token's text, or the name of the
+        aligned position where the examples that have it differ in any of the runs."""
         rows: list[list[str]] = [[] for _ in ids]
         for name, at in zip(self.names, self.index.T, strict=True):
             present = (at >= 0).nonzero().flatten()
@@ -160,7 +160,7 @@ def align_pairs(tokens: TokenizedPairs, align: str, known: Sequence[str] = ()) -
     Args:
         tokens: The pairs; their roles are needed for "role".
         align: "position", of pairs of one length, or "role": relative to the words that the pairs name.
-        known: Names of aligned positions that come first, in this order, as in a graph that other pairs are compared with.
+        known: Names that come first, in this order, as in a graph that other pairs are compared with.
     """
     batch, n_pos = tokens.clean.shape
     if align == "position":
@@ -196,8 +196,8 @@ def position_names(roles: Mapping[str, tuple[int, int]], length: int) -> list[st
 
 
 def _in_reading_order(rows: Sequence[Sequence[str]]) -> list[str]:
-    """All names, END last, each behind those that precede it in every example; by mean position where that leaves a choice,
-    or none because the examples contradict each other."""
+    """All names, END last, each behind those that precede it in every example; by mean position where that leaves a
+    choice, or none because the examples contradict each other."""
     positions: dict[str, list[int]] = {}
     before: dict[str, set[str]] = {}
     for row in rows:

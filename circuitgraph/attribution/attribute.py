@@ -193,9 +193,10 @@ def attribute(
     Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit, before the model runs.
     """
     nodes = resolve(Nodes, settings, changes)
+    given = as_pairs(prompts)
     loaded = as_model(model)
     found = as_dictionaries(dictionaries, loaded)
-    pairs = choose_pairs(as_pairs(prompts), loaded, nodes)
+    pairs = choose_pairs(given, loaded, nodes)
     return run_attribution(loaded, found, pairs, nodes, backend=backend, progress=progress)
 
 

@@ -1,4 +1,4 @@
-"""The attribution of one dictionary's features, and what the dictionary reconstructs of the change from the baseline."""
+"""The attribution of one dictionary's features, and the part of the change that the dictionary reconstructs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Gradients of the metric at sites: the only backward passes of the package.
 
-Each is shaped like the activations at its site. Parameters take no part, since the model is frozen. Since decode is affine,
-a gradient at a site serves every feature and error written there.
+Each is shaped like the activations at its site. Parameters take no part, since the model is frozen. Since decode is
+affine, a gradient at a site serves every feature and error written there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def mlp_slopes(clean: CleanRun, reads: Iterable[Site], layers: Iterable[int | No
     For every layer where something reads behind the neurons (mlp_post, mlp_out), and for the given layers.
     """
     slopes: dict[Site, Tensor] = {}
-    for layer in {site.layer for site in reads if site.kind in ("mlp_post", "mlp_out")} | set(layers):
+    for layer in {site.layer for site in reads if site.behind_neurons} | set(layers):
         inner = [s for kind in ("mlp_gate", "mlp_pre") if (s := Site(kind, layer)) in clean.attached]
         post = clean.attached[Site("mlp_post", layer)]
         gradients = torch.autograd.grad(post.sum(), [clean.attached[site] for site in inner], retain_graph=True)
@@ -84,7 +84,7 @@ def integrated_gradients(
     steps: int = 10,
     rule: str = "gauss-legendre",
 ) -> dict[Site, Tensor]:
-    """G = sum_k w_k dm/dx at x(alpha_k) = baseline + alpha_k (clean - baseline), per site of `baseline`, [batch, pos, d].
+    """G = sum_k w_k dm/dx at x(alpha_k) = baseline + alpha_k (clean - baseline), [batch, pos, d] per site.
 
     One site at a time, everything upstream as in the clean run. Decode is affine, so the path of x is the path of its
     features and error together, and G serves all of them (Marks et al. 2024, equation 3, along x instead of along the

@@ -44,15 +44,15 @@ def attribute_nodes(
 
     g is the gradient of the metric at the site; of a cross-layer transcoder's feature the products at all its sites are
     summed. Positive: the node's clean value supports the metric. Components without a dictionary are one error node per
-    position, as nothing of them is explained. A linear skip connection is no node, nor is a frozen component: what passes
-    through belongs to the nodes before it. What a frozen component adds beyond its linear map is one node per position, a
-    bias with baseline zero, an error with another.
+    position, as nothing of them is explained. A linear skip connection is no node, nor is a frozen component: what
+    passes through belongs to the nodes before it. What a frozen component adds beyond its linear map is one node per
+    position, a bias with baseline zero, an error with another.
 
     Args:
         model: The model.
         dictionaries: Its dictionaries.
         clean: Activations of the clean run at `runs.sites_of`.
-        baseline: What they are compared with. With baseline zero, features, errors and biases are compared with nothing.
+        baseline: What they are compared with; with baseline zero nothing.
         gradients: The metric's gradient [batch, pos, d] by site, plain or integrated.
         treatment: How components without a dictionary are treated; as nodes by default.
         frozen: The maps of frozen components, by output site.
@@ -127,9 +127,9 @@ def _bias_table(
 ) -> list[NodeTable]:
     """What is added at the site whatever the features, one node per position; empty if that is nothing.
 
-    These are the biases of the dictionaries that write there and what the bias of a norm adds through their skip connections;
-    with baseline zero also the biases of the component behind the site: b_O, b_out, that of a post-norm. Constants cancel
-    against another baseline, but the bias of a dictionary that normalises is no constant.
+    These are the biases of the dictionaries that write there, and what the bias of a norm adds through their skip
+    connections. With baseline zero there are also the biases of the component behind the site: b_O, b_out, that of a
+    post-norm. Constants cancel against another baseline, but the bias of a dictionary that normalises is no constant.
     """
     model, clean, base = change.model, change.clean, change.baseline
     own = torch.zeros_like(clean[site])
@@ -154,8 +154,8 @@ def _bias_table(
 
 
 def _skip_shift(model: Model, reads: Site) -> Tensor | None:
-    """The bias [d_model] of the norm in front of an MLP, which passes a skip connection from the MLP's input whatever the
-    stream is; None where there is none."""
+    """The bias [d_model] of the norm in front of an MLP, which passes a skip connection from the MLP's input whatever
+    the stream is; None where there is none."""
     norm = model.norm(reads, "ln2") if reads.kind == "mlp_in" else None
     return None if norm is None else norm.bias
 

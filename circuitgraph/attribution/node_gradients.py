@@ -1,4 +1,4 @@
-"""The gradient of the metric at every site that nodes write to: at the clean run, or averaged along the way from the baseline."""
+"""The gradient of the metric at every site that nodes write to: of the clean run, or integrated from the baseline."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def node_gradients(
         steps: Points of the path of integrated gradients.
         rule: Their quadrature.
 
-    Returns the gradient at every site that nodes write to, and the plain one at the end of the residual stream. Biases of
-    attention, which enter at attn_out, keep the plain gradient.
+    Returns the gradient at every site that nodes write to, and the plain one at the end of the residual stream. Biases
+    of attention, which enter at attn_out, keep the plain gradient.
     """
     written = {Site("embed"), *node_sites(model, dictionaries)}
     outputs = {site.output for site in written}
@@ -61,7 +61,6 @@ def path_start(dictionaries: Dictionaries, base: Baseline, clean: Mapping[Site, 
     if base.values is not None:
         return base.values[site]
     start = torch.zeros_like(clean[site])
-    for dictionary in dictionaries.values():
-        if site in dictionary.sites:
-            start = start + dictionary.affine(clean[dictionary.reads])[..., dictionary.columns(site)]
+    for dictionary in dictionaries.writers(site):
+        start = start + dictionary.affine(clean[dictionary.reads])[..., dictionary.columns(site)]
     return start

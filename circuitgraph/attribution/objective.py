@@ -73,8 +73,8 @@ def given_targets(
         specs: The targets, with weights or without.
         n_pos: Tokens per prompt.
 
-    Raises MetricError for a text that is neither one known token nor a feature of a dictionary at a position of the prompt,
-    for a target that is given twice, and for none at all.
+    Raises MetricError for a text that is neither one known token nor a feature of a dictionary at a position of the
+    prompt, for a target that is given twice, and for none at all.
     """
     if not specs:
         raise MetricError("targets is an empty list; expected token texts such as ' Mary', or features, or probes")
@@ -102,7 +102,7 @@ def likeliest_logits(
 
     Args:
         model: The model.
-        logits: Of the clean run, whose last position predicts the next token. Probabilities are means over the examples.
+        logits: Of the clean run. The last position counts, and probabilities are means over the examples.
         mass: Take tokens until they have this probability together,
         limit: but at most so many.
     """
@@ -196,14 +196,14 @@ def _token(model: Model, text: Any) -> int:
             f"a target is of type {type(text).__name__}; expected a token's text such as ' Mary', a feature such as"
             " 'mlp_out.3/f17@5', two texts, or a Probe"
         )
-    found = model.continuation(text)
-    if len(found) != 1:
+    tokens = model.continuation(text)
+    if len(tokens) != 1:
         raise MetricError(
-            f"target {text!r} is {len(found)} tokens; expected one token, with its leading space if it has one"
+            f"target {text!r} is {len(tokens)} tokens; expected one token, with its leading space if it has one"
         )
-    if found[0] == model.unknown_token:
+    if tokens[0] == model.unknown_token:
         raise MetricError(f"target {text!r} is not in the model's vocabulary")
-    return found[0]
+    return tokens[0]
 
 
 def _feature(model: Model, dictionaries: Dictionaries, text: str, n_pos: int) -> SiteTarget:

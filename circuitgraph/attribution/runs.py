@@ -84,7 +84,7 @@ def sites_of(
         reading.add(dictionary.reads)
     sites |= reading
     for site in reading:
-        if site.kind in ("mlp_post", "mlp_out"):
+        if site.behind_neurons:
             sites |= {Site(kind, site.layer) for kind in ("mlp_gate", "mlp_pre", "mlp_post")}
     kinds: tuple[str, ...] = (
         "ln1_scale",

@@ -19,10 +19,13 @@ def rank_nodes(tables: Iterable[NodeTable]) -> list[tuple[float, Node]]:
 def strongest_nodes(
     tables: Sequence[NodeTable], max_nodes: int, *, saturated: bool = False
 ) -> tuple[list[NodeTable], str]:
-    """The tables cut down to the max_nodes nodes with the largest |attribution|, and a line that says so.
+    """The tables cut down to their strongest nodes, and a line that says so.
 
-    saturated: nodes with an attribution of 0 are candidates too, after all others; a saturated head gives none to those
-    that it would no longer look at without them.
+    Args:
+        tables: The nodes.
+        max_nodes: How many of those with the largest |attribution| to keep.
+        saturated: Keep nodes with an attribution of 0 too, after all others. A saturated head gives none to a source
+            that keeps it saturated.
     """
     ranked = [(value, node) for value, node in rank_nodes(tables) if value != 0 or saturated]
     chosen = {node for _, node in ranked[:max_nodes]}
@@ -30,7 +33,5 @@ def strongest_nodes(
     for table in tables:
         mask = [node in chosen for node in table.nodes()]
         kept.append(table.take(torch.tensor(mask, dtype=torch.bool, device=table.pos.device)))
-    return (
-        kept,
-        f"max_nodes {max_nodes}: {len(chosen)} of {len(ranked)} nodes{'' if saturated else ' with a non-zero attribution'} are candidates",
-    )
+    which = "nodes" if saturated else "nodes with a non-zero attribution"
+    return kept, f"max_nodes {max_nodes}: {len(chosen)} of {len(ranked)} {which} are candidates"

@@ -1,8 +1,4 @@
-"""Tables of nodes as columns of tensors, one table per site and kind.
-
-In come tensors; out come nodes, sub-tables, and what the nodes write into the residual stream. This module computes no
-attribution.
-"""
+"""Tables of nodes as columns of tensors, one table per site and kind: what nodes are, write and read."""
 
 from __future__ import annotations
 
@@ -11,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuitgraph.dictionaries.dictionary import Dictionary
@@ -21,21 +19,29 @@ from circuitgraph.nodes import Node, NodeKind, Site
 class FeatureTable:
     """Features of one dictionary that are active in either run, n columns sorted by position, then feature.
 
-    pos, feature [n]; attribution, acts, baseline_acts and node_gradient = dm/d(pre-activation) [batch, n]. to_stream turns
-    rows of W_dec into what they add to the residual stream, up to `post_scale` [batch, n], the frozen scale of a post-norm
-    (None without one).
+    Args:
+        site: The site where the dictionary writes first.
+        pos: The position of each.
+        feature: Its index in the dictionary.
+        attribution: Its attribution.
+        dictionary: The dictionary.
+        acts: Activations in the clean run.
+        baseline_acts: Activations in the baseline.
+        node_gradient: d metric / d(pre-activation) in the clean run; 0 where the feature is not active.
+        to_stream: Rows of W_dec -> what they add to the residual stream, up to post_scale.
+        post_scale: The frozen scale of a post-norm, None without one.
     """
 
     site: Site
-    pos: Tensor
-    feature: Tensor
-    attribution: Tensor
+    pos: Int[Tensor, " n"]
+    feature: Int[Tensor, " n"]
+    attribution: Float[Tensor, "batch n"]
     dictionary: Dictionary
-    acts: Tensor
-    baseline_acts: Tensor
-    node_gradient: Tensor
+    acts: Float[Tensor, "batch n"]
+    baseline_acts: Float[Tensor, "batch n"]
+    node_gradient: Float[Tensor, "batch n"]
     to_stream: Callable[[Tensor], Tensor]
-    post_scale: Tensor | None = None
+    post_scale: Float[Tensor, "batch n"] | None = None
     kind: NodeKind = "feature"
 
     def __len__(self) -> int:
@@ -43,33 +49,33 @@ class FeatureTable:
 
     @property
     def reads_at(self) -> Site | None:
-        """Where what it reads is read."""
+        """The site that they read."""
         return self.dictionary.reads
 
     @cached_property
-    def writes(self) -> Tensor:
-        """What one unit of each activation adds to the stream at each site of the dictionary, [n, n_sites, d_model]."""
+    def writes(self) -> Float[Tensor, "n sites d_model"]:
+        """What one unit of each activation adds to the stream at each site of the dictionary."""
         rows = self.dictionary.weights.W_dec[self.feature].to(self.acts.dtype)
-        return self.to_stream(rows.unflatten(-1, (len(self.dictionary.sites), -1)))
+        return self.to_stream(rearrange(rows, "n (sites d) -> n sites d", sites=len(self.dictionary.sites)))
 
     @cached_property
-    def reads(self) -> Tensor:
-        """d(pre-activation)/d(input) of each feature, [n, d_in]."""
+    def reads(self) -> Float[Tensor, "n d_in"]:
+        """d(pre-activation)/d(input) of each feature."""
         return self.dictionary.input_directions(self.feature).to(self.acts.dtype)
 
     @property
-    def matters(self) -> Tensor:
-        """Columns [n] whose pre-activation the metric depends on, in any example."""
+    def matters(self) -> Bool[Tensor, " n"]:
+        """Columns whose pre-activation the metric depends on, in any example."""
         return (self.node_gradient != 0).any(0)
 
     @property
-    def delta(self) -> Tensor:
-        """acts - baseline_acts [batch, n]."""
+    def delta(self) -> Float[Tensor, "batch n"]:
+        """acts - baseline_acts."""
         return self.acts - self.baseline_acts
 
     @property
-    def amount(self) -> Tensor:
-        """How much of `writes` each node adds, clean minus baseline, [batch, n]."""
+    def amount(self) -> Float[Tensor, "batch n"]:
+        """How much of `writes` each node adds, clean minus baseline."""
         return self.delta if self.post_scale is None else self.delta / self.post_scale
 
     def node(self, column: int) -> Node:
@@ -94,7 +100,7 @@ class FeatureTable:
         )
 
     def differences(self, column: int) -> dict[Site, Tensor]:
-        """How each site changes with the node, clean minus baseline, [batch, d] each: where a post-norm follows, before it."""
+        """The change [batch, d] of each site with the node, clean minus baseline, before a post-norm if one follows."""
         delta = self.delta[:, column, None]
         if self.post_scale is not None:
             row = self.dictionary.weights.W_dec[int(self.feature[column])].to(delta.dtype)
@@ -107,35 +113,40 @@ class FeatureTable:
 class VectorTable:
     """Nodes that are whole vectors, one per position: errors, embeddings, biases; n columns sorted by position.
 
-    pos [n], attribution [batch, n], vectors [batch, n, d_model]: what each adds to the residual stream, clean minus
-    baseline, a post-norm with its frozen scale passed. changes: the same as changes of sites, before a post-norm. reads
-    [batch, n, d]: for errors that are targets themselves, d (what they bring to the metric) / d (activation at the site).
+    Args:
+        kind: What they are.
+        site: Where they write.
+        pos: The position of each.
+        attribution: Its attribution.
+        vectors: What it adds to the residual stream, clean minus baseline, behind a post-norm with its frozen scale.
+        changes: The same as changes [batch, n, d] of sites, before a post-norm.
+        reads: Of errors that are targets: d(what they bring to the metric) / d(activation at the site). Else None.
     """
 
     kind: NodeKind
     site: Site
-    pos: Tensor
-    attribution: Tensor
-    vectors: Tensor
+    pos: Int[Tensor, " n"]
+    attribution: Float[Tensor, "batch n"]
+    vectors: Float[Tensor, "batch n d_model"]
     changes: Mapping[Site, Tensor]
-    reads: Tensor | None = None
+    reads: Float[Tensor, "batch n d"] | None = None
 
     def __len__(self) -> int:
         return len(self.pos)
 
     @property
     def reads_at(self) -> Site | None:
-        """Where what it reads is read; None for nodes that are sources only."""
+        """The site that they read; None for nodes that are sources only."""
         return None if self.reads is None else self.site
 
     @property
-    def matters(self) -> Tensor:
-        """Columns [n] whose activation the metric depends on, in any example; none of nodes that are sources only."""
+    def matters(self) -> Bool[Tensor, " n"]:
+        """Columns whose activation the metric depends on, in any example; none of nodes that are sources only."""
         return torch.zeros_like(self.pos, dtype=torch.bool) if self.reads is None else (self.reads != 0).any(-1).any(0)
 
     @property
-    def node_gradient(self) -> Tensor:
-        """1 [batch, n]: what such a node reads is its contribution to the metric."""
+    def node_gradient(self) -> Float[Tensor, "batch n"]:
+        """1: what such a node reads is its contribution to the metric."""
         return torch.ones_like(self.attribution)
 
     def node(self, column: int) -> Node:
@@ -158,7 +169,7 @@ class VectorTable:
         )
 
     def differences(self, column: int) -> dict[Site, Tensor]:
-        """How each site changes with the node, clean minus baseline, [batch, d] each: where a post-norm follows, before it."""
+        """The change [batch, d] of each site with the node, clean minus baseline, before a post-norm if one follows."""
         return {site: change[:, column] for site, change in self.changes.items()}
 
 

@@ -1,7 +1,7 @@
-"""Targets: what a graph explains in place of a metric. A logit, a difference of logits, a feature at a position, a direction.
+"""Targets: what a graph explains in place of a metric. Logits, their differences, features at positions, directions.
 
-An `Objective` is a weighted sum of targets. It serves as the metric, and each of its targets is a node at the top of the
-graph, with an input direction by which edges reach it. `attribution.objective` makes one of the caller's words.
+An `Objective` is a weighted sum of targets. It serves as the metric, and each of its targets is a node at the top of
+the graph, with an input direction by which edges reach it. `attribution.objective` makes one of the caller's words.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class SiteTarget:
         site: Where x is read.
         pos: The position.
         vector: The direction: for a feature its input direction.
-        measured_at: Where x is recorded: `site`, or for ln2_normalized the MLP's input, as some models compute the norm aside.
+        measured_at: Where x is recorded: `site`, or the MLP's input for ln2_normalized, which not every model computes.
         gain: Of the norm, by which what is recorded there is divided, None for 1.
         shift: The bias of the norm, which is subtracted before.
         dictionary: The dictionary of a feature, None for a direction.
@@ -132,7 +132,7 @@ class Objective:
     weights: tuple[float, ...]
 
     def metric(self) -> Metric:
-        """The weighted sum. It is called "logits" if all targets are single logits, else by its only target, or "targets"."""
+        """The weighted sum, called "logits" if all targets are logits, else by its only target, or "targets"."""
         weighted = list(zip(self.targets, self.weights, strict=True))
 
         def targets(logits: Tensor, recorded: Mapping[Site, Tensor] | None = None) -> Tensor:
@@ -195,7 +195,7 @@ class TargetNode:
 def target_nodes(
     model: Model, objective: Objective, clean: CleanRun, corrupted: CorruptedRun | None
 ) -> list[TargetNode]:
-    """One node per target. The final norm's scale, and the slope of a soft cap on the logits, are those of the clean run."""
+    """One node per target, with the final norm's scale and the slope of a soft cap on the logits of the clean run."""
     values = clean.values
     stream, scale = values[Site("resid_post", model.n_layers - 1)], values.get(Site("final_scale"))
     nodes = objective.nodes(stream.shape[1])

@@ -42,8 +42,8 @@ class ComponentTreatment:
 def component_sites(model: Model, dictionaries: Dictionaries) -> list[Site]:
     """One site per component that writes to the residual stream, in forward order: attention then MLP of each layer.
 
-    Attention is taken at `attn_out` where a dictionary writes there, else at `z`; an MLP at `mlp_post` where a dictionary
-    writes there, else at `mlp_out`. DictionaryError for dictionaries at both in one layer.
+    Attention is taken at `attn_out` where a dictionary writes there, else at `z`; an MLP at `mlp_post` where a
+    dictionary writes there, else at `mlp_out`. DictionaryError for dictionaries at both in one layer.
     """
     written = set(dictionaries.written)
     sites = []
@@ -58,8 +58,8 @@ def component_sites(model: Model, dictionaries: Dictionaries) -> list[Site]:
 
 
 def node_sites(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment | None = None) -> list[Site]:
-    """Every site that has nodes of its own besides the embeddings, in forward order: those where dictionaries write, and
-    those of components that are treated as nodes."""
+    """Every site that has nodes of its own besides the embeddings, in forward order: those where dictionaries write,
+    and those of components that are treated as nodes."""
     treatment = treatment or ComponentTreatment()
     components = {site for site in component_sites(model, dictionaries) if treatment.of(site) == "node"}
     return sorted(components.union(dictionaries.written))
@@ -72,8 +72,9 @@ def frozen_outputs(model: Model, dictionaries: Dictionaries, treatment: Componen
 
 
 def error_targets(model: Model, dictionaries: Dictionaries, treatment: ComponentTreatment | None = None) -> list[Site]:
-    """The sites whose errors can be targets, in forward order: those of components without a dictionary, and those where
-    dictionaries write what they read. A transcoder's error is the difference of two components and stays a source only."""
+    """The sites whose errors can be targets, in forward order: those of components without a dictionary, and those
+    where dictionaries write what they read. A transcoder's error is the difference of two components and stays a source
+    only."""
     return [
         site
         for site in node_sites(model, dictionaries, treatment)

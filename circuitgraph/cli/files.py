@@ -92,7 +92,7 @@ def examples(
     resolve(Examples, None, {name: value for name, value in settings.items() if name != "scan"})
     circuit, texts = load(graph), read_texts(corpus)
     with progress_bar(quiet) as progress:
-        loaded, found, _ = load_all(None, model, dictionaries, None, None, 0, device, progress, dtype=dtype, lazy=lazy)
+        loaded, found, _ = load_all(None, model, dictionaries, progress, device=device, dtype=dtype, lazy=lazy)
         files, left_out = write_corpus_examples(circuit, loaded, found, texts, output, progress=progress, **settings)
     for line in () if quiet else left_out:
         click.echo(line, err=True)

@@ -22,6 +22,7 @@ from circuitgraph.cli.options import (
     options_of,
     progress_bar,
     report,
+    required_model_options,
 )
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.settings import Compute, Demo, DictionaryChecks, Discovery, Pruning
@@ -90,7 +91,7 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 @click.option(
     "--preset", help="Settings of the field's graphs: leap, attribution-graph, sparse-feature-circuit, mixed."
 )
-@model_options
+@required_model_options
 @loading_options
 @device_option
 @click.option(
@@ -143,9 +144,7 @@ def discover(
     if ctx.get_parameter_source("targets") != click.core.ParameterSource.DEFAULT or target_weights:
         changes["targets"] = read_targets(targets, target_weights)
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(
-            prompts, model, dictionaries, None, None, 0, device, progress, dtype=dtype, lazy=lazy
-        )
+        loaded, found, pairs = load_all(prompts, model, dictionaries, progress, device=device, dtype=dtype, lazy=lazy)
         graph = find_graph(pairs, loaded, found, settings=start, progress=progress, **compute, **changes)
         save(graph, output)
     report(graph, quiet)
@@ -262,9 +261,7 @@ def check(
     if json_file is not None:
         check_writable(json_file)
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(
-            prompts, model, dictionaries, None, None, 0, device, progress, dtype=dtype, lazy=lazy
-        )
+        loaded, found, pairs = load_all(prompts, model, dictionaries, progress, device=device, dtype=dtype, lazy=lazy)
         result = check_dictionaries(pairs, loaded, found, progress=progress, **settings)
         if json_file is not None:
             write_atomically(json_file, json.dumps(result.record(), indent=2, allow_nan=False) + "\n")

@@ -93,9 +93,7 @@ def evaluate(
         raise PromptError(f"{graph} is a graph of heads and MLPs, which names no prompts; give PROMPTS behind it")
     sources = () if components else dictionaries
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(
-            prompts, model, sources, None, None, 0, device, progress, dtype=dtype, lazy=lazy
-        )
+        loaded, found, pairs = load_all(prompts, model, sources, progress, device=device, dtype=dtype, lazy=lazy)
         common: dict[str, Any] = {"baselines": baselines or None, "progress": progress}
         result: Any
         if components:
@@ -149,7 +147,7 @@ def measure(
     circuit = load(graph)
     how: dict[str, Any] = {"dtype": dtype, "lazy": lazy}
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(prompts, model, dictionaries, None, None, 0, device, progress, **how)
+        loaded, found, pairs = load_all(prompts, model, dictionaries, progress, device=device, **how)
         measured = with_evidence(
             circuit, loaded, found, prompts=pairs, freeze=freeze, settings=chosen, progress=progress
         )
@@ -197,8 +195,6 @@ def intervene(
 
     given = interventions_of(interventions)
     with progress_bar(quiet) as progress:
-        loaded, found, pairs = load_all(
-            prompts, model, dictionaries, None, None, 0, device, progress, dtype=dtype, lazy=lazy
-        )
+        loaded, found, pairs = load_all(prompts, model, dictionaries, progress, device=device, dtype=dtype, lazy=lazy)
         text = report_interventions(pairs, loaded, found, given, freeze=freeze, settings=chosen)
     click.echo(text, nl=False)

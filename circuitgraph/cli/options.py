@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -11,7 +10,11 @@ from typing import Any
 
 import click
 
+from circuitgraph.progress import Progress, no_progress
 from circuitgraph.settings import Settings, type_of
+
+_MODEL = "Model name, local folder, or 'demo'."
+_SOURCES = "Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated."
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -42,24 +45,6 @@ def options_of(*kinds: type[Settings], skip: tuple[str, ...] = ()) -> Callable[[
     return decorate
 
 
-def defaults_of(module: str, function: str) -> dict[str, Any]:
-    """The keyword defaults of a function, read from its source: importing it would cost seconds."""
-    tree = ast.parse((Path(__file__).parent.parent / module).read_text(encoding="utf-8"))
-    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
-    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-    return {arg.arg: ast.literal_eval(value) for arg, value in pairs if isinstance(value, ast.Constant)}
-
-
-def option(defaults: dict[str, Any], name: str, help: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option for the keyword `name` of a function, with the function's own default and its type."""
-    default = defaults[name]
-    if default is not None:
-        settings.setdefault("type", type(default))
-    return click.option(
-        f"--{name.replace('_', '-')}", name, default=default, show_default=default is not None, help=help, **settings
-    )
-
-
 def common_options(command: Any) -> Any:
     """--quiet and --debug, which every command has."""
     command = click.option("--quiet", is_flag=True, help="No progress on stderr.")(command)
@@ -77,16 +62,14 @@ def device_option(command: Any) -> Any:
 
 def model_options(command: Any) -> Any:
     """--model and --dictionaries, by default the embedded ones."""
-    command = click.option(
-        "--dictionaries",
-        default=["demo"],
-        show_default=True,
-        multiple=True,
-        help="Folder, sae-lens RELEASE/ID, or 'demo'; may be repeated.",
-    )(command)
-    return click.option("--model", default="demo", show_default=True, help="Model name, local folder, or 'demo'.")(
-        command
-    )
+    command = click.option("--dictionaries", default=["demo"], show_default=True, multiple=True, help=_SOURCES)(command)
+    return click.option("--model", default="demo", show_default=True, help=_MODEL)(command)
+
+
+def required_model_options(command: Any) -> Any:
+    """--model and --dictionaries, which must be given."""
+    command = click.option("--dictionaries", required=True, multiple=True, help=_SOURCES)(command)
+    return click.option("--model", required=True, help=_MODEL)(command)
 
 
 def loading_options(command: Any) -> Any:
@@ -112,43 +95,38 @@ def load_all(
     prompts: Path | None,
     model: str,
     dictionaries: tuple[str, ...],
-    length: int | None,
-    examples: int | None,
-    seed: int,
-    device: str | None,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
     *,
+    device: str | None = None,
     dtype: str = "float32",
     lazy: bool = False,
 ) -> tuple[Any, Any, Any]:
     """The model, its dictionaries and the pairs that the options name; the prompts are read first, None without any."""
     from circuitgraph.dictionaries.load import load_dictionaries
-    from circuitgraph.doors import as_dictionaries, choose_pairs
-    from circuitgraph.embedded import DEMO, MODEL
+    from circuitgraph.doors import as_dictionaries
     from circuitgraph.models.load import load_model
     from circuitgraph.models.model import DTYPES as dtypes
     from circuitgraph.prompts import read_pairs
-    from circuitgraph.settings import Prompts
 
-    which = Prompts(length=length, examples=examples, seed=seed)
     pairs = None if prompts is None else read_pairs(prompts)
     progress("loading the model", 0, 1)
-    loaded = load_model(MODEL if model == DEMO else model, device=device, dtype=dtypes[dtype])
+    loaded = load_model(model, device=device, dtype=dtypes[dtype])
     found = load_dictionaries(dictionaries, loaded, lazy=lazy) if dictionaries else as_dictionaries(None, loaded)
-    return loaded, found, pairs if pairs is None else choose_pairs(pairs, loaded, which)
+    return loaded, found, pairs
 
 
 @contextlib.contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar(quiet: bool) -> Iterator[Progress]:
     """A function (stage, done, total) that moves a progress bar on stderr."""
     if quiet:
-        yield lambda stage, done, total: None
+        yield no_progress
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda stage, done, total: bar.update(
             task, description=stage, completed=done, total=total if total > 1 else None

@@ -24,10 +24,8 @@ from torch import Tensor
 from circuitgraph.dictionaries.sources import DictionarySite
 from circuitgraph.errors import DictionaryError
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import Site
+from circuitgraph.nodes import STREAM_SITES, Site
 from circuitgraph_kernels.weights import compute_dtype
-
-_STREAM = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def translation(
     reads_z, writes_z = (end.kind == "z" and "fold_value_biases" in wanted for end in (site.reads, site.writes))
     if "fold_value_biases" not in lacking and "fold_ln" not in lacking:
         reads_z = writes_z = False
-    centred = "center_writing_weights" in lacking and site.reads.kind in _STREAM
+    centred = "center_writing_weights" in lacking and site.reads.kind in STREAM_SITES
 
     def translate(parts: Parts) -> Parts:
         if not (reads_z or writes_z or centred):
@@ -100,7 +98,7 @@ def _refuse(name: str, wanted: frozenset[str], has: frozenset[str], site: Dictio
     extra = has - wanted
     kinds = {site.reads.kind, site.writes.kind}
     lost = None
-    if "center_writing_weights" in extra and site.reads.kind in _STREAM:
+    if "center_writing_weights" in extra and site.reads.kind in STREAM_SITES:
         lost = "center_writing_weights"
     elif "fold_ln" in extra and ("mlp_in" in kinds or ("z" in kinds and "fold_value_biases" in has | wanted)):
         lost = "fold_ln"

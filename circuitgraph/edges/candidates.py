@@ -14,8 +14,13 @@ from circuitgraph.settings import Edges
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The nodes of the graph to be, as tables; and the columns at single positions that they are made of, which are the
-    same tables unless positions are summed. report: a line that says how many were chosen."""
+    """The nodes between which edges are traced.
+
+    Args:
+        nodes: The nodes of the graph to be.
+        columns: The nodes at single positions that they are made of: the same tables, unless positions are summed.
+        report: A line that says how many were chosen.
+    """
 
     nodes: Sequence[NodeTable]
     columns: Sequence[NodeTable]
@@ -25,8 +30,8 @@ class Candidates:
 def choose_candidates(run: Attribution, settings: Edges) -> Candidates:
     """The settings.max_nodes nodes with the largest |attribution|.
 
-    With qk "ablate" nodes without attribution are candidates too, after all others: a saturated head gives none to those
-    that it would no longer look at without them.
+    With qk "ablate" nodes without attribution are candidates too, after all others: a saturated head gives none to a
+    source that keeps it saturated.
     """
     tables = list(run.tables)
     sums = settings.positions == "sum"

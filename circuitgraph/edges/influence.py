@@ -1,13 +1,13 @@
 """How much of the targets passes through each node and edge, counting every path: influence, and pruning by it.
 
-After the attribution graphs of Ameisen et al. 2025, as circuit-tracer computes them, but on the edges that there are, without
-a matrix of nodes by nodes.
+After the attribution graphs of Ameisen et al. 2025, as circuit-tracer computes them, but on the edges that there are,
+without a matrix of nodes by nodes.
 
     share(u -> v)    = |local_weight(u -> v)| / sum over all u' of |local_weight(u' -> v)|
     influence(u)     = sum over v of share(u -> v) * (influence(v) + |weight of v as a target|)
 
 It counts what passes, whichever way it pushes: a target with a negative weight (a logit that is to fall) counts as one
-with a positive. Edges run forward, so one sweep from the targets down gives the infinite sum of all path lengths exactly.
+with a positive. Edges run forward, so one sweep from the targets down gives the sum over all path lengths exactly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class GraphScores:
     """How much of the targets an unpruned graph explains; None for a graph without influence.
 
     replacement: From end to end: the influence of inputs and biases, over that of inputs, biases and errors.
-    completeness: By each node's own inputs: 1 - the share of errors in them, averaged with the nodes' influence as weights.
+    completeness: By each node's own inputs: 1 - the share of errors in them, averaged by the nodes' influence.
     """
 
     replacement: float | None
@@ -55,7 +55,7 @@ def node_influence(table: EdgeTable, weights: Float[Tensor, " n_nodes"]) -> Floa
 
 
 def edge_influence(table: EdgeTable, weights: Float[Tensor, " n_nodes"]) -> Float[Tensor, " m"]:
-    """What passes along each edge, float64: its share times (influence + |weight|) of its target. Arguments as above."""
+    """What passes along each edge, float64: its share times (influence + |weight|) of its target."""
     total = node_influence(table, weights) + weights.to(torch.float64).abs()
     return torch.from_numpy(_shares(table)) * total[table.target]
 
@@ -89,9 +89,9 @@ def prune_by_influence(
 ) -> EdgeTable:
     """The part of the graph that carries most of the influence.
 
-    These are the edges between the most influential nodes that together carry node_share of all influence; of these the most
-    influential that carry edge_share; without features that lost all their inputs or outputs. Embeddings and targets stay
-    whatever their influence, and so do the edges from the objective's nodes to the metric.
+    These are the edges between the most influential nodes that together carry node_share of all influence; of these the
+    most influential that carry edge_share; without features that lost all their inputs or outputs. Embeddings and
+    targets stay whatever their influence, and so do the edges from the objective's nodes to the metric.
 
     Args:
         table: The edges.
@@ -130,7 +130,7 @@ def prune_by_influence(
 
 @dataclass(frozen=True, eq=False)
 class PrunedEdges:
-    """The edges that are left, with the scores of all and a line that says how many stayed; None where nothing was asked."""
+    """The edges that are left; the scores of all and a line that says how many stayed, None if nothing was pruned."""
 
     table: EdgeTable
     scores: GraphScores | None = None
@@ -169,7 +169,7 @@ def _per_target(table: EdgeTable, values: Tensor) -> Tensor:
 
 def _shares(table: EdgeTable) -> npt.NDArray[np.float64]:
     """|local_weight| as a share of all |local_weight| of its target, [m]."""
-    size = table.local_weight.abs()
+    size = table.local_weight.abs().to(torch.float64)
     total = _per_target(table, size).clamp(min=torch.finfo(torch.float64).tiny).numpy()
     shares: npt.NDArray[np.float64] = size.numpy() / total[table.target.numpy()]
     return shares

@@ -10,9 +10,13 @@ from circuitgraph.nodes import EDGE_KINDS
 
 
 def input_of(traced: TracedEdges, edges: EdgeTable, qk: str) -> dict[int, tuple[float, float]]:
-    """target -> (what it reads of the streams' difference, the part of it that no kept edge explains).
+    """What each traced target reads, and how much of that no edge explains, by the target's number.
 
-    Recomputed q and k edges are no part of either."""
+    Args:
+        traced: What the targets read of the change of the streams.
+        edges: The edges that explain it, after pruning.
+        qk: As of `settings.Edges`. q and k edges by ablation are not additive and are excluded.
+    """
     if qk == "ablate":
         patterns = torch.tensor([EDGE_KINDS.index("q"), EDGE_KINDS.index("k")])
         edges = edges.take(~torch.isin(edges.kind, patterns.to(edges.kind)))

@@ -1,7 +1,7 @@
 """Sums over positions: one node per feature instead of one per feature and position, one edge per two of them and kind.
 
-Nodes are columns of tables, and edges are products of columns. `Groups` says which columns are one node, so that the tracer
-can add up what they read and write before it selects any edge. Of such a sum
+Nodes are columns of tables, and edges are products of columns. `Groups` says which columns are one node, so that the
+tracer can add up what they read and write before it selects any edge. Of such a sum
 
     weight        is the mean over the examples of the sum over the positions of source and target
     weight_abs    the mean over the examples of that sum's absolute value; where examples cancel it exceeds |weight|
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from circuitgraph.attribution.tables import FeatureTable, NodeTable, VectorTable
@@ -31,14 +32,14 @@ class Groups:
 
     Args:
         nodes: The nodes of the table.
-        number: [n_columns] The number in `nodes` of the node that each column belongs to.
-        counted: [n_columns] Columns whose input counts. In a sum those where the metric depends on it.
+        number: The number in `nodes` of the node that each column belongs to.
+        counted: Columns whose input counts: in a sum those where the metric depends on it.
         single: Whether column i is node i.
     """
 
     nodes: Sequence[Node]
-    number: Tensor
-    counted: Tensor
+    number: Int[Tensor, " columns"]
+    counted: Bool[Tensor, " columns"]
     single: bool
 
     @classmethod
@@ -54,13 +55,13 @@ class Groups:
         nodes = [Node("feature", table.site, 0, feature) for feature in features.tolist()]
         return cls(nodes, number, table.matters, False)
 
-    def columns(self, nodes: Tensor) -> Tensor:
+    def columns(self, nodes: Int[Tensor, " nodes"]) -> Int[Tensor, " columns"]:
         """The columns of these nodes (by number, ascending) whose input counts."""
         return nodes if self.single else (torch.isin(self.number, nodes) & self.counted).nonzero().flatten()
 
 
 def sum_positions(table: NodeTable) -> NodeTable:
-    """The table with one column per feature, or one in all: attributions, activations and vectors added up over positions.
+    """The table with one column per feature, or one in all, whose values are added up over positions.
 
     For choosing and showing nodes; edges are traced from the table of single positions.
     """

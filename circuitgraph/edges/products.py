@@ -1,8 +1,8 @@
-"""What targets read of every node: products of input directions and write vectors, one block per kind of path and table.
+"""What targets read of every node: products of input directions and write vectors, by kind of path and table.
 
-Where nothing linear stands between source and target, the sources are projected once, for all targets at a site, into the
-space that its heads read. That is n_heads times cheaper than making the input directions. Where skip connections or frozen
-components stand between, the directions are made and carried down the stream.
+Where nothing linear stands between source and target, the sources are projected once, for all targets at a site, into
+the space that its heads read. That is n_heads times cheaper than making the input directions. Where skip connections or
+frozen components stand between, the directions are made and carried down the stream.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Writers:
-    """What the nodes of a table write at one depth: `vectors` times `amount` (1 where it is None), each at its position."""
+    """What the nodes of a table write at one depth: `vectors` times `amount` (None for 1), each at its position."""
 
     table: int
     depth: int
@@ -53,8 +53,8 @@ class EdgeProducts:
     Args:
         tables: The nodes.
         maps: Linear maps that paths pass.
-        barriers: Depths of dictionaries of the residual stream. What is written below one reaches targets above it through
-            that dictionary's nodes only.
+        barriers: Depths of dictionaries of the residual stream. What is written below one reaches targets above it
+            through that dictionary's nodes only.
     """
 
     def __init__(self, tables: Sequence[NodeTable], maps: Sequence[LinearMap], barriers: Sequence[int]) -> None:
@@ -88,7 +88,7 @@ class EdgeProducts:
         return [between for between in self.maps if barrier <= between.out < entry]
 
     def barrier(self, entry: int) -> int:
-        """The depth of the nearest dictionary of the residual stream below; what is written under it is not read directly."""
+        """The depth of the nearest dictionary of the residual stream below `entry`: direct reading ends there."""
         return max((barrier for barrier in self.barriers if barrier < entry), default=-_FAR)
 
     def _projected(self, path: Path) -> list[Block]:
@@ -107,8 +107,8 @@ class EdgeProducts:
     ) -> list[Block]:
         """The blocks of input directions at positions first.., which are carried down the stream through the maps.
 
-        A map reads the directions as they are at its output and adds to them at its entry: two maps of a parallel block read
-        the same ones.
+        A map reads the directions as they are at its output and adds to them at its entry: two maps of a parallel block
+        read the same ones.
         """
         sums = _TableSums(kind)
         last = first + dense.shape[3] - 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -15,7 +16,7 @@ class Selection:
 
     Args:
         threshold: The smallest |weight|, in the metric's unit.
-        relative_threshold: The smallest |local_weight|, as a share of all that the target reads: the sum of |local_weight|.
+        relative_threshold: The smallest |local_weight|, as a share of its sum over the target's sources.
         top_k: Edges into each target, and those as large as the last of them. None for no limit.
     """
 
@@ -23,8 +24,15 @@ class Selection:
     relative_threshold: float = 0.0
     top_k: int | None = None
 
-    def passing(self, weights: Sequence[Tensor], local_weights: Sequence[Tensor]) -> list[Tensor]:
-        """Which edges stay: a mask [targets, sources] for each kind and table of sources, from their weights of that shape."""
+    def passing(
+        self, weights: Sequence[Float[Tensor, "targets _"]], local_weights: Sequence[Float[Tensor, "targets _"]]
+    ) -> list[Bool[Tensor, "targets _"]]:
+        """Which edges stay, for each kind of edge and table of sources.
+
+        Args:
+            weights: The weights of the edges of each kind from each table, [targets, sources].
+            local_weights: Their local weights.
+        """
         passed = [(weight.abs() > self.threshold) & (weight != 0) for weight in weights]
         if self.relative_threshold and weights:
             total = torch.stack([local.abs().sum(-1) for local in local_weights]).sum(0)[:, None]

@@ -18,7 +18,7 @@ from circuitgraph.nodes import EDGE_KINDS, EdgeKind, Node
 
 @dataclass(frozen=True)
 class Edge:
-    """One edge: means over the examples of weight, local_weight and |weight|, and the per-head terms of local_weight."""
+    """One edge: means over the examples of weight, local_weight and |weight|, and local_weight by head."""
 
     source: Node
     target: Node

@@ -3,8 +3,9 @@
 A *target* is a node whose inputs are traced. The work is done in five steps:
 
     1  targets            First the metric, or the nodes of the objective that stand for it.
-    2  input directions   What a target reads is, for each kind of path, one vector r per position of the residual stream
-                          (`paths.input_paths`). Norm scales and all that is not on the path are frozen at the clean run.
+    2  input directions   What a target reads is, for each kind of path, one vector r per position of the stream
+                          (`paths.input_paths`). All that is not on the path, and norm scales, are frozen at the
+                          clean run.
     3  products           Each vector times what the nodes write, clean minus baseline (`edges.products`):
 
                               local_weight = (write_u . r) * delta_u               contribution to v's pre-activation
@@ -15,9 +16,9 @@ A *target* is a node whose inputs are traced. The work is done in five steps:
     5  next targets       Features that are the source of an edge that stays are traced in their turn: layer by layer
                           downwards, or with max_traced the most influential on the targets first.
 
-The input direction of the metric is dm/d(resid_post of the last layer). Paths pass linear skip connections, and attention
-and MLPs that are frozen. They end at a dictionary of the residual stream, whose own nodes carry on. A feature of a
-cross-layer transcoder writes at several sites; what stands below the target is summed.
+The input direction of the metric is dm/d(resid_post of the last layer). Paths pass linear skip connections, and
+attention and MLPs that are frozen. They end at a dictionary of the residual stream, whose own nodes carry on. A feature
+of a cross-layer transcoder writes at several sites; what stands below the target is summed.
 """
 
 from __future__ import annotations
@@ -39,15 +40,12 @@ from circuitgraph.edges.table import EdgeCollector, EdgeTable
 from circuitgraph.edges.weights import IncomingEdges
 from circuitgraph.errors import CircuitGraphError, DictionaryError
 from circuitgraph.models.model import Model
-from circuitgraph.nodes import Node, Site
+from circuitgraph.nodes import STREAM_SITES, EdgeKind, Node, Site
 from circuitgraph.paths.input_paths import InputPaths, check_input_site
 from circuitgraph.paths.linear_maps import skip_map
 from circuitgraph.paths.stream import StreamChange
 from circuitgraph.progress import Progress, no_progress
 from circuitgraph.settings import Compute, Edges
-
-# Sites whose value is added to the stream, or is the stream.
-_ADDED = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +77,11 @@ def trace_edges(
         run: Runs, gradients, targets and frozen components.
         tables: The nodes at single positions, also where edges are between sums over positions.
         settings: How q and k edges are computed, which features are traced and which edges stay.
-        compute: Its memory bounds what input directions and products take at once; one target is held whatever it takes.
+        compute: Its memory bounds what input directions and products take at once. One target is always held.
         progress: Told (stage, steps done, steps in all).
 
-    Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced, CircuitGraphError for qk "ablate"
-    with frozen components or without recorded attention scores.
+    Raises DictionaryError or ModelError for dictionaries whose inputs cannot be traced, CircuitGraphError for qk
+    "ablate" with frozen components or without recorded attention scores.
     """
     if settings.qk == "ablate" and run.frozen:
         raise CircuitGraphError("qk 'ablate' passes no component that is 'frozen'; take 'derivative' or 'node'")
@@ -104,10 +102,12 @@ def check_inputs(model: Model, dictionaries: Iterable[Dictionary], qk: str = "de
     for dictionary in dictionaries:
         check_input_site(model, dictionary.reads)
         reads, sites = dictionary.reads, dictionary.sites
-        if astray := [site for site in sites if site.output.kind not in _ADDED or (site.output != site and sites[1:])]:
+        if astray := [
+            site for site in sites if site.output.kind not in STREAM_SITES or (site.output != site and sites[1:])
+        ]:
             raise DictionaryError(
                 f"dictionary {dictionary.name} writes {astray[0]}, and what is written there is not simply added to the"
-                f" stream; edges need one of {', '.join(_ADDED)}, or a single z or mlp_post"
+                f" stream; edges need one of {', '.join(STREAM_SITES)}, or a single z or mlp_post"
             )
         passable = reads.kind in ("ln2_normalized", "mlp_in") and sites == (Site("mlp_out", reads.layer),)
         if dictionary.skips and not passable:
@@ -124,8 +124,8 @@ def check_inputs(model: Model, dictionaries: Iterable[Dictionary], qk: str = "de
 class Tracer:
     """Numbers the nodes, traces targets batch by batch and collects the edges that stay.
 
-    Nodes are numbered table by table; the nodes of the objective and the metric follow. `kept` marks the sources of edges
-    that stay: the next targets.
+    Nodes are numbered table by table; the nodes of the objective and the metric follow. `kept` marks the sources of
+    edges that stay: the next targets.
     """
 
     def __init__(self, run: Attribution, tables: Sequence[NodeTable], settings: Edges, memory: int) -> None:
@@ -175,11 +175,9 @@ class Tracer:
         for i, target in enumerate(targets):
             if target.reads is not None and target.vector is not None:
                 here, row = slice(i, i + 1), torch.zeros(1, dtype=torch.int64, device=weights.device)
-                incoming, paths = IncomingEdges(self.groups, 1), self._paths_of(target.reads)
-                self._add_inputs(
-                    incoming, paths, target.vector[None], target.node.pos, weights[:, here], row, ids[here]
-                )
-                self._select(ids[here], incoming)
+                incoming, paths = IncomingEdges(self.groups, ids[here]), self._paths_of(target.reads)
+                self._add_inputs(incoming, paths, target.vector[None], target.node.pos, weights[:, here], row)
+                self._select(incoming)
         zero = self.change.baseline is None
         local = torch.stack([t.clean if zero or t.corrupted is None else t.clean - t.corrupted for t in targets], 1)
         self.weights[first:-1] = weights.mean(0).to("cpu", torch.float64)
@@ -220,21 +218,18 @@ class Tracer:
             return
         paths = self._paths_of(table.reads_at)
         for batch in self._batches(index, nodes, paths):
-            incoming, ids = IncomingEdges(self.groups, len(batch)), (batch + self.offsets[index]).cpu()
+            incoming = IncomingEdges(self.groups, (batch + self.offsets[index]).cpu())
             columns = groups.columns(batch)
-            rows = torch.searchsorted(batch, groups.number[columns])
-            positions = table.pos[columns]
+            rows, positions = torch.searchsorted(batch, groups.number[columns]), table.pos[columns]
             for pos in torch.unique(positions).tolist():
                 here = positions == pos
                 targets = table.take(columns[here])
                 assert targets.reads is not None
-                self._add_inputs(
-                    incoming, paths, targets.reads, pos, targets.node_gradient, rows[here], ids[rows[here].cpu()]
-                )
-            self._select(ids, incoming)
+                self._add_inputs(incoming, paths, targets.reads, pos, targets.node_gradient, rows[here])
+            self._select(incoming)
 
     def result(self) -> TracedEdges:
-        """Everything found so far."""
+        """The edges that were kept until now."""
         return TracedEdges(self.collector.table(), self.total_inputs, self.stream_inputs, self.weights)
 
     def _paths_of(self, reads: Site) -> InputPaths:
@@ -243,7 +238,7 @@ class Tracer:
         return InputPaths(self.model, reads, self.clean, self.run.slopes, ablate=self.settings.qk == "ablate")
 
     def _batches(self, index: int, nodes: Tensor, paths: InputPaths) -> Iterator[Tensor]:
-        """The nodes in batches that fit into the memory; nodes at single positions together with others at the same one."""
+        """The nodes in batches that fit into the memory. Nodes at single positions are batched by position."""
         pos, groups = self.tables[index].pos, self.groups[index]
         if not groups.single:
             yield from nodes.split(self._fitting(paths, int(pos.max())))
@@ -254,8 +249,8 @@ class Tracer:
     def _fitting(self, paths: InputPaths, pos: int) -> int:
         """How many targets at positions up to pos fit into the memory.
 
-        Counted are, by kind of path, the products with every source by head, their sum, and that times the gradient; dense
-        input directions where maps stand between; and the sums that wait for further positions.
+        Counted are, by kind of path, the products with every source by head, their sum, and that times the gradient;
+        dense input directions where maps stand between; and the sums that wait for further positions.
         """
         kinds, heads = (3, self.model.n_heads) if paths.state is not None else (1, 1)
         batch = len(self.clean[Site("embed")])
@@ -268,11 +263,11 @@ class Tracer:
 
     def _trace_stream(self, ids: Tensor, gradient: Tensor, node_gradient: Tensor) -> None:
         """The inputs of targets ids [r] that read the end of the stream, gradient [batch, r, pos, d_model]."""
-        incoming, rows = IncomingEdges(self.groups, len(ids)), torch.arange(len(ids), device=gradient.device)
+        incoming, rows = IncomingEdges(self.groups, ids), torch.arange(len(ids), device=gradient.device)
         for block in self.products.of_stream(gradient):
             incoming.add(block, node_gradient, rows)
-        self._select(ids, incoming)
         self._note(ids, torch.einsum("brpd,bpd->br", gradient, self.change.end))
+        self._select(incoming)
 
     def _add_inputs(
         self,
@@ -282,34 +277,32 @@ class Tracer:
         pos: int,
         node_gradient: Tensor,
         rows: Tensor,
-        ids: Tensor,
     ) -> None:
-        """Add what targets read at one position with vectors [r, d_in] or [batch, r, d_in]; rows, ids [r] are their numbers
-        in the batch and in the graph."""
+        """Add what some of the targets read at one position, with vectors [r, d_in] or [batch, r, d_in]; rows [r] says
+        which of them they are."""
         paths = inputs.paths(vectors, pos)
         for block in self.products.of_paths(paths):
             incoming.add(block, node_gradient, rows)
         change = self.change.before(inputs.reads)
         linear = [path.of_stream(change) for path in paths if path.softmax is None]
-        self._note(ids, torch.stack(torch.broadcast_tensors(*linear)).sum(0))
+        self._note(incoming.ids[rows.cpu()], torch.stack(torch.broadcast_tensors(*linear)).sum(0))
 
     def _note(self, ids: Tensor, stream: Tensor) -> None:
-        """Add what targets read of the stream, [batch, r], to their stream_input."""
+        """Add what targets ids [r] read of the stream, [batch, r], to their stream_input."""
         for i, value in zip(ids.tolist(), stream.mean(0).tolist(), strict=True):
             self.stream_inputs[i] = self.stream_inputs.get(i, 0.0) + value
 
-    def _select(self, ids: Tensor, incoming: IncomingEdges) -> None:
-        """Collect the edges into targets ids [r] that pass, and mark their sources in `kept`."""
-        found = incoming.found
-        weights, local = [_mean(x.weight) for x in found.values()], [_mean(x.local) for x in found.values()]
-        additive = [
-            x for x, (kind, _) in zip(local, found, strict=True) if self.settings.qk != "ablate" or kind not in "qk"
-        ]
-        total = torch.stack([x.sum(-1) for x in additive]).sum(0) if additive else torch.zeros(len(ids))
+    def _select(self, incoming: IncomingEdges) -> None:
+        """Collect the edges that pass, and mark their sources in `kept`."""
+        ids, kinds = incoming.ids, [kind for kind, _ in incoming.weights]
+        weights = [_mean(edges.weight) for edges in incoming.weights.values()]
+        local = [_mean(edges.local) for edges in incoming.weights.values()]
+        inputs = [x.sum(-1) for x, kind in zip(local, kinds, strict=True) if self._additive(kind)]
+        total = torch.stack(inputs).sum(0) if inputs else torch.zeros(len(ids))
         self.total_inputs |= dict(zip(ids.tolist(), total.tolist(), strict=True))
         passing = self.selection.passing(weights, local)
         for ((kind, table), edges), weight, local_weight, keep in zip(
-            found.items(), weights, local, passing, strict=True
+            incoming.weights.items(), weights, local, passing, strict=True
         ):
             r, c = keep.nonzero(as_tuple=True)
             if not len(r):
@@ -325,6 +318,10 @@ class Tracer:
                 edges.weight[:, r, c].abs().mean(0),
                 None if edges.heads is None else _mean(edges.heads)[r, :, c],
             )
+
+    def _additive(self, kind: EdgeKind) -> bool:
+        """Whether the edges of all sources add up to what the target reads."""
+        return self.settings.qk != "ablate" or kind not in ("q", "k")
 
 
 def _mean(x: Tensor) -> Tensor:

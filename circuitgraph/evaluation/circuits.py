@@ -1,7 +1,7 @@
 """Circuits: the model with every node outside a set at its baseline value.
 
-A dictionary is spliced in as x + (decode(edited) - decode(acts)) + (edited error - error), so that a circuit of all nodes
-leaves the logits unchanged bit for bit.
+A dictionary is spliced in as x + (decode(edited) - decode(acts)) + (edited error - error), so that a circuit of all
+nodes leaves the logits unchanged bit for bit.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ ERRORS: tuple[Errors, ...] = ("keep", "circuit", "stream", "remove")
 class CircuitMask:
     """The nodes that keep the value they have in the run; every other node takes its baseline value.
 
-    All masks are boolean: features[site] [pos, d_sae], errors[site] [pos], biases[site] [pos] and embeddings [pos] of one
-    circuit, and with an axis for circuits in front of several.
+    All masks are boolean: features[site] [pos, d_sae], errors[site] [pos], biases[site] [pos] and embeddings [pos] of
+    one circuit, and with an axis for circuits in front of several.
     """
 
     features: Mapping[Site, Tensor]
@@ -49,8 +49,8 @@ class CircuitMask:
 class NodeValues:
     """What every node is in one run.
 
-    acts [batch, pos, d_sae] by dictionary; errors, and the biases of dictionaries that normalise, [batch, pos, d] by site;
-    embeddings [batch, pos, d_model].
+    acts [batch, pos, d_sae] by dictionary; errors, and the biases of dictionaries that normalise, [batch, pos, d] by
+    site; embeddings [batch, pos, d_model].
     """
 
     acts: Mapping[Site, Tensor]
@@ -81,10 +81,10 @@ def node_values(
     Args:
         model: The model.
         dictionaries: Its dictionaries.
-        values: Activations by site [batch, pos, d]; None for baseline zero: no features, errors and embeddings, and biases
-            that are left alone.
-        treatment: How components without a dictionary are treated; those that are frozen or dropped are no nodes and run on
-            what they get.
+        values: Activations by site [batch, pos, d]; None for baseline zero: no features, errors and embeddings, and
+            biases that are left alone.
+        treatment: How components without a dictionary are treated; those that are frozen or dropped are no nodes and
+            run on what they get.
     """
     sites = node_sites(model, dictionaries, treatment)
     if values is None:
@@ -171,9 +171,9 @@ def run_with_nodes(
 ) -> Tensor:
     """Logits [batch, pos, vocab] of tokens [batch, pos] where the nodes outside the mask have their baseline value.
 
-    The other nodes have the value that the edited run gives them. Baseline zero leaves positions and biases alone: they are
-    constants of the model. Components without a dictionary are all error. Skip connections are no nodes: they pass on
-    what the edited run puts into them.
+    The other nodes have the value that the edited run gives them. Baseline zero leaves positions and biases alone:
+    they are constants of the model. Components without a dictionary are all error. Skip connections are no nodes: they
+    pass on what the edited run puts into them.
     """
     baseline_nodes = node_values(model, dictionaries, baseline.values)
     return run_circuits(model, dictionaries, tokens, baseline_nodes, stack_masks([mask]))[0][0]

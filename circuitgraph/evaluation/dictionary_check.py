@@ -1,4 +1,4 @@
-"""Checking dictionaries on prompts: is the spliced model the model, what does each dictionary miss, and where does it matter."""
+"""Checking dictionaries on prompts: is the spliced model the model, what does each miss, and where does it matter."""
 
 from __future__ import annotations
 
@@ -100,11 +100,11 @@ def check_dictionaries(
 ) -> DictionaryCheck:
     """Check every dictionary on the clean prompts, all positions counted, BOS included.
 
-    First the splice: with x_hat + (x - x_hat) at every dictionary's site the logits must be the model's up to rounding.
-    Loss is the mean next-token cross entropy. Loss recovered ablates to zero, not to the mean, as in the closing-quotation
-    study, which however did so at the one position before the answer and counted the answer's loss alone; here every
-    position is replaced and every next token of the prompt counts. Where the error node carries the effect is told from the
-    attributions of the metric between clean and baseline.
+    First the splice: with x_hat + (x - x_hat) at every dictionary's site the logits must be the model's up to
+    rounding. Loss is the mean next-token cross entropy. Loss recovered ablates to zero, not to the mean, as in the
+    closing-quotation study, which however did so at the one position before the answer and counted the answer's loss
+    alone; here every position is replaced and every next token of the prompt counts. Where the error node carries the
+    effect is told from the attributions of the metric between clean and baseline.
 
     Args:
         prompts: A text, a `PromptPair`, a list of these, or a prompt file.
@@ -189,9 +189,9 @@ def check_splice(model: Model, dictionaries: Dictionaries, tokens: Tensor, logit
         alone = {site: difference(Dictionaries([dictionary])) for site, dictionary in dictionaries.items()}
         worst = max(alone, key=lambda site: alone[site])
         raise DictionaryError(
-            f"dictionaries spliced in with their errors change the logits of {model.name} by {found:.2g}, where rounding"
-            f" allows {tolerance:.2g}; most by {dictionaries[worst].name} at {worst} ({alone[worst]:.2g} alone). Its"
-            " reconstruction is not finite or too large for this precision"
+            f"dictionaries spliced in with their errors change the logits of {model.name} by {found:.2g}, where"
+            f" rounding allows {tolerance:.2g}; most by {dictionaries[worst].name} at {worst} ({alone[worst]:.2g} alone)."
+            " Its reconstruction is not finite or too large for this precision"
         )
     return found, tolerance
 
@@ -233,7 +233,7 @@ def error_effects(tables: Sequence[NodeTable], site: Site, n_examples: int, n_po
 
 
 def _listed(model: Model, tokens: Tensor, error: Tensor, total: Tensor, n: int) -> tuple[ErrorToken, ...]:
-    """The n tokens with the largest |error attribution| among those where it is more than half; ties in reading order."""
+    """The n tokens with the largest |error attribution| where it is more than half; ties in reading order."""
     most = (error > total / 2).nonzero().tolist()
     most.sort(key=lambda at: -float(error[tuple(at)]))
     return tuple(
@@ -290,7 +290,8 @@ def check_text(check: DictionaryCheck) -> str:
     n_all = sum(row.n_error_tokens for row in check.sites)
     lines = [
         f"model    {check.model}, {check.n_examples} examples of {check.n_pos} tokens, loss {check.loss_clean:.4f}",
-        f"splice   with errors the logits differ by at most {check.max_difference:.2g} (rounding allows {check.tolerance:.2g})",
+        f"splice   with errors the logits differ by at most {check.max_difference:.2g}"
+        f" (rounding allows {check.tolerance:.2g})",
         f"effects  attributions of {check.metric}, baseline {check.baseline}",
         "",
         *table_text([*header, "error share", "error > half"], rows),

@@ -1,8 +1,8 @@
 """Edges, measured: what the source's write, taken away where the target reads, does to the target.
 
 Everything between source and target keeps its clean value, except what edges pass: skip connections of transcoders and
-frozen components. These and the target's own block compute anew, so that norms, attention patterns and neurons answer to
-the change as they do in the model, unless they are frozen.
+frozen components. These and the target's own block compute anew, so that norms, attention patterns and neurons answer
+to the change as they do in the model, unless they are frozen.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def measure_edges(
 ) -> Tensor:
     """The measured effect of each pair: the target's value in the clean run minus its value without the source.
 
-    Without the source means: what it writes, clean minus baseline, is taken from the stream that the target reads. The value
-    of a feature is its pre-activation, that of the metric node the metric, that of a target what the target says. With norms
-    frozen the effect is comparable with the sum of `local_weight` over all kinds of edges between the two nodes; with
-    attention frozen too, with that over the kinds that are neither q nor k.
+    Without the source means: what it writes, clean minus baseline, is taken from the stream that the target reads. The
+    value of a feature is its pre-activation, that of the metric node the metric, that of a target what the target
+    says. With norms frozen the effect is comparable with the sum of `local_weight` over all kinds of edges between the
+    two nodes; with attention frozen too, with that over the kinds that are neither q nor k.
 
     Args:
         model: The model.
@@ -106,13 +106,14 @@ def check_freeze(freeze: Sequence[str]) -> None:
 
 
 def _check_targets(nodes: Sequence[Node], targets: Mapping[Node, Target], metric: Metric) -> None:
-    """CircuitGraphError for a target whose value is not known: an error, or a metric of what stands inside the model."""
+    """CircuitGraphError for a target whose value is not known: an error, or a metric of what is inside the model."""
     for target in nodes:
         if target not in targets and (
             target.kind not in ("feature", "metric") or (target.kind == "metric" and metric.sites)
         ):
             raise CircuitGraphError(
-                f"edges into {str(target)!r} are not measured; expected a feature, a target with its target, or a metric of logits"
+                f"edges into {str(target)!r} are not measured; expected a feature, a target of the graph, or a metric"
+                " of logits"
             )
 
 
@@ -147,8 +148,8 @@ def _written(table: NodeTable, column: int) -> Iterator[tuple[Site, Tensor]]:
 class _Runs:
     """The clean run, and what all runs without a source share.
 
-    frozen: sites that keep their clean value. passing: outputs of frozen components. skips: the dictionaries that skip, per
-    output site. between: sites of the stream whose dictionaries stand between what is before and behind them.
+    frozen: sites that keep their clean value. passing: outputs of frozen components. skips: the dictionaries that skip,
+    per output site. between: sites of the stream whose dictionaries stand between what is before and behind them.
     """
 
     model: Model
@@ -181,7 +182,7 @@ class _Runs:
         return cls(model, tokens, logits, clean, frozen, frozen_outputs(model, dictionaries, treatment), skips, between)
 
     def without(self, sources: Sequence[tuple[NodeTable, int]], at: Site) -> tuple[Tensor, Tensor]:
-        """Logits [sources, batch, pos, vocab] and what is read at `at`, each without what one source writes before it."""
+        """Logits [sources, batch, pos, vocab] and what is read at `at`, each without what one source writes."""
         taken: dict[Site, list[tuple[int, int, Tensor]]] = {}
         for variant, (table, column) in enumerate(sources):
             for site, vector in _written(table, column):

@@ -35,8 +35,8 @@ def patch_effects(
 ) -> Tensor:
     """Measured effect of each node or set of nodes: metric clean - metric with these at their baseline value.
 
-    Exact activation patching, many at once; all other nodes are free to run, and the sign is that of attribution. The effect
-    of a set is not the sum of its nodes' effects.
+    Exact activation patching, many at once; all other nodes are free to run, and the sign is that of attribution. The
+    effect of a set is not the sum of its nodes' effects.
 
     Args:
         model: The model.
@@ -75,7 +75,7 @@ def patch_effects(
 def _chunks(
     sets: Sequence[Collection[Node]], dictionaries: Dictionaries, tokens: Tensor, batch_rows: int
 ) -> Iterator[list[int]]:
-    """Which sets share a forward pass: single nodes, then sets of several, in forward order, so that most start late."""
+    """Sets that share a forward pass: single nodes, then sets of several; in forward order, so that most start late."""
     order = sorted((i for i, chosen in enumerate(sets) if chosen), key=lambda i: min(node.order for node in sets[i]))
     single = [i for i in order if len(sets[i]) == 1]
     several = [i for i in order if len(sets[i]) > 1]

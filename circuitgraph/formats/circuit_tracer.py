@@ -1,10 +1,11 @@
 """circuit-tracer's `.pt` graphs -> a graph, without executing anything that is in them.
 
-circuit-tracer saves objects of its own classes, which only running their
-code could restore, so files straight from it are refused with the way to convert them; a file of tensors, numbers, strings,
-lists and dicts is read. Keys: adjacency_matrix [n, n] (row: target, column: source; selected features, then errors by layer
-and position, then tokens, then logits), active_features [m, 3] (layer, position, feature), selected_features [k], activation_values,
-logit_probabilities, input_tokens, input_string, cfg with n_layers, and logit_targets ([text, token] each) or logit_tokens.
+circuit-tracer saves objects of its own classes, which only running their code could restore, so files straight from it
+are refused with the way to convert them; a file of tensors, numbers, strings, lists and dicts is read. Keys:
+adjacency_matrix [n, n] (row: target, column: source; selected features, then errors by layer and position, then tokens,
+then logits), active_features [m, 3] (layer, position, feature), selected_features [k], activation_values,
+logit_probabilities, input_tokens, input_string, cfg with n_layers, and logit_targets ([text, token] each) or
+logit_tokens.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Cytoscape JSON (.cyjs): for Cytoscape desktop and cytoscape.js, with positions. Read back without loss.
 
-In comes a graph or a file, out comes the other. Columns are those of `flat`. `name` is what Cytoscape shows; `interaction` is
-the kind of an edge, as its importers expect; names that Cytoscape keeps for itself have `cg_` in front. Positions are in px, y
-down. Graph attributes are the network's column `circuitgraph`, one JSON text.
+Columns are those of `flat`. `name` is what Cytoscape shows; `interaction` is the kind of an edge, as its importers
+expect; names that Cytoscape keeps for itself have `cg_` in front. Positions are in px, y down. Graph attributes are the
+network's column `circuitgraph`, one JSON text.
 """
 
 from __future__ import annotations

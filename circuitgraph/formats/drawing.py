@@ -1,7 +1,6 @@
 """Where each node stands and how it looks, for the formats whose programs draw what they open.
 
-In comes a graph, out come positions, sizes, colours and captions: those of circuitgraph's own pictures. This module knows no
-format.
+Positions, sizes, colours and captions are those of circuitgraph's own pictures.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """EAP-IG / MIB JSON: scores of edges between attention heads and MLPs. Both ways; what is read is written back equal.
 
-In comes a graph whose nodes are components, or a file; out comes the other. A component is a node like any other:
+A component is a node like any other:
 
     input    embed@0                  a3.h7   z.3/f7@0   head 7 is feature 7 of the z vectors of layer 3
     logits   metric@0                 m3      mlp_out.3/f0@0
     u->v<q>  an edge of kind q        u->v<k> k          u->v<v> ov          u->m3 mlp          u->logits metric
 
 These files know no positions, so every node stands at 0. The graph attribute `components` ({"n_heads", "d_model",
-"parallel_attn_mlp", "n_edges"}) says that a graph is one of these. Score is the weight of an edge; it is also its local_weight,
-for want of another. `in_graph` on nodes and edges is membership in a circuit; `score`, `neurons` and `neurons_scores` of nodes
-are kept. Attribution of a node is the sum of the scores of its outgoing edges, its first-order effect in EAP.
+"parallel_attn_mlp", "n_edges"}) says that a graph is one of these. Score is the weight of an edge; it is also its
+local_weight, for want of another. `in_graph` on nodes and edges is membership in a circuit; `score`, `neurons` and
+`neurons_scores` of nodes are kept. Attribution of a node is the sum of the scores of its outgoing edges, its
+first-order effect in EAP.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def value_from_eap(value: Any) -> nx.MultiDiGraph:
 def eap_value(graph: nx.MultiDiGraph) -> dict[str, Any]:
     """The JSON value of a graph of components. Nodes and edges stand in the order of EAP-IG, input to logits.
 
-    A graph that has all the edges of its file keeps their `in_graph`; of one that was pruned, the edges that are left are the
-    circuit, and the others are written with score 0.0, since every edge of the model must be there.
+    A graph that has all the edges of its file keeps their `in_graph`; of one that was pruned, the edges that are left
+    are the circuit, and the others are written with score 0.0, since every edge of the model must be there.
     """
     graph = plain_graph(graph)
     check(graph)
@@ -198,7 +199,7 @@ def _facts(n_layers: int, components: dict[str, Any], total: float) -> dict[str,
         "components": components,
         "provenance": {"source": "EAP-IG JSON"},
         "reports": [
-            "read from EAP-IG JSON: the metric is the sum of the scores into the logits, the prompts are not in the file",
+            "read from EAP-IG JSON: the metric is the sum of the scores into the logits; it names no prompts",
             "local_weight is the score: the file has no other number for an edge",
         ],
     }

@@ -1,9 +1,8 @@
 """What a feature does over a corpus, in the files that Neuronpedia and circuit-tracer show beside a graph.
 
-In come activations [n_texts, n_tokens] of one feature and the tokens; out comes the file's value, or a folder
-`features/SCAN/CODE.json` beside a graph, where CODE is the feature's Cantor number and circuit-tracer's server looks for it.
-Examples are texts, ranked by their largest activation: first the top ones, then a few from each of equally large slices of the
-texts where the feature is active. This module runs no model and draws nothing.
+They stand in `features/SCAN/CODE.json` beside a graph, where CODE is the feature's Cantor number and circuit-tracer's
+server looks for it. Examples are texts, ranked by their largest activation: first the top ones, then a few from each of
+equally large slices of the texts where the feature is active.
 """
 
 from __future__ import annotations
@@ -80,8 +79,9 @@ def examples_value(
     frequency: float,
 ) -> dict[str, Any]:
     """The value of one feature's file, from the texts where it is most active, those where it is active at all, the
-    smallest and largest activation, their deciles, how many > 0 there are in each of `N_BINS` bins from 0 to the largest,
-    and the share of tokens where it is active."""
+    smallest and largest activation, their deciles, how many > 0 there are in each of `N_BINS` bins from 0 to the
+    largest, and the share of tokens where it is active.
+    """
     parts = [("Top Activations", list(top))]
     for i, numbers in enumerate(np.array_split(np.arange(len(active)), N_SLICES)):
         few = np.unique(np.linspace(0, len(numbers) - 1, min(n_slice, len(numbers))).astype(int))

@@ -1,10 +1,10 @@
 """A graph as two tables whose columns have one type each, and back: what GraphML, GEXF, Cytoscape and CSV can hold.
 
-A column is integer, number, boolean or string if all of its values
-are; else its values become JSON text and its name gets `json_` in front. A name that a format keeps for itself, or that
-starts with one of our own marks, gets `cg_` in front. Values that are None are left out where the node's id says them (layer,
-feature), and become JSON text elsewhere. Graph attributes, with the version of the schema, are one JSON text. A column of
-whole and other numbers comes back as numbers (1 as 1.0).
+A column is integer, number, boolean or string if all of its values are; else its values become JSON text and its name
+gets `json_` in front. A name that a format keeps for itself, or that starts with one of our own marks, gets `cg_` in
+front. Values that are None are left out where the node's id says them (layer, feature), and become JSON text elsewhere.
+Graph attributes, with the version of the schema, are one JSON text. A column of whole and other numbers comes back as
+numbers (1 as 1.0).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NodeRow = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class FlatGraph:
-    """Column name -> type and rows without missing values, of nodes and of edges; facts is the JSON text of the rest."""
+    """Column name -> type and rows without missing values, of nodes and edges; facts is the rest as JSON text."""
 
     facts: str
     node_columns: dict[str, str]
@@ -65,7 +65,7 @@ def to_flat(graph: nx.MultiDiGraph, reserved: Iterable[str] = ()) -> FlatGraph:
 
 
 def from_flat(facts: str | None, nodes: Iterable[NodeRow], edges: Iterable[EdgeRow]) -> nx.MultiDiGraph:
-    """The graph of such tables; GraphError if they hold none. Columns of which nothing is known are kept as attributes."""
+    """The graph of such tables; GraphError if they hold none. Unknown columns are kept as attributes."""
     if not facts:
         raise GraphError(
             "it holds no graph attributes (tokens, metric, ...): only files that circuitgraph wrote are read"

@@ -1,8 +1,8 @@
 """GEXF 1.2: for Gephi and Gephi Lite, which open it with positions, sizes and colours set. Read back without loss.
 
-Columns are those of `flat`. Gephi keeps names for itself whatever their case (type, label, weight, ...): ours are there as
-`cg_weight` and so on, and its own edge weight is |weight|, since its layouts take no negative one. Graph attributes are the
-description in `meta`, one JSON text.
+Columns are those of `flat`. Gephi keeps names for itself whatever their case (type, label, weight, ...): ours are there
+as `cg_weight` and so on, and its own edge weight is |weight|, since its layouts take no negative one. Graph attributes
+are the description in `meta`, one JSON text.
 """
 
 from __future__ import annotations

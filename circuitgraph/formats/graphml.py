@@ -1,8 +1,8 @@
 """GraphML: for yEd, Gephi, Cytoscape, networkx, igraph. Every attribute, typed; parallel edges; read back without loss.
 
-Columns are those of `flat`. yEd draws the nodes where circuitgraph does (a y:ShapeNode each) and shows its own properties for
-the rest; Gephi shows the column `label`; networkx reads `kind` and all numbers as they are. Graph attributes are the graph's data
-`circuitgraph`, one JSON text.
+Columns are those of `flat`. yEd draws the nodes where circuitgraph does (a y:ShapeNode each) and shows its own
+properties for the rest; Gephi shows the column `label`; networkx reads `kind` and all numbers as they are. Graph
+attributes are the graph's data `circuitgraph`, one JSON text.
 """
 
 from __future__ import annotations

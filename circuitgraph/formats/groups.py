@@ -5,7 +5,7 @@
     node["label"]           a name for the node
     node["note"]            anything else about it
 
-In comes a graph, out come groups and pins, or an error. Nodes that the graph has lost since, by pruning, are passed over. This module knows no format.
+Nodes that the graph has lost since, by pruning, are passed over.
 """
 
 from __future__ import annotations

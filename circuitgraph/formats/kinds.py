@@ -1,4 +1,4 @@
-"""Every format and what it keeps. The table in the README is made from this, and so are the tests."""
+"""Every format and what it keeps. The table in README.md beside this file is made from it, and so are the tests."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def _text(render: Callable[..., str]) -> Callable[..., None]:
 class Format:
     """A format: its suffixes, which programs open it, the aspects that survive writing and reading, and its functions.
 
-    options: what `write` takes beside the graph and the path. ready() raises a CircuitGraphError where a program or library
-    that writing needs is not installed.
+    options: what `write` takes beside the graph and the path. ready() raises a CircuitGraphError where a program or
+    library that writing needs is not installed.
     """
 
     name: str

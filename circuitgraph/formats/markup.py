@@ -1,8 +1,8 @@
 """Text that every format can hold, and XML files read without trusting them.
 
-`escape` writes characters that XML, CSV or UTF-8 refuse as `\\u0007` and `unescape` brings them back, so nothing is lost and everything stays visible;
-the backslash of a text that looks like that itself is escaped too. Why each: C0 controls make XML unreadable and CSV rows
-break, lone surrogates have no UTF-8, U+FFFE and U+FFFF are forbidden in XML.
+`escape` writes characters that XML, CSV or UTF-8 refuse as `\\u0007` and `unescape` brings them back, so nothing is
+lost and everything stays visible; the backslash of a text that looks like that itself is escaped too. Why each: C0
+controls make XML unreadable and CSV rows break, lone surrogates have no UTF-8, U+FFFE and U+FFFF are forbidden in XML.
 """
 
 from __future__ import annotations

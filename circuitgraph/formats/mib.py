@@ -1,7 +1,7 @@
 """A submission to the circuit track of MIB: one folder per task and model.
 
-In comes a graph of components (see `eap`), out comes a folder TASK_MODEL with either one file of float scores or nine files of
-the strongest edges, one for each share of edges that MIB measures. This module uploads nothing.
+A graph of components (see `eap`) becomes a folder TASK_MODEL with either one file of float scores or nine files of the
+strongest edges, one for each share of edges that MIB measures. Nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ SCORES = "importances.json"
 
 
 def write_mib(graph: nx.MultiDiGraph, folder: str | Path, *, circuits: bool = False) -> list[Path]:
-    """The files written into `folder`, named for instance ioi_gpt2: importances.json, or with circuits=True nine circuits."""
+    """The files written into `folder`, named for instance ioi_gpt2: importances.json, or with circuits=True nine
+    circuits.
+    """
     value, folder = eap_value(graph), Path(folder)
     if "_" not in folder.name.strip("_"):
         raise GraphError(f"MIB wants a folder named TASK_MODEL, for instance ioi_gpt2, not {folder.name!r}")
@@ -47,7 +49,8 @@ def read_mib(folder: str | Path) -> nx.MultiDiGraph:
 
 
 def strongest(value: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """File name -> the file's value with the strongest |score| in the circuit, for each share of edges that MIB measures.
+    """File name -> the file's value with the strongest |score| in the circuit, for each share of edges that MIB
+    measures.
 
     Edges that join no input to logits are left out. Ties keep the order of the file.
     """

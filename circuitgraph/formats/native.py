@@ -8,9 +8,9 @@ The layout, documented by native.schema.json beside this file:
      "nodes": [{"id": "z.2/f17@5", ...node attributes}, ...],         in forward order
      "edges": [{"source": id, "target": id, "kind": "ov", ...}, ...]} by target, source, kind
 
-One node or edge stands on a line, its id or ends first, then the other keys sorted. NaN, Inf and numbers beyond 64 bits are
-refused. A name that ends in .gz is gzipped. A file is written in pieces and, while its lines stand as above, read in
-pieces. Files of versions 1 and 2 are read too (`versions`).
+One node or edge stands on a line, its id or ends first, then the other keys sorted. NaN, Inf and numbers beyond 64 bits
+are refused. A name that ends in .gz is gzipped. A file is written in pieces and, while its lines stand as above, read
+in pieces. Files of versions 1 and 2 are read too (`versions`).
 """
 
 from __future__ import annotations

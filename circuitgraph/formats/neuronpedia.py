@@ -1,19 +1,21 @@
-"""Attribution-graph JSON of Neuronpedia and circuit-tracer, with the exact graph inside. Written here, read by neuronpedia_read.
+"""Attribution-graph JSON of Neuronpedia and circuit-tracer, with the exact graph inside. Written here, read by
+neuronpedia_read.
 
-In comes a graph, out comes the file. Their model of a graph is smaller than ours:
+Their model of a graph is smaller than ours:
 
 - one link per pair of nodes, its weight in units of the target's pre-activation: the sum of our `local_weight` over the
   kinds of edges that carry something (all but q and k);
-- q and k edges become `qk_tracing_results` of the node they reach, as its marginal contributors; `pair_wise_contributors`
-  stays empty, since what a query and a key source add to a score together is known for the pair only, and our edges hold
-  what each does with all of the other side; nodes that have no link and are named only there stand in `qk_only_nodes`;
+- q and k edges become `qk_tracing_results` of the node they reach, as its marginal contributors;
+  `pair_wise_contributors` stays empty, since what a query and a key source add to a score together is known for the
+  pair only, and our edges hold what each does with all of the other side; nodes that have no link and are named only
+  there stand in `qk_only_nodes`;
 - attention features are `lorsa`, all other features `cross layer transcoder`;
-- groups and pins of the graph are `supernodes` and `pinnedIds`; labels are `clerp`, in which < and > become ‹ and ›, since
-  circuit-tracer's page takes a clerp as HTML;
+- groups and pins of the graph are `supernodes` and `pinnedIds`; labels are `clerp`, in which < and > become ‹ and ›,
+  since circuit-tracer's page takes a clerp as HTML;
 - the metric is the logit node, whose label holds `(p=...)` because their pages take it apart;
 - `influence` is the share of |attribution| that the node and all stronger ones have together: low is important.
 
-The extra block `circuitgraph` holds the native file, from which nothing is missing. This module reads nothing.
+The extra block `circuitgraph` holds the native file, from which nothing is missing.
 """
 
 from __future__ import annotations
@@ -55,10 +57,11 @@ _WHY = ("q", "k")  # kinds that say why attention looks somewhere and carry noth
 def write_neuronpedia(
     graph: nx.MultiDiGraph, path: str | Path, *, slug: str | None = None, scan: str | None = None
 ) -> None:
-    """Write the file and its entry in `graph-metadata.json` beside it, from which circuit-tracer's local server lists graphs.
+    """Write the file and its entry in `graph-metadata.json` beside it, from which circuit-tracer's local server lists
+    graphs.
 
-    slug: the graph's name, which must be the file's name for that server [default: the file's name]; scan: the model's name
-    on Neuronpedia [default: that of the provenance].
+    slug: the graph's name, which must be the file's name for that server [default: the file's name]; scan: the model's
+    name on Neuronpedia [default: that of the provenance].
     """
     path = Path(path)
     value = neuronpedia_value(graph, slug=slug or path.name.removesuffix(".json"), scan=scan)
@@ -188,7 +191,8 @@ def _shown(text: str) -> str:
 def _answer(graph: nx.MultiDiGraph) -> tuple[str, float]:
     """The answer of the first prompt and its probability; the likeliest token where no answer is recorded.
 
-    The probability is 0 where the answer is not among the likeliest tokens, whose probabilities are all that a graph keeps.
+    The probability is 0 where the answer is not among the likeliest tokens, whose probabilities are all that a graph
+    keeps.
     """
     found = _likely(graph)
     answers = _first_prompt(graph).get("answers")
@@ -222,7 +226,9 @@ def _influence(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _placeholder(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A node above layer 0, needed where nothing but the logit is there: their page takes a highest layer of 0 for none."""
+    """A node above layer 0, needed where nothing but the logit is there: their page takes a highest layer of 0 for
+    none.
+    """
     if any(row["layer"] not in ("E", "0") and row["feature_type"] != "logit" for row in rows):
         return []
     text = "placeholder: the page needs a node above layer 0"

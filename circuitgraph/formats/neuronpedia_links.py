@@ -30,7 +30,7 @@ def quick_list_url(model: str, features: Iterable[tuple[str, int]], name: str = 
 
 
 def node_url(graph: nx.MultiDiGraph, node: str) -> str | None:
-    """The page of a feature node; None where the graph names no source for its dictionary, or the node is no feature."""
+    """The page of a feature node; None where its dictionary has no source, or it is no feature."""
     parsed = Node.parse(node)
     source = sources_of(graph).get(str(parsed.site))
     if parsed.feature is None or source is None:
@@ -53,7 +53,9 @@ def graph_quick_list_url(graph: nx.MultiDiGraph, nodes: Iterable[str], name: str
 
 
 def write_links(graph: nx.MultiDiGraph, path: str | Path) -> None:
-    """Write one line for each feature whose dictionary has a source, the strongest first, and a quick list of all of them."""
+    """Write one line for each feature whose dictionary has a source, the strongest first, and a quick list of all of
+    them.
+    """
     sources = sources_of(graph)
     features = [key for key in graph if Node.parse(key).kind == "feature" and str(Node.parse(key).site) in sources]
     if not features:
@@ -65,7 +67,7 @@ def write_links(graph: nx.MultiDiGraph, path: str | Path) -> None:
 
 
 def with_sources(graph: nx.MultiDiGraph, model: str | None, sources: Mapping[str, str]) -> nx.MultiDiGraph:
-    """A copy of the graph that knows these names of its model and dictionaries on Neuronpedia, besides those it knew."""
+    """A copy of the graph that knows these names of its model and dictionaries too."""
     result = graph.copy()
     known = sources_of(graph) | {str(Site.parse(site)): source for site, source in sources.items()}
     named = {"model": model or model_id_of(graph), "sources": known}

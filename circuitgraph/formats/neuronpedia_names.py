@@ -1,9 +1,8 @@
 """How Neuronpedia and circuit-tracer call a node, and back.
 
-In comes a node of ours, out come the identity fields of theirs: node_id, feature, layer, ctx_idx, feature_type, jsNodeId (and the
-node of such fields). Their `feature` is Cantor-coded with the layer; their ids have one number for a feature of either kind,
-so those that are not of an MLP carry their site as well: an attention and an MLP feature of one index must not be one node.
-This module knows neither labels nor links.
+A node of theirs has the identity fields node_id, feature, layer, ctx_idx, feature_type and jsNodeId. Their `feature` is
+Cantor-coded with the layer; their ids have one number for a feature of either kind, so those that are not of an MLP
+carry their site as well: an attention and an MLP feature of one index must not be one node.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """Attribution-graph JSON of Neuronpedia and circuit-tracer -> a graph.
 
-In comes such a file, out comes a graph. From a file that circuitgraph wrote the exact graph comes back out of its extra block,
+From a file that circuitgraph wrote the exact graph comes back out of its extra block,
 with the groups and pins that were changed since. From any other file the graph is rebuilt from nodes and links:
 
-- A link is the source's contribution to the target's pre-activation: `local_weight`. In these graphs a feature's activation
-  is the sum of its inputs and the graph is linear, so that the metric's derivative by a feature's pre-activation is its
-  attribution / activation; weight = local_weight * that, and a node's attribution is the sum of the weights that leave it.
-- The metric is the sum of the logits, each times its probability (of `(p=...)` or token_prob). The logits themselves are
-  kept in graph["neuronpedia"]["logits"], and each edge into the metric has its links to them as `logit_weights`.
+- A link is the source's contribution to the target's pre-activation: `local_weight`. In these graphs a feature's
+  activation is the sum of its inputs and the graph is linear, so that the metric's derivative by a feature's
+  pre-activation is its attribution / activation; weight = local_weight * that, and a node's attribution is the sum of
+  the weights that leave it.
+- The metric is the sum of the logits, each times its probability (of `(p=...)` or token_prob). The logits themselves
+  are kept in graph["neuronpedia"]["logits"], and each edge into the metric has its links to them as `logit_weights`.
 - `qk_tracing_results` become q and k edges, by their marginal contributors: the part of a score that a query and a key
-  source make together has two sources, which no edge has; how many were left out is reported. The edge of an attention feature is ov, of all others mlp.
-
-This module writes nothing and knows no file but JSON.
+  source make together has two sources, which no edge has; how many were left out is reported. The edge of an attention
+  feature is ov, of all others mlp.
 """
 
 from __future__ import annotations

@@ -24,9 +24,8 @@ def save(graph: nx.MultiDiGraph, path: str | Path, format: str | None = None, **
 
     Whatever was at `path` before is unchanged if anything fails.
 
-    Args:
-        format: its name, where the suffix does not tell it, as for a Neuronpedia file called .json.
-        options: what only some formats take: compare, names and links of .html, slug and scan of neuronpedia, circuits of mib.
+    Args: format: its name, where the suffix does not tell it, as for a Neuronpedia file called .json. options: what
+        only some formats take: compare, names and links of .html, slug and scan of neuronpedia, circuits of mib.
 
     Raises GraphError for an unknown format, an option that it does not take and a graph that it cannot hold, and
     CircuitGraphError where nothing can be written.

@@ -1,9 +1,9 @@
 """Tables of nodes and edges: CSV, and Parquet where pyarrow is installed. For pandas, polars, R and spreadsheets.
 
-In comes a graph or files, out comes the other. `NAME.csv` stands for NAME.nodes.csv, NAME.edges.csv and NAME.graph.json (graph
-attributes and column types); `NAME.parquet` for NAME.nodes.parquet and NAME.edges.parquet, whose metadata hold the graph
-attributes. Columns are those of `flat`. An empty cell is a missing value and the cell `\\u` an empty text; texts that a
-spreadsheet would run as a formula begin with an escape.
+`NAME.csv` stands for NAME.nodes.csv, NAME.edges.csv and NAME.graph.json (graph attributes and column types);
+`NAME.parquet` for NAME.nodes.parquet and NAME.edges.parquet, whose metadata hold the graph attributes. Columns are
+those of `flat`. An empty cell is a missing value and the cell `\\u` an empty text; texts that a spreadsheet would run
+as a formula begin with an escape.
 """
 
 from __future__ import annotations

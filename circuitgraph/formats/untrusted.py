@@ -60,7 +60,7 @@ def read_text(path: str | Path, max_bytes: int | None = None) -> str:
 
 
 def open_bytes(path: str | Path) -> IO[bytes]:
-    """The file opened for reading; a gzipped one is unpacked on the way, and GraphError stops what unpacks without end."""
+    """The file opened for reading; a gzipped one is unpacked, with a GraphError for what unpacks without end."""
     file = Path(path).open("rb")  # noqa: SIM115 - the caller closes it
     if file.peek(2)[:2] != b"\x1f\x8b":
         return file
@@ -92,8 +92,8 @@ class _Unpacked(io.RawIOBase):
 def parse_json(text: str) -> Any:
     """The value of a JSON text.
 
-    GraphError for anything else: NaN, Inf, numbers that no 64 bits hold, two values of one name in an object (of which JSON
-    readers keep the last), and nesting that exhausts the interpreter.
+    GraphError for anything else: NaN, Inf, numbers that no 64 bits hold, two values of one name in an object (of which
+    JSON readers keep the last), and nesting that exhausts the interpreter.
     """
     try:
         return _DECODER.decode(text)

@@ -1,8 +1,7 @@
 """The values that a graph file may hold, and where a file's values are taken apart.
 
-In come graphs and values; out come the same with plain Python values: None, bool, int of 64 bits, finite float, str, list,
-dict with strings as keys. numpy scalars and arrays and tuples, which programs leave in graphs, become those. This module
-knows no format.
+They are plain: None, bool, int of 64 bits, finite float, str, list, dict with strings as keys. numpy scalars and arrays
+and tuples, which programs leave in graphs, become those.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MAX_DEPTH = 64
 
 
 def plain_graph(graph: nx.MultiDiGraph) -> nx.MultiDiGraph:
-    """The graph itself if all of its values are plain, else a copy where they are; GraphError for a value of no JSON."""
+    """The graph itself if its values are plain, else a copy where they are; GraphError for what no JSON holds."""
     if is_plain_graph(graph):
         return graph
     copy = nx.MultiDiGraph()
@@ -43,7 +42,7 @@ def is_plain_graph(graph: nx.MultiDiGraph) -> bool:
 
 
 def _are_plain(tables: Iterable[dict[str, Any]]) -> bool:
-    """Whether every key is a string and every value plain. Quick for what graphs hold; NaN in it is found when written."""
+    """Whether every key is a string and every value plain. Quick for usual values; NaN is found when written."""
     if not _STRING.issuperset(map(type, chain.from_iterable(tables))):
         return False
     values = [value for table in tables for value in table.values() if type(value) not in _FLAT]

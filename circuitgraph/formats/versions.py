@@ -1,7 +1,7 @@
 """Graphs of older files in today's words.
 
-Version 1 had no counts. Versions 1 and 2 called things otherwise (see `_SETTINGS`), and wrote a copy of the clean prompt, with
-its metric, where there was no corrupted one. A file without a version is one of version 2.
+Version 1 had no counts. Versions 1 and 2 called things otherwise (see `_SETTINGS`), and wrote a copy of the clean
+prompt, with its metric, where there was no corrupted one. A file without a version is one of version 2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What GraphML and GEXF have in common: typed columns that are declared first, then nodes and edges with their cells."""
+"""What GraphML and GEXF have in common: columns with types, then nodes and edges with cells."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Smaller graphs: thresholds, top-k and node counts, always reachable from the metric.
 
-The result is a sub-graph with a line in `reports` for what each step removed. One number changes: what no edge explains of a
-target's input.
+The result is a sub-graph with a line in `reports` for what each step removed. One number changes: what no edge explains
+of a target's input.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import networkx as nx
 
+from circuitgraph.errors import CircuitGraphError
 from circuitgraph.graphs.schema import metric_node, metric_scale
 from circuitgraph.nodes import Node
 from circuitgraph.settings import Pruning, resolve
@@ -18,8 +19,8 @@ from circuitgraph.settings import Pruning, resolve
 def prune(graph: nx.MultiDiGraph, *, settings: Pruning | None = None, **changes: Any) -> nx.MultiDiGraph:
     """The sub-graph of the strongest nodes and edges from which the metric can be reached.
 
-    Evidence about the larger circuit is dropped with its parts: measure the smaller one again. Effects of single nodes stay.
-    Ties keep forward order, and pruning twice is pruning once.
+    Evidence about the larger circuit is dropped with its parts: measure the smaller one again. Effects of single nodes
+    stay. Ties keep forward order, and pruning twice is pruning once.
 
     Args:
         graph: The graph; it is not changed.
@@ -30,7 +31,7 @@ def prune(graph: nx.MultiDiGraph, *, settings: Pruning | None = None, **changes:
             top_k: keep so many inputs of each node, the strongest.
             max_nodes: keep so many nodes, the strongest and the metric.
 
-    Raises CircuitGraphError for a negative threshold or a count that is too small.
+    Raises CircuitGraphError for a negative threshold, one above 1 that nothing reaches, or a count that is too small.
     """
     chosen = resolve(Pruning, settings, changes)
     node_threshold, edge_threshold = chosen.node_threshold, chosen.edge_threshold
@@ -41,6 +42,14 @@ def prune(graph: nx.MultiDiGraph, *, settings: Pruning | None = None, **changes:
 
     attribution = {node: abs(value) for node, value in graph.nodes(data="attribution") if node != metric}
     least = _in_units_of_the_metric(result, node_threshold=node_threshold, edge_threshold=edge_threshold)
+    sizes = {"node": attribution.values(), "edge": [abs(w) for *_, w in graph.edges(data="weight")]}
+    for kind, values in sizes.items():
+        value = getattr(chosen, f"{kind}_threshold")
+        if value > 1 and values and least[f"{kind}_threshold"] > max(values):
+            raise CircuitGraphError(
+                f"{kind}_threshold is {value:g}, and no {kind} is that strong: it is a fraction of the metric's difference,"
+                " so 5 % is 0.05"
+            )
     weak = [node for node, value in attribution.items() if value < least["node_threshold"]]
     _remove_nodes(result, weak, f"node_threshold {node_threshold:g}")
     light = [(u, v, k) for u, v, k, w in result.edges(keys=True, data="weight") if abs(w) < least["edge_threshold"]]
@@ -79,7 +88,7 @@ def _no_change(graph: nx.MultiDiGraph) -> str:
 
 
 def _explain_less(graph: nx.MultiDiGraph, result: nx.MultiDiGraph) -> None:
-    """Add what the removed edges explained to `unexplained` of their targets; recomputed q and k edges are in neither."""
+    """Add what removed edges explained to `unexplained` of their targets; ablated q and k edges are in neither."""
     settings = graph.graph.get("provenance", {}).get("settings", {})
     left_out = ("q", "k") if settings.get("qk") == "ablate" else ()
     for node, unexplained in result.nodes(data="unexplained"):

@@ -4,16 +4,16 @@ Nodes are keyed by their text form, edges by their kind; attributes are finite P
 
 Node attributes
     kind                  embedding, pos_embedding, bias, feature, error, probe, logit, metric
-    site, layer, pos, feature   where it stands; layer is None for embeddings, logits and the metric; pos counts in tokens;
-                          feature is a feature's index, a logit's token id, a probe's number
+    site, layer, pos, feature   where it stands; layer is None for embeddings, logits and the metric; pos counts in
+                          tokens; feature is a feature's index, a logit's token id, a probe's number
     attribution           estimated contribution to the metric clean - baseline, mean over the examples; the metric node
                           has the measured clean - corrupted, or clean where there is no corrupted prompt
     activation, baseline_activation   mean over the examples, features only
     top_tokens            tokens that the write vector promotes directly, features only
     token                 the text of a logit's token
     target, target_weight what a logit or probe stands for, in words, and d metric / d target
-    stream_input, unexplained   what a target reads of clean minus baseline through its (linear) paths, measured on the streams,
-                          and the part of it that none of its edges explains; targets whose inputs were traced only
+    stream_input, unexplained   what a target reads of clean minus baseline through its (linear) paths, measured on the
+                          streams, and the part of it that none of its edges explains; targets whose inputs were traced only
     effect                measured contribution, once it was measured
     label, note           the user's words
 Edge attributes
@@ -26,8 +26,8 @@ Edge attributes
 Graph attributes
     tokens, logits, metric, n_layers, n_examples, provenance, reports, evidence; scores where influence was computed
     metric {name, clean, corrupted}   means over the examples; corrupted is None where there is no corrupted prompt
-    tokens {clean, corrupted}   of the first pair, corrupted None as there; of aligned pairs what they share at an aligned
-                          position, or its name, and provenance.alignment {positions, index [example][aligned position]:
+    tokens {clean, corrupted}   of the first pair, corrupted None as there; of aligned pairs what they share at an
+                          aligned position, or its name, and provenance.alignment {positions, index [example][aligned position]:
                           position or -1}; of sums one position
     groups [{label, nodes}], pins [node]    what the user put together; provenance.neuronpedia {model, sources}
 """
@@ -67,8 +67,8 @@ def metric_scale(graph: nx.MultiDiGraph) -> float:
 def check_graph(graph: nx.MultiDiGraph) -> None:
     """GraphError unless the graph keeps the schema.
 
-    The graph attributes have the right types; each node's key parses and matches its attributes; kinds are known, numbers
-    finite, edges run forward through the model, and there is one metric.
+    The graph attributes have the right types; each node's key parses and matches its attributes; kinds are known,
+    numbers finite, edges run forward through the model, and there is one metric.
     """
     _check_facts(graph.graph)
     depth: dict[str, int] = {}

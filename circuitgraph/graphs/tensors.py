@@ -36,8 +36,8 @@ class GraphTensors:
 def tensors(graph: nx.MultiDiGraph) -> GraphTensors:
     """The graph's nodes, adjacency matrix and attributions as tensors.
 
-    The matrix has the convention of circuit-tracer: a row is a target, a column a source, so that adjacency @ x passes x
-    forward.
+    The matrix has the convention of circuit-tracer: a row is a target, a column a source, so that adjacency @ x passes
+    x forward.
     """
     import torch
 

@@ -34,8 +34,8 @@ class AttentionComparison:
     def __repr__(self) -> str:
         most = sorted(self.rows(), key=lambda row: -abs(row["intervened"] - row["clean"]))[:5]
         shown = [
-            f"layer {row['layer']} head {row['head']}, {row['query_token']!r} at {row['query']} to {row['key_token']!r} at"
-            f" {row['key']}: {row['clean']:.3f} -> {row['intervened']:.3f}"
+            f"layer {row['layer']} head {row['head']}, {row['query_token']!r} at {row['query']} to"
+            f" {row['key_token']!r} at {row['key']}: {row['clean']:.3f} -> {row['intervened']:.3f}"
             for row in most
         ]
         sizes = f"{len(self.layers)} layers, {self.clean.shape[1]} heads, queries {list(self.queries)}"

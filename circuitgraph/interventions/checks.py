@@ -47,8 +47,8 @@ def check_interventions(
         references: The runs that can be patched from.
         frozen: Sites that keep the value of the run without interventions.
 
-    Raises CircuitGraphError for an unknown site, feature, head or neuron, a position beyond the prompt, a run that does not
-    exist, a dictionary that is absent, a conflict, or a change that a frozen site would hide.
+    Raises CircuitGraphError for an unknown site, feature, head or neuron, a position beyond the prompt, a run that
+    does not exist, a dictionary that is absent, a conflict, or a change that a frozen site would hide.
     """
     checked = interventions_of(interventions)
     for one in checked:
@@ -108,8 +108,8 @@ def _check_span(span: Span, n_pos: int) -> None:
 def _check_kind(model: Model, dictionaries: Dictionaries, one: Intervention, references: References) -> None:
     if isinstance(one, Set) and one.value != 0 and one.target.part not in ("feature", "neuron"):
         raise CircuitGraphError(
-            f"{one.target.part} {one.target.name} is many numbers and cannot be set to {one.value:g}; set it to 0, scale it,"
-            " or patch it from another run"
+            f"{one.target.part} {one.target.name} is many numbers and cannot be set to {one.value:g}; set it to 0,"
+            " scale it, or patch it from another run"
         )
     if isinstance(one, Patch) and one.reference not in references.names:
         reason = references.missing.get(one.reference)
@@ -120,7 +120,8 @@ def _check_kind(model: Model, dictionaries: Dictionaries, one: Intervention, ref
     if isinstance(one, Steer | Delete):
         if one.target.part != "vector" or one.target.site.kind not in STREAM_SITES:
             raise CircuitGraphError(
-                f"only the residual stream can be added to: expected a site among {', '.join(STREAM_SITES)}, without a part"
+                f"only the residual stream can be added to: expected a site among {', '.join(STREAM_SITES)}, without a"
+                " part"
             )
         _check_target(model, dictionaries, one.write)
         if isinstance(one, Steer) and one.write.part not in ("feature", "neuron"):
@@ -140,11 +141,12 @@ def _check_conflict(dictionaries: Dictionaries, one: Intervention, other: Interv
     """CircuitGraphError if both say what one thing is, somewhere."""
     if isinstance(one, Steer | Delete) or isinstance(other, Steer | Delete):
         for delete, change in ((one, other), (other, one)):
-            same = isinstance(delete, Delete) and not isinstance(change, Steer | Delete)
-            if same and delete.write.name == change.target.name and delete.target.span.overlaps(change.target.span):  # type: ignore[union-attr]
+            if not isinstance(delete, Delete) or isinstance(change, Steer | Delete):
+                continue
+            if delete.write.name == change.target.name and delete.target.span.overlaps(change.target.span):
                 raise CircuitGraphError(
-                    f"interventions {str(one)!r} and {str(other)!r} conflict: what {change.target.name} writes is changed, so"
-                    " deleting it is not defined"
+                    f"interventions {str(one)!r} and {str(other)!r} conflict: what {change.target.name} writes is"
+                    " changed, so deleting it is not defined"
                 )
         return
     a, b = one.target, other.target

@@ -72,7 +72,7 @@ def edit_rows(
     run: RunValues,
     references: Mapping[str, RunValues],
 ) -> Tensor:
-    """x [batch, pos, d] at a site after an intervention that changes it; `run` has what the nodes are before all changes."""
+    """x [batch, pos, d] at a site after an intervention on it; `run` has what the nodes are before all changes."""
     target, at, x = one.target, one.target.span.within(x.shape[1]), x.clone()
     if isinstance(one, Steer | Delete):
         amount = one.amount if isinstance(one, Steer) else -one.amount
@@ -112,7 +112,7 @@ def _new_value(
 
 
 def _written(model: Model, dictionaries: Dictionaries, one: Steer | Delete, run: RunValues, x: Tensor) -> Tensor:
-    """What the node adds to the residual stream before the target x, [batch, pos, d_model]; one unit of it when steering."""
+    """What the node adds to the stream before the target x, [batch, pos, d_model]; one unit of it when steering."""
     node, steer = one.write, isinstance(one, Steer)
     if node.part == "feature":
         dictionary = dictionaries[node.site]

@@ -21,8 +21,8 @@ def frozen_sites(model: Model, freeze: Sequence[str | Site]) -> set[Site]:
 
     Args:
         model: The model.
-        freeze: "attention" (patterns), "norms" (their scales in the blocks), "final_norm" (its scale), "mlp" (outputs), or
-            sites of these kinds and of attn_out, such as "mlp_out.3".
+        freeze: "attention" (patterns), "norms" (their scales in the blocks), "final_norm" (its scale), "mlp"
+            (outputs), or sites of these kinds and of attn_out, such as "mlp_out.3".
 
     Raises CircuitGraphError for anything else.
     """

@@ -51,7 +51,7 @@ class Span:
 
 @dataclass(frozen=True)
 class SitePart:
-    """A part of what a site holds: a feature, a head, a neuron (these with an index), the error, or the whole vector."""
+    """A part of what a site holds: a feature, head or neuron (these with an index), the error, or the whole vector."""
 
     site: Site
     part: Part
@@ -103,7 +103,8 @@ class SitePart:
         letter, index = match["letter"], match["index"]
         if letter is None:
             return cls(site, "error" if match["error"] else "vector", None, span)
-        return cls(site, {"f": "feature", "h": "head", "n": "neuron"}[letter], int(index), span)  # type: ignore[arg-type]
+        part = next(part for part, own in _LETTER.items() if own == letter)
+        return cls(site, part, int(index), span)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Steer:
 
 @dataclass(frozen=True)
 class Delete:
-    """`amount` times what the node writes in this run, per example and position, is taken from the stream at the target."""
+    """`amount` times what the node writes in this run, at each position, is taken from the stream at the target."""
 
     target: SitePart
     write: SitePart
@@ -182,8 +183,8 @@ def parse_intervention(text: str) -> Intervention:
     match = _INTERVENTION.fullmatch(text.strip())
     if match is None:
         raise CircuitGraphError(
-            f"intervention {text!r} does not parse: expected TARGET=VALUE, TARGET*=FACTOR, TARGET=RUN, TARGET=RUN:SHARE,"
-            " SITE+=AMOUNT*NODE or SITE-=NODE, for instance 'mlp_out.3/f17@5=0'"
+            f"intervention {text!r} does not parse: expected TARGET=VALUE, TARGET*=FACTOR, TARGET=RUN,"
+            " TARGET=RUN:SHARE, SITE+=AMOUNT*NODE or SITE-=NODE, for instance 'mlp_out.3/f17@5=0'"
         )
     target, sign, right = SitePart.parse(match["target"].strip()), match["sign"], match["right"].strip()
     if sign in ("+", "-"):
@@ -191,7 +192,8 @@ def parse_intervention(text: str) -> Intervention:
         write = SitePart.parse(name.strip())
         if write.span != Span():
             raise CircuitGraphError(
-                f"intervention {text!r}: {write.name} is written at the positions of {target.name}; give them on the left only"
+                f"intervention {text!r}: {write.name} is written at the positions of {target.name}; give them on the"
+                " left only"
             )
         kind = Steer if sign == "+" else Delete
         return kind(target, write, _number(text, amount) if star else 1.0)

@@ -39,7 +39,8 @@ def prompt_tokens(model: Model, prompts: Prompts) -> tuple[Tensor, Tensor | None
     lengths = sorted({len(model.tokens(pair.clean)) for pair in pairs})
     if len(lengths) > 1:
         raise PromptError(
-            f"the prompts have {', '.join(map(str, lengths))} tokens; expected one length, since interventions name positions"
+            f"the prompts have {', '.join(map(str, lengths))} tokens; expected one length, since interventions name"
+            " positions"
         )
     tokens = tokenize_pairs(model, pairs)
     return tokens.clean.to(model.device), None if tokens.corrupted is None else tokens.corrupted.to(model.device)
@@ -47,7 +48,7 @@ def prompt_tokens(model: Model, prompts: Prompts) -> tuple[Tensor, Tensor | None
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """Which runs can be patched from: token ids [batch or 1, pos] of named runs, and of the corrupted prompts if any."""
+    """Which runs can be patched from: token ids [batch or 1, pos] of named runs, and of corrupted prompts if any."""
 
     named: Mapping[str, Tensor]
     corrupted: Tensor | None
@@ -58,7 +59,7 @@ class References:
     def of(
         cls, model: Model, tokens: Tensor, corrupted: Tensor | None, named: Mapping[str, Prompts], seed: int
     ) -> References:
-        """The references of prompts with these token ids [batch, pos]; CircuitGraphError for a run that does not fit."""
+        """The references of prompts with these token ids [batch, pos]; CircuitGraphError if a run does not fit."""
         found = {}
         for name, prompts in named.items():
             if name in (ZERO, *OF_CORRUPTED) or not name.isidentifier():
@@ -66,8 +67,8 @@ class References:
             other, _ = prompt_tokens(model, prompts)
             if other.shape[1] != tokens.shape[1] or len(other) not in (1, len(tokens)):
                 raise CircuitGraphError(
-                    f"run {name!r} has {len(other)} prompts of {other.shape[1]} tokens; expected {len(tokens)} (or 1) of"
-                    f" {tokens.shape[1]}, as ours"
+                    f"run {name!r} has {len(other)} prompts of {other.shape[1]} tokens; expected {len(tokens)} (or 1)"
+                    f" of {tokens.shape[1]}, as ours"
                 )
             found[name] = other
         return cls(found, corrupted, len(tokens), seed)
@@ -92,7 +93,7 @@ class References:
     def run(
         self, model: Model, dictionaries: Dictionaries, used: Collection[str], sites: Collection[Site]
     ) -> dict[str, RunValues]:
-        """The activations of the used runs at these sites, one row per example; one forward pass for each prompt set."""
+        """The activations of the used runs at these sites, one row per example: a forward pass for each."""
         record = sorted(sites)
         values: dict[str, Mapping[Site, Tensor]] = {}
         for name in sorted(set(used) & set(self.named)):

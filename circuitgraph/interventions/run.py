@@ -23,7 +23,7 @@ from circuitgraph.progress import Progress, no_progress
 
 @dataclass(frozen=True, eq=False)
 class IntervenedRun:
-    """Logits [batch, pos, vocab], and activations [batch, pos, ...] at the sites asked for, after what was done there."""
+    """Logits [batch, pos, vocab], and activations [batch, pos, ...] at the cached sites, after what was done there."""
 
     logits: Tensor
     activations: Mapping[Site, Tensor]
@@ -46,19 +46,19 @@ def run_with_interventions(
 ) -> IntervenedRun:
     """What the model does with the prompts under interventions.
 
-    Dictionaries are spliced in with their errors: without interventions the logits are the model's, bit for bit. Everything
-    behind a change computes anew, dictionaries included.
+    Dictionaries are spliced in with their errors: without interventions the logits are the model's, bit for bit.
+    Everything behind a change computes anew, dictionaries included.
 
     Args:
         prompts: A text, a `PromptPair`, a list of these, a prompt file, or token ids [batch, pos]; all of one length.
         model: A name, a folder, a loaded model of TransformerLens or Hugging Face, or a `Model`.
         dictionaries: A name, a folder, an SAE, or a list or mapping of these; None for none.
         interventions: One or several, as `language` describes them, or their text such as "mlp_out.1/f17@5=0".
-        references: Runs to patch from, name -> prompts, one for each of ours or one for all. Pairs bring "corrupted", "mean"
-            (over the corrupted prompts, per position) and "resample" (the corrupted run of another example).
+        references: Runs to patch from, name -> prompts, one for each of ours or one for all. Pairs bring "corrupted",
+            "mean" (over the corrupted prompts, per position) and "resample" (the corrupted run of another example).
         freeze: What keeps the value of the run without interventions: "attention" (patterns), "norms" (scales in the
-            blocks), "final_norm" (the last scale), "mlp" (outputs, to which changes at mlp_out are added), or sites such as
-            "mlp_out.3".
+            blocks), "final_norm" (the last scale), "mlp" (outputs, to which changes at mlp_out are added), or sites
+            such as "mlp_out.3".
         cache: Sites whose activations are kept.
         seed: Of the draw of "resample".
 
@@ -182,7 +182,7 @@ class InterventionEngine:
     def _run_variants(
         self, tokens: Tensor, sets: Sequence[Sequence[Intervention]], clean: Mapping[Site, Tensor]
     ) -> list[IntervenedRun]:
-        """One forward pass. At each site new values come first, then additions; sites before all changes are not frozen."""
+        """One forward pass. At each site new values come first, then additions. What precedes all changes is free."""
         at: dict[Site, dict[int, list[Intervention]]] = {}
         for i, given in enumerate(sets):
             for one in sorted(given, key=lambda one: isinstance(one, Steer | Delete)):
@@ -195,8 +195,8 @@ class InterventionEngine:
             site: self._edit(site, at.get(site, {}), clean, frozen=frozen, edited=edited) for site in {*at, *frozen}
         }
         logits, observed = self.model.run_variants(tokens, edits, len(sets), clean=clean, read=read, observe=self.cache)
-        kept = {site: edited.get(site, observed[site]) for site in self.cache}
-        return [IntervenedRun(logits[i], {site: value[i] for site, value in kept.items()}) for i in range(len(sets))]
+        after = {site: edited.get(site, observed[site]) for site in self.cache}
+        return [IntervenedRun(logits[i], {site: value[i] for site, value in after.items()}) for i in range(len(sets))]
 
     def _edit(
         self,

@@ -1,7 +1,8 @@
 """Where TransformerLens keeps hooks and weights: in TransformerBridge, and in an already loaded HookedTransformer.
 
 It gives the hook point of every kind of Site, and weights in one layout whatever the library and the family. No other
-module knows TransformerLens' names. Whether the formulas that these weights belong to are the model's is checked in `load`.
+module knows TransformerLens' names. Whether the formulas that these weights belong to are the model's is checked in
+`load`.
 """
 
 from __future__ import annotations
@@ -274,7 +275,7 @@ class HookedLayout(BridgeLayout):
         yield from self.library.named_parameters()
 
     def hook_name(self, site: Site) -> str:
-        """The hook point of a site; the MLP's input is hooked in a HookedSAETransformer, and where the norm has no gain."""
+        """The hook point of a site; an MLP's input has one in HookedSAETransformer, and where the norm has no gain."""
         if site.kind == "mlp_in":
             own = f"blocks.{site.layer}.mlp.hook_in"
             if own in self.points or not str(self.cfg.normalization_type).endswith("Pre"):

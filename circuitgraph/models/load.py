@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuitgraph.embedded import DEMO, MODEL
 from circuitgraph.errors import ModelError
 from circuitgraph.models.formulas import attention_difference, mlp_difference
 from circuitgraph.models.layout import layout_of
@@ -53,16 +54,18 @@ def load_model(
     """The model, frozen and in eval mode.
 
     Args:
-        model: A name on the Hugging Face hub; a folder with a checkpoint and its tokenizer; a TransformerBridge,
+        model: A name on the Hugging Face hub, or "demo"; a folder with a checkpoint and its tokenizer; a TransformerBridge,
             HookedTransformer or HookedSAETransformer; or a causal language model of transformers, which is wrapped and
             frozen, not copied.
         device: Where a name or folder is loaded to; None for TransformerLens' choice.
         dtype: What a name or folder is computed in: float32 (the default), bfloat16, float16 or float64.
         tokenizer: That of a model of transformers; None to find it by the model's `name_or_path`.
 
-    Raises ModelError for a missing or broken folder, for NaN weights, for a model without a tokenizer, and for models that
-    cannot be attributed yet.
+    Raises ModelError for a missing or broken folder, for NaN weights, for a model without a tokenizer, and for models
+    that cannot be attributed yet.
     """
+    if isinstance(model, str) and model == DEMO:
+        model = MODEL
     if is_library_model(model) or is_hugging_face_model(model):
         if device is not None or dtype is not None:
             raise ModelError(f"{_name_of(model)} is loaded already; its device and dtype are its own, so give neither")
@@ -96,7 +99,7 @@ def _wrapped(model: Any, tokenizer: Any) -> Model:
     """A model of transformers; ModelError if TransformerLens runs it in another way than it runs itself."""
     name, source = _name_of(model), str(model.name_or_path)
     if tokenizer is None and not source:
-        raise ModelError(f"{name} does not say where its tokenizer is; give load_model(..., tokenizer=...)")
+        raise ModelError(f"{name} does not say where its tokenizer is; give load_model(model, tokenizer=...)")
     model.eval()
     ids = _some_tokens(int(model.config.vocab_size)).to(model.device)
     with torch.no_grad():
@@ -149,7 +152,7 @@ def _boot(
     except Exception as error:  # the library raises whatever its dependencies raise; the cause stays attached
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if hugging_face is not None and tokenizer is None:
-            reason = f"no tokenizer in {name!r}, or it does not load; give load_model(..., tokenizer=...) ({reason})"
+            reason = f"no tokenizer in {name!r}, or it does not load; give load_model(model, tokenizer=...) ({reason})"
         raise ModelError(f"model {name!r} does not load: {reason}") from error
 
 
@@ -172,8 +175,8 @@ def _model_of(library: Any, name: str) -> Model:
     """The `Model` of a loaded object of TransformerLens, checked."""
     if attached := list(getattr(library, "acts_to_saes", {})):
         raise ModelError(
-            f"{name} has SAEs attached ({attached[0]}), so its logits are not the model's; call reset_saes() and give the"
-            " SAEs as dictionaries"
+            f"{name} has SAEs attached ({attached[0]}), so its logits are not the model's; call reset_saes() and give"
+            " the SAEs as dictionaries"
         )
     if library.W_U.dtype not in DTYPES.values():
         raise ModelError(f"{name} is in {library.W_U.dtype}; expected one of {', '.join(DTYPES)}")
@@ -183,7 +186,8 @@ def _model_of(library: Any, name: str) -> Model:
     for key, value in layout.parameters():
         if not bool(value.isfinite().all()):
             raise ModelError(f"{name}: weight {key} contains NaN or Inf; the checkpoint is broken")
-    if library.tokenizer is None:
+    # transformers makes an empty tokenizer where GPT-2's files are missing
+    if library.tokenizer is None or len(library.tokenizer) < 2:
         raise ModelError(f"{name}: no tokenizer was found beside the weights; save one into the same folder")
     cfg = library.cfg
     model = Model(library, layout, name, cfg.n_layers, cfg.n_heads, cfg.d_model, cfg.d_head, cfg.n_ctx)
@@ -208,8 +212,8 @@ def _differences(model: Model) -> dict[tuple[str, int], str]:
         missing = (after - before - attention - mlp).abs().max()
         if float(missing) > _ROUNDINGS * torch.finfo(model.dtype).eps * float(after.abs().max()):
             raise ModelError(
-                f"{model.name}: in layer {layer} the residual stream is not its input plus the outputs of attention and MLP"
-                " (a scale stands between them); such models are not supported yet"
+                f"{model.name}: in layer {layer} the residual stream is not its input plus the outputs of attention and"
+                " MLP (a scale stands between them); such models are not supported yet"
             )
         differences |= {(part, layer): reason for part, reason in _differences_of_block(model, layer, values).items()}
     return differences

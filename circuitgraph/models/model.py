@@ -140,7 +140,7 @@ class Model:
         return [site for kind in _ATTENTION if self.has(site := Site(kind, layer))]
 
     def attention_state(self, layer: int, values: Mapping[Site, Tensor]) -> AttentionState:
-        """Queries, keys and values of a layer in the run that recorded `attention_sites`. Raises as `attention` does."""
+        """Queries, keys and values of a layer in a run that recorded `attention_sites`. Raises as `attention` does."""
         angles, below = self.layout.rotary_cos_sin(layer), self.hidden_below
         return attention_state(self.attention(layer), layer, values, angles, causal=self.causal, hidden_below=below)
 
@@ -181,10 +181,10 @@ class Model:
         return None if norm is None else (norm, Site(f"{name}_scale", site.layer))
 
     def write(self, site: Site, vectors: Tensor) -> Tensor:
-        """vectors [..., d] at a site as what they add to the residual stream [..., d_model], up to a post-norm's 1/scale.
+        """What vectors [..., d] at a site add to the residual stream, [..., d_model], up to a post-norm's 1/scale.
 
-        z goes through W_O, mlp_post through W_out, both through the post-norm where there is one; the rest is added as it
-        is.
+        z goes through W_O and mlp_post through W_out, both through the post-norm where there is one; the rest is added
+        as it is.
         """
         if site.kind == "z":
             vectors = vectors @ self.layout.attention(self._layer(site)).W_O.flatten(0, 1)
@@ -203,14 +203,16 @@ class Model:
         return inner, None if post is None else post[0].bias
 
     def logit_lens(self, vectors: Tensor) -> Tensor:
-        """What vectors [..., d_model] in the residual stream add to the logits [..., vocab] directly, up to the final norm's scale."""
+        """What vectors [..., d_model] in the stream add to the logits [..., vocab], up to the final norm's scale."""
         norm = self.layout.norm(self.library, "ln_final")
         logits: Tensor = (vectors if norm is None else norm.apply(vectors)) @ self.library.W_U.detach().to(vectors)
         return logits
 
     def unembedding(self, coefficients: Tensor, logits: Tensor) -> Tensor:
-        """d (coefficients [vocab] . logits) / d stream at its end, [batch, d_model], without the final norm's 1/scale. A soft
-        cap on the logits has the slope that it has at these logits [batch, vocab]."""
+        """d (coefficients [vocab] . logits) / d stream at its end, [batch, d_model], without the final norm's 1/scale.
+
+        A soft cap on the logits has the slope that it has at these logits [batch, vocab].
+        """
         cap, norm = self.layout.logit_soft_cap, self.layout.norm(self.library, "ln_final")
         weighed = coefficients.expand_as(logits) if cap is None else coefficients * (1 - (logits / cap).square())
         vectors = weighed @ self.library.W_U.detach().to(weighed).T
@@ -219,7 +221,8 @@ class Model:
     def _check_formula(self, part: str, layer: int) -> None:
         if reason := self.differences.get((part, layer)):
             raise ModelError(
-                f"{self.name}: edges through the {part} of layer {layer} cannot be traced: {reason}. Node attributions work"
+                f"{self.name}: edges through the {part} of layer {layer} cannot be traced: {reason}. Node attributions"
+                " work"
             )
 
     def _layer(self, site: Site) -> int:
@@ -238,12 +241,18 @@ class Model:
         start: tuple[int, Tensor] | None = None,
         differentiable: bool = False,
     ) -> tuple[Tensor, dict[Site, Tensor]]:
-        """Logits [batch, pos, vocab] of tokens [batch, pos], and the activations at the recorded sites.
+        """One forward pass.
 
-        replace: site -> function of (its value, everything recorded so far in this pass) that returns the value
-        to go on with; what is recorded is the value before replacement, with that site's z heads concatenated.
-        start: (layer, residual stream entering it) skips the blocks below that layer; n_layers skips them all.
-        differentiable: keep the autograd graph from the embeddings on; recorded tensors are part of it.
+        Args:
+            tokens: Token ids [batch, pos].
+            record: Sites whose activations are returned, each as it is before its own replacement, heads of q, k, v and
+                z side by side.
+            replace: Site -> a function of (its value, everything recorded so far) that returns the value to go on with.
+            start: (layer, stream that enters it [batch, pos, d_model]): the blocks below do not run; n_layers skips all.
+            differentiable: Keep the autograd graph from the embeddings on; recorded tensors are part of it.
+
+        Returns the logits [batch, pos, vocab] and the recorded activations. Raises ModelError for a site that the model
+        does not have or does not reach.
         """
         replace = replace or {}
         recorded: dict[Site, Tensor] = {}
@@ -255,8 +264,8 @@ class Model:
         def hook(site: Site) -> Callable[[Any, Any, Tensor], Tensor | None]:
             def on_forward(module: Any, args: Any, value: Tensor) -> Tensor | None:
                 fired.add(site)
-                # What is shown lies on the path of the forward pass, so that gradients at it are those of everything after;
-                # a norm's scale is a side product there, and giving it back would cut the gradient through the norm.
+                # What is shown lies on the path of the forward pass, so that gradients at it are those of everything
+                # after; a norm's scale is a side product: to give it back would cut the gradient through the norm.
                 shown = value.flatten(2) if site.kind in _BY_HEAD and value.ndim == 4 else value
                 shown = shown.to(computed)
                 if start is not None and site == entry:
@@ -267,12 +276,9 @@ class Model:
                     recorded[site] = shown
                 if site in replace:
                     shown = replace[site](shown, recorded)
-                aside = site.kind in _ASIDE and site not in replace
-                return (
-                    None
-                    if shown is value or aside
-                    else shown.to(value.dtype).reshape(shown.shape[:2] + value.shape[2:])
-                )
+                if shown is value or (site.kind in _ASIDE and site not in replace):
+                    return None
+                return shown.to(value.dtype).reshape(shown.shape[:2] + value.shape[2:])
 
             return on_forward
 
@@ -280,8 +286,8 @@ class Model:
         sites = wanted | set(replace)
         if differentiable and (aside := [str(site) for site in replace if site.kind in _ASIDE]):
             raise ModelError(
-                f"{self.name}: gradients do not pass a replaced {aside[0]}, which the library computes beside its forward"
-                " pass; replace it in a run without gradients"
+                f"{self.name}: gradients do not pass a replaced {aside[0]}, which the library computes beside its"
+                " forward pass; replace it in a run without gradients"
             )
         if start is not None:
             sites |= {entry} if first < self.n_layers else set()
@@ -313,11 +319,11 @@ class Model:
 
         Args:
             tokens: Token ids [batch, pos].
-            edits: Site -> a function of (its value, everything read or observed before it), [n, batch, pos, ...] each, that
-                returns the value to go on with and leaves its arguments as they are.
+            edits: Site -> a function of (its value, everything read or observed before it), [n, batch, pos, ...] each,
+                that returns the value to go on with and leaves its arguments as they are.
             n: How many variants.
-            clean: Activations [batch, pos, ...] of the run without edits, which all variants are below the start. What it
-                lacks of the sites below is run again; with none at all, variants start at layer 0.
+            clean: Activations [batch, pos, ...] of the run without edits, which all variants are below the start. What
+                it lacks of the sites below is run again; with none at all, variants start at layer 0.
             read: Sites that edits read.
             observe: Sites whose values are returned, each as it is before its own edit.
             differentiable: Keep the autograd graph, as `run` does.
@@ -359,8 +365,10 @@ class Model:
 
     @contextlib.contextmanager
     def _skipping(self, first: int, stream: Tensor | None) -> Iterator[None]:
-        """The blocks below `first` hand their input on, or the stream if no block is left to enter: TransformerBridge 3.9
-        has no start_at_layer of its own."""
+        """The blocks below `first` hand their input on, or the stream if no block is left to enter.
+
+        TransformerBridge 3.9 has no start_at_layer of its own.
+        """
         blocks = [self.library.blocks[layer] for layer in range(first)]
         end = stream.to(self.dtype) if stream is not None and first == self.n_layers else None
         try:

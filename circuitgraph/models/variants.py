@@ -54,7 +54,7 @@ def start_layer(n_layers: int, edited: Iterable[Site], wanted: Iterable[Site], c
 
 
 class VariantValues(Mapping[Site, Tensor]):
-    """Activations by site with an axis for variants, [n, batch, pos, ...]: what a pass recorded, and clean ones below it."""
+    """Activations by site with an axis for variants, [n, batch, pos, ...]: clean below the start, then recorded."""
 
     def __init__(self, n: int, recorded: Mapping[Site, Tensor], below: Mapping[Site, Tensor]) -> None:
         self.n, self.recorded, self.below = n, recorded, below

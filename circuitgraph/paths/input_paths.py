@@ -1,16 +1,16 @@
 """How what is read at a site depends on the residual stream: input directions, one path per kind of edge.
 
 Targets are features, errors or directions that read at one site. `InputPaths` makes the paths into them, position by
-position, from their encoder vectors e, the clean run and the norms. Norm scales, per head and per stream, are frozen at the
-clean run. The input direction r at each position is
+position, from their encoder vectors e, the clean run and the norms. Norm scales, per head and per stream, are frozen at
+the clean run. The input direction r at each position is
 
     mlp    r[p] = J_ln2^T e / scale2[p]
     ov     r[k] = J_ln1^T sum_h P[h,p,k] W_V[h] e_h / scale1[k]              e_h = head h's slice of e
     q      r[p] = J_ln1^T sum_h W_Q[h] N_q R_p^T sum_k ds[h,k] k[k,h] / scale1[p]
     k      r[k] = J_ln1^T sum_h W_K[h] N_k R_k^T ds[h,k] q[p,h] / scale1[k]
 
-with s[h,k] = v[k,h] . e_h, the softmax derivative ds[h,k] = P[h,p,k] (s[h,k] - sum_j P[h,p,j] s[h,j]) times the slope of
-the soft cap and the scale of the scores; q and k are normed and rotated (R), N = gain / scale of the norms per head.
+with s[h,k] = v[k,h] . e_h, the softmax derivative ds[h,k] = P[h,p,k] (s[h,k] - sum_j P[h,p,j] s[h,j]) times the slope
+of the soft cap and the scale of the scores; q and k are normed and rotated (R), N = gain / scale of the norms per head.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def check_input_site(model: Model, site: Site) -> None:
         )
     if site.part == "attention":
         model.attention(site.block)
-    elif site.kind in ("mlp_post", "mlp_out"):
+    elif site.behind_neurons:
         model.mlp(site.block)
 
 
@@ -97,7 +97,7 @@ class InputPaths:
             ones = vectors.new_ones(len(self.clean[self.reads]), 1, 1, 1)
             return [self._path("residual", vectors[:, :, None], ones, pos, pos)]
         e = self._behind(vectors, pos)
-        if self.reads.kind in ("mlp_post", "mlp_out"):
+        if self.reads.behind_neurons:
             e = self._before_neurons(e, pos)
         factor = rearrange(1 / self._scale("ln2")[:, pos], "batch -> batch 1 1 1")
         return [self._path("mlp", e[:, :, None], factor, pos, pos)]

@@ -1,15 +1,15 @@
 """Linear maps of the residual stream that paths pass: skip connections, and components frozen at the clean run.
 
-A map is used both ways: `apply` gives what arrives at its output when the stream changes, `pull_back`, its transpose, turns
-input directions behind it into input directions before it. Both use the patterns, norm scales and slopes of the clean run;
-nothing is run again and no autograd graph is kept.
+A map is used both ways: `apply` gives what arrives at its output when the stream changes, `pull_back`, its transpose,
+turns input directions behind it into input directions before it. Both use the patterns, norm scales and slopes of the
+clean run; nothing is run again and no autograd graph is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -23,6 +23,7 @@ from circuitgraph.nodes import Site
 from circuitgraph.paths.stream import entry_depth
 
 
+@runtime_checkable
 class LinearMap(Protocol):
     """A map from the stream at depth `entry` to what is added to it at depth `out`."""
 
@@ -92,7 +93,7 @@ class SkipMap:
 
 @dataclass(frozen=True, eq=False)
 class FrozenMlp:
-    """An MLP made linear at the clean run: `slopes` are those of its neurons by their input and by their gate (or None)."""
+    """An MLP made linear at the clean run: `slopes` are its neurons' by their input and, if gated, by their gate."""
 
     out: int
     entry: int

@@ -1,8 +1,8 @@
 """One path from the residual stream into targets: their input directions, kept as factors until they are needed.
 
 An input direction per target, head and position would be large. Most products do not need it: a path projects what the
-sources write into the space that its heads read, once for all targets. Only where something linear stands between source and
-target are the directions themselves made (`Path.dense`).
+sources write into the space that its heads read, once for all targets. Only where something linear stands between
+source and target are the directions themselves made (`Path.dense`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Projection:
     def back(
         self, a: Float[Tensor, "batch targets heads d_head"], pos: Int[Tensor, " n"]
     ) -> Float[Tensor, "batch targets heads n d_model"]:
-        """The transpose: directions a in the space of the heads as directions of the stream at each of the positions."""
+        """The transpose: directions a in the space of the heads as directions of the stream at these positions."""
         y = a[:, :, None].expand(-1, -1, len(pos), -1, -1)  # [batch, targets, n, heads, d_head]
         if self.W is None:
             y = rearrange(y, "batch targets n heads d -> batch targets heads n d")
@@ -73,8 +73,8 @@ class Projection:
 class Path:
     """A path from the stream at positions first..last into targets that stand at one position.
 
-    What a target reads of x is factor * (vectors . projection(x)), per head. With `softmax` it is what the target loses when
-    projection(x) * factor is taken out of the query or key, which is not linear.
+    What a target reads of x is factor * (vectors . projection(x)), per head. With `softmax` it is what the target loses
+    when projection(x) * factor is taken out of the query or key, which is not linear.
 
     Args:
         kind: The kind of edge.

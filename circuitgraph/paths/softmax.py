@@ -1,7 +1,7 @@
 """What a target loses when one source is taken out of a query or a key: the softmax with it and without it.
 
-The derivative of a saturated head is 0, though without its strongest source the head would look elsewhere. This difference
-is exact for one source at a time, and not additive.
+The derivative of a saturated head is 0, though without its strongest source the head would look elsewhere. This
+difference is exact for one source at a time, and not additive.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Softmax:
     def without_key(
         self, change: Float[Tensor, "batch n heads d_head"], at: Int[Tensor, " n"]
     ) -> Float[Tensor, "batch targets heads n"]:
-        """What targets lose when each of n changes is taken out of the key at its position: one score of the pattern moves.
+        """What targets lose when each of n changes is taken out of the key at its position, which moves one score.
 
-        The weight of the key is p = sigmoid(score - logsumexp of the other scores), and the other keys keep their shares
-        among themselves. So what is lost is the change of p, times s at the key less the others' mean of s. Computed in this
-        form it stays accurate when a head is saturated.
+        The weight of the key is p = sigmoid(score - logsumexp of the other scores), and the other keys keep their
+        shares among themselves. So what is lost is the change of p, times s at the key less the others' mean of s.
+        Computed in this form it stays accurate when a head is saturated.
         """
         logs, mean = self._others
         moved = self._products[..., at] - torch.einsum("bhx,bnhx->bhn", self.query, change)
@@ -67,7 +67,7 @@ class Softmax:
 
     @cached_property
     def _others(self) -> tuple[Float[Tensor, "batch heads key"], Float[Tensor, "batch targets heads key"]]:
-        """Of all keys but one: the log of their summed exponentials and their mean of s; -inf and 0 for a key that is alone."""
+        """Of all keys but one: their logsumexp and their mean of s; -inf and 0 for a key that is alone."""
         scores = self._capped(self._products).masked_fill(self.hidden, -torch.inf)
         itself = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
         others = scores[:, :, None].masked_fill(itself, -torch.inf)  # [batch, heads, key, other key]

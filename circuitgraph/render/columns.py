@@ -1,7 +1,7 @@
 """Columns of numbers as text that a page unpacks into typed arrays without parsing a number.
 
-In come Python lists; out come {"type": ..., "data": base64 of the little-endian array}. Floats lose nothing: they are
-stored with 32 bits only where each survives that. This module knows no graph.
+A column is {"type": ..., "data": base64 of the little-endian array}. Floats lose nothing: they are stored with 32 bits
+only where each survives that.
 """
 
 from __future__ import annotations

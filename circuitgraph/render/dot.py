@@ -64,8 +64,8 @@ def render_dot(graph: nx.MultiDiGraph) -> str:
 def draw(graph: nx.MultiDiGraph, path: str | os.PathLike[str]) -> None:
     """Write the picture that Graphviz draws of the graph to a .svg, .png or .pdf file.
 
-    RenderError when the suffix is another one, when no Graphviz is installed and when drawing fails or takes longer than
-    `TIMEOUT`; CircuitGraphError when the file cannot be written.
+    RenderError when the suffix is another one, when no Graphviz is installed and when drawing fails or takes longer
+    than `TIMEOUT`; CircuitGraphError when the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:

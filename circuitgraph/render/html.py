@@ -36,8 +36,9 @@ def render_html(
 ) -> str:
     """The page as text, byte-identical for equal graphs.
 
-    Tokens and labels travel as JSON with `& < >` escaped and reach the page as text only; a content security policy allows
-    exactly the page's own script and style, and no connection. RenderError when a number of the graph is not finite.
+    Tokens and labels travel as JSON with `& < >` escaped and reach the page as text only; a content security policy
+    allows exactly the page's own script and style, and no connection. RenderError when a number of the graph is not
+    finite.
 
     Args:
         compare: a second graph; the page then shows what only one has, and the differences.

@@ -1,4 +1,4 @@
-"""Every decision on text, colour, width, order and shape of a drawn circuit graph, for DOT, SVG and the viewer alike."""
+"""Text, colour, width, order and shape of a drawn circuit graph, for DOT, SVG and the viewer alike."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ _POLYGONS = {
 
 
 def radii(graph: nx.MultiDiGraph) -> dict[str, float]:
-    """Radius in px of each node, from 4 to 10 with the root of |attribution|; of the metric and its targets always 10."""
+    """Radius in px of each node, 4 to 10 by the root of |attribution|; the metric and its targets have 10."""
     sizes = {node: abs(data.get("attribution") or 0.0) for node, data in graph.nodes(data=True) if not is_top(data)}
     largest = max(sizes.values(), default=0.0) or 1.0
     least, most = LOOKS.least_radius * RADIUS, RADIUS

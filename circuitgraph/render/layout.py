@@ -1,7 +1,7 @@
 """Where every node of a circuit graph is drawn: positions left to right, layers bottom to top.
 
-A `Layout` is in px with the origin at the top left, used alike by SVG and DOT; the viewer takes its cells and rows and packs what
-it shows.
+A `Layout` is in px with the origin at the top left, used alike by SVG and DOT; the viewer takes its cells and rows and
+packs what it shows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The order of nodes within a cell of the grid that keeps edges short and crossings few.
-
-In come the cells and the edges of a graph; out come the same cells, each sorted. This module knows no coordinates.
-"""
+"""The order of nodes within a cell of the grid that keeps edges short and crossings few."""
 
 from __future__ import annotations
 

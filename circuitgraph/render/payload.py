@@ -1,8 +1,8 @@
 """What the viewer's page carries: a graph, or two of them side by side, as plain JSON values.
 
-They are columns: names and tokens as text, numbers as typed arrays, edges strongest first, and every other attribute beside
-them, so that the page can write the graph back. Words, shapes and colours come from `labels`, rows and the order in a cell from
-`layout`.
+They are columns: names and tokens as text, numbers as typed arrays, edges strongest first, and every other attribute
+beside them, so that the page can write the graph back. Words, shapes and colours come from `labels`, rows and the order
+in a cell from `layout`.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def noise_plot(evaluation: Evaluation) -> Any:
 
 
 def prediction_plot(graph: nx.MultiDiGraph, evaluation: Evaluation, *, edges: bool = False) -> Any:
-    """Estimated against measured, one point per node (or pair of connected nodes) that was measured, with the diagonal."""
+    """Estimated against measured: a point per measured node (or pair of connected nodes), and the diagonal."""
     if edges:
         local: dict[tuple[str, str], float] = {}
         for source, target, weight in graph.edges(data="local_weight"):
@@ -147,7 +147,7 @@ def component_plots(evaluation: ComponentEvaluation) -> dict[str, Any]:
 
 
 def write_plot(figure: Any, path: str | Path) -> Path:
-    """The path, after the figure was written there: .html (one file, offline), .json, or with Kaleido .png, .svg, .pdf."""
+    """The path of the written figure: .html (one file, offline), .json, or with Kaleido .png, .svg, .pdf."""
     path = Path(path)
     if path.suffix == ".html":
         content: str | bytes = figure.to_html(include_plotlyjs=True, div_id="plot")

@@ -1,7 +1,7 @@
 """A circuit graph as one SVG picture for a paper or a README, written without any drawing program.
 
-It is the grid of `layout` with tokens below, layers at the left, a title with the measured numbers above and a legend at the
-foot.
+It is the grid of `layout` with tokens below, layers at the left, a title with the measured numbers above and a legend
+at the foot.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.aligned_pairs import EVERYTHING, FIRST, PLACES, SECOND, counted, places_of
+from support.aligned_pairs import ALIGNED, EVERYTHING, FIRST, SECOND, aligned_names, counted
 from support.close import assert_close
 from support.dictionary_kinds import dictionary_set
 from support.families import FAMILIES
@@ -25,8 +25,8 @@ from circuitgraph.prompts import PromptPair
 ALL_MEASURED = {"n_patched": 10_000, "n_edges": 10_000, "n_dropped": 0, "curves": False, "baselines": ("zero",)}
 
 
-def place(key, places):
-    return key.rpartition("@")[0], places[Node.parse(key).pos]
+def name_of(key, aligned):
+    return key.rpartition("@")[0], aligned[Node.parse(key).pos]
 
 
 @pytest.mark.parametrize(("family", "baseline"), [("gpt2", "corrupted"), ("llama", "zero")])
@@ -37,14 +37,16 @@ def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family,
     strong = sorted(both, key=lambda node: -abs(both.nodes[node]["attribution"]))[:40]
     circuit = both.subgraph({*strong, *(node for node in both if node.startswith("metric"))})
     whole = evaluate(circuit, model, found, **ALL_MEASURED)
-    names = places_of(both)
+    names = aligned_names(both)
     parts = []
-    for pair, places in zip((FIRST, SECOND), PLACES, strict=True):
+    for pair, aligned in zip((FIRST, SECOND), ALIGNED, strict=True):
         own = discover([pair], model, found, baseline=baseline, **EVERYTHING)
-        here = [node for node in own if place(node, counted(model, places)) in {place(node, names) for node in circuit}]
+        here = [
+            node for node in own if name_of(node, counted(model, aligned)) in {name_of(node, names) for node in circuit}
+        ]
         part = evaluate(own.subgraph(here), model, found, **ALL_MEASURED)
-        effects = {place(node, counted(model, places)): effect for node, effect in part.effects.items()}
-        edges = {tuple(place(n, counted(model, places)) for n in ends): x for ends, x in part.edge_effects.items()}
+        effects = {name_of(node, counted(model, aligned)): effect for node, effect in part.effects.items()}
+        edges = {tuple(name_of(n, counted(model, aligned)) for n in ends): x for ends, x in part.edge_effects.items()}
         parts.append((part, effects, edges))
 
     assert (
@@ -52,24 +54,24 @@ def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family,
         and sum(abs(effect) > 1e-3 for effect in whole.effects.values()) > 30
     )
     rounding = {"dtype": FAMILIES[family].precision, "scale": max(abs(part[0].metric_clean) for part in parts)}
-    means = [sum(part[1].get(place(node, names), 0.0) for part in parts) / 2 for node in whole.effects]
+    means = [sum(part[1].get(name_of(node, names), 0.0) for part in parts) / 2 for node in whole.effects]
     assert_close(list(whole.effects.values()), means, **rounding)
     shared = {}
     for ends, effect in whole.edge_effects.items():
-        key = tuple(place(node, names) for node in ends)
+        key = tuple(name_of(node, names) for node in ends)
         if all(key in part[2] for part in parts):
             shared[key] = effect
     assert sum(abs(effect) > 1e-3 for effect in shared.values()) > 10
     assert_close(list(shared.values()), [sum(part[2][key] for part in parts) / 2 for key in shared], **rounding)
     found_by_hand = {}
-    for pair, places in zip((FIRST, SECOND), PLACES, strict=True):
-        at = {name: i for i, name in enumerate(counted(model, places))}
-        nodes = [replace(Node.parse(n), pos=at[place(n, names)[1]]) for n in circuit if place(n, names)[1] in at]
+    for pair, aligned in zip((FIRST, SECOND), ALIGNED, strict=True):
+        at = {name: i for i, name in enumerate(counted(model, aligned))}
+        nodes = [replace(Node.parse(n), pos=at[name_of(n, names)[1]]) for n in circuit if name_of(n, names)[1] in at]
         run = attribute([pair], model, found, baseline=baseline)
         for errors in ERRORS:
             for complement in (False, True):
-                kept = circuit_mask(model, found, nodes, len(at), errors, complement=complement)
-                logits = run_with_nodes(model, found, run.tokens.clean, run.baseline, kept)
+                mask = circuit_mask(model, found, nodes, len(at), errors, complement=complement)
+                logits = run_with_nodes(model, found, run.tokens.clean, run.baseline, mask)
                 found_by_hand.setdefault((errors, complement), []).append(float(run.metric(logits)))
     for row in whole.conditions:
         if row.baseline == baseline:
@@ -81,15 +83,15 @@ def test_effects_and_faithfulness_are_means_over_the_prompts_own(loaded, family,
 def test_a_model_by_place_computes_what_it_computes_of_each_prompt_alone(loaded):
     model = loaded("llama")
     tokens = tokenize_pairs(model, [FIRST, SECOND], by_role=True)
-    places = align_pairs(tokens, "role")
-    there, ids = align_model(model, tokens, places)
-    site, n = Site("resid_post", 1), len(places.names)
+    alignment = align_pairs(tokens, "role")
+    there, ids = align_model(model, tokens, alignment)
+    site, n = Site("resid_post", 1), len(alignment.names)
     assert ids.clean.shape == (2, n) and ids.lengths is None
     logits, recorded = there.run(ids.clean.repeat(3, 1), record=[site])
     alone, seen = model.run(tokens.clean[:1, : tokens.lengths[0]], record=[site])
     for copy in (0, 2, 4):
         assert_close(logits[copy, -1], alone[0, -1], dtype=torch.float32)
-        at = [places.names.index(name) for name in counted(model, PLACES[0])]
+        at = [alignment.names.index(name) for name in counted(model, ALIGNED[0])]
         assert_close(recorded[site][copy, at], seen[site][0], dtype=torch.float32)
     change = torch.randn(3 * 2, n, 16, dtype=torch.float64)
     edited, _ = there.run(ids.clean.repeat(3, 1), replace={Site("embed"): lambda x, recorded: x + change})
@@ -100,7 +102,7 @@ def test_a_model_by_place_computes_what_it_computes_of_each_prompt_alone(loaded)
     assert float((edited[4, -1] - logits[4, -1]).abs().max()) > 0.1
 
 
-def test_a_run_by_place_starts_at_a_layer_with_the_stream_by_place(loaded):
+def test_a_run_by_aligned_position_starts_at_a_layer(loaded):
     model = loaded("llama")
     tokens = tokenize_pairs(model, [FIRST, SECOND], by_role=True)
     there, ids = align_model(model, tokens, align_pairs(tokens, "role"))
@@ -142,8 +144,8 @@ def test_the_whole_circuit_is_faithful_and_curves_end_there(loaded):
     assert len(evaluation.drops) == 3
 
 
-def test_other_pairs_are_measured_at_the_graphs_places(loaded):
-    """A third form has a place that the graph has not, and lacks some that it has."""
+def test_other_pairs_are_measured_at_the_graphs_aligned_positions(loaded):
+    """A third form has an aligned position that the graph does not have, and lacks some of its own."""
     model = loaded("gpt2")
     found = dictionary_set(model, "transcoders")
     graph = discover([FIRST, SECOND], model, found, align="role", baseline="zero", **EVERYTHING)
@@ -152,13 +154,13 @@ def test_other_pairs_are_measured_at_the_graphs_places(loaded):
     alone = discover([third], model, found, baseline="zero", **EVERYTHING)
     assert_close(evaluation.metric_clean, alone.graph["metric"]["clean"])
     own = evaluate(alone, model, found, n_patched=10_000, n_edges=0, n_dropped=0, curves=False).effects
-    places = ["start", "start+1", "start+2", "IO", "S1", "S1+1", "S1+2", "S1+3", "S1+4", "S2", "END"]
-    expected = {place(node, places): effect for node, effect in own.items()}
-    found_here = {place(node, places_of(graph)): effect for node, effect in evaluation.effects.items()}
+    aligned = ["start", "start+1", "start+2", "IO", "S1", "S1+1", "S1+2", "S1+3", "S1+4", "S2", "END"]
+    expected = {name_of(node, aligned): effect for node, effect in own.items()}
+    found_here = {name_of(node, aligned_names(graph)): effect for node, effect in evaluation.effects.items()}
     both = set(expected) & set(found_here)
     assert len(found_here) == len(graph) - 1 and sum(abs(found_here[key]) > 1e-4 for key in both) > 4
     assert_close([found_here[key] for key in both], [expected[key] for key in both], scale=abs(evaluation.metric_clean))
-    absent = {key for key in found_here if key[1] not in places}
+    absent = {key for key in found_here if key[1] not in aligned}
     assert absent
     effects = [found_here[key] for key in absent]
     assert_close(effects, [0.0] * len(absent), scale=abs(evaluation.metric_clean), zeros=True)

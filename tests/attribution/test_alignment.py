@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from support.aligned_pairs import EVERYTHING, FIRST, PLACES, SECOND, counted, places_of
+from support.aligned_pairs import ALIGNED, EVERYTHING, FIRST, SECOND, aligned_names, counted
 from support.close import assert_close
 from support.dictionary_kinds import dictionary_set
 from support.families import FAMILIES, hooked_transformer
@@ -38,7 +38,7 @@ CASES = [
     ("gemma3", "neurons", {}),
     ("gpt_neox", "output_saes", {}),
 ]
-THROUGH = {"attention": "frozen", "mlp": "frozen"}
+FROZEN = {"attention": "frozen", "mlp": "frozen"}
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,12 @@ def demo_model():
     return load_model(embedded.MODEL)
 
 
-def placed(graph, places):
-    """The graph's nodes and edges with the name of the place where a position was."""
+def renamed(graph, aligned):
+    """The graph's nodes and edges with aligned positions in place of positions."""
 
     def name(key):
         node = Node.parse(key)
-        return str(node).rpartition("@")[0], places[node.pos]
+        return str(node).rpartition("@")[0], aligned[node.pos]
 
     nodes = {name(key): data for key, data in graph.nodes(data=True)}
     edges = {(name(u), name(v), kind): data for u, v, kind, data in graph.edges(keys=True, data=True)}
@@ -60,7 +60,7 @@ def placed(graph, places):
 
 def assert_is_the_average(graph, parts):
     """Every number of the graph is the mean over the parts, (nodes, edges) each, of which one may lack it."""
-    nodes, edges = placed(graph, places_of(graph))
+    nodes, edges = renamed(graph, aligned_names(graph))
     own = [set(part[1]) for part in parts]
     assert set(edges) == set.union(*own) and len(edges) > 60
     assert set(edges) - own[0] and set(edges) - own[1] and len(own[0] & own[1]) > 10
@@ -89,7 +89,8 @@ def test_the_graph_of_two_forms_is_the_average_of_their_own_graphs(loaded, famil
     found = dictionary_set(model, dictionaries)
     graph_of = functools.partial(discover, model=model, dictionaries=found, **EVERYTHING, **settings)
     parts = [
-        placed(graph_of([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)
+        renamed(graph_of([pair]), counted(model, aligned))
+        for pair, aligned in zip((FIRST, SECOND), ALIGNED, strict=True)
     ]
     both = graph_of([FIRST, SECOND], align="role")
     check_graph(both)
@@ -105,10 +106,11 @@ def test_frozen_components_pass_between_the_places_of_each_example(loaded, famil
     found = {site: d for site, d in dictionary_set(model, "transcoders").items() if site.kind == "mlp_out"}
     del found[Site("mlp_out", 1)]
     graph_of = functools.partial(
-        discover, model=model, dictionaries=found, targets=[" c", " d"], **EVERYTHING, **settings, **THROUGH
+        discover, model=model, dictionaries=found, targets=[" c", " d"], **EVERYTHING, **settings, **FROZEN
     )
     parts = [
-        placed(graph_of([pair]), counted(model, places)) for pair, places in zip((FIRST, SECOND), PLACES, strict=True)
+        renamed(graph_of([pair]), counted(model, aligned))
+        for pair, aligned in zip((FIRST, SECOND), ALIGNED, strict=True)
     ]
     assert_is_the_average(graph_of([FIRST, SECOND], align="role"), parts)
 
@@ -124,12 +126,12 @@ def test_what_targets_read_of_all_sources_is_what_they_read_of_the_stream(loaded
     monkeypatch.setattr("circuitgraph.discovery.trace_edges", trace)
     found = dictionary_set(model, "transcoders")
     discover([FIRST, SECOND], model, found, align="role", baseline=baseline, **EVERYTHING)
-    stream, inflow = (
+    stream, total_input = (
         torch.tensor([each[i] for i in traced[0].stream_input], dtype=torch.float64)
         for each in (traced[0].stream_input, traced[0].total_input)
     )
     assert len(stream) > 30 and int((stream.abs() > 1e-2).sum()) > 30
-    assert_close(inflow, stream, dtype=FAMILIES[family].precision)
+    assert_close(total_input, stream, dtype=FAMILIES[family].precision)
 
 
 @pytest.mark.parametrize("baseline", ["corrupted", "mean"])
@@ -150,8 +152,8 @@ def test_the_order_of_pairs_and_the_memory_change_nothing(loaded):
     settings = {"align": "role", **EVERYTHING}
     graph = discover([FIRST, SECOND], model, found, **settings)
     other = discover([SECOND, FIRST], model, found, memory=1e-6, **settings)
-    nodes, edges = placed(graph, places_of(graph))
-    other_nodes, other_edges = placed(other, places_of(other))
+    nodes, edges = renamed(graph, aligned_names(graph))
+    other_nodes, other_edges = renamed(other, aligned_names(other))
     assert set(nodes) == set(other_nodes) and set(edges) == set(other_edges) and len(edges) > 100
     assert_close([other_edges[key]["weight"] for key in edges], [data["weight"] for data in edges.values()])
 
@@ -170,17 +172,17 @@ def test_examples_that_cancel_in_the_mean_show_in_the_mean_of_absolutes(loaded):
     assert nothing.graph["reports"][-1] == said
 
 
-# places --------------------------------------------------------------------------------------------------------------
+# aligned positions --------------------------------------------------------------------------------------------------------------
 
 
 def test_every_token_has_one_place_by_its_distance_from_the_named_word_before():
-    for pair, roles, places in zip(
+    for pair, roles, aligned in zip(
         (FIRST, SECOND),
         ({"IO": (2, 2), "S1": (4, 4), "S2": (7, 7)}, {"S1": (4, 4), "IO": (6, 6), "S2": (8, 8)}),
-        PLACES,
+        ALIGNED,
         strict=True,
     ):
-        assert position_names(roles, len(pair.clean.split()) + 1) == places
+        assert position_names(roles, len(pair.clean.split()) + 1) == aligned
     assert position_names({"S": (2, 4)}, 7) == ["start", "start+1", "S-2", "S-1", "S", "S+1", "END"]
     assert position_names({"S": (0, 0)}, 3) == ["S", "S+1", "END"]
     assert position_names({}, 2) == ["start", "END"]
@@ -189,12 +191,12 @@ def test_every_token_has_one_place_by_its_distance_from_the_named_word_before():
 def test_places_stand_in_the_order_of_the_prompts_and_end_last(tiny_model):
     tokens = tokenize_pairs(tiny_model, [FIRST, SECOND], by_role=True)
     found = align_pairs(tokens, "role")
-    assert sorted(found.names) == sorted({*PLACES[0], *PLACES[1]})
-    assert [[row.index(p) if p in row else -1 for p in found.names] for row in PLACES] == found.index.tolist()
+    assert sorted(found.names) == sorted({*ALIGNED[0], *ALIGNED[1]})
+    assert [[row.index(p) if p in row else -1 for p in found.names] for row in ALIGNED] == found.index.tolist()
     order = [p for p in found.names if "IO" not in p and p not in ("S1", "S1+1", "S1+2")]
     assert order == ["start", "start+1", "start+2", "start+3", "S2", "END"]
     one_way = align_pairs(tokenize_pairs(tiny_model, [FIRST, FIRST], by_role=True), "role")
-    assert list(one_way.names) == PLACES[0] and one_way.trivial
+    assert list(one_way.names) == ALIGNED[0] and one_way.trivial
 
 
 def test_a_place_behind_the_end_of_a_shorter_prompt_stands_before_end(tiny_model):
@@ -204,12 +206,12 @@ def test_a_place_behind_the_end_of_a_shorter_prompt_stands_before_end(tiny_model
     assert found.index[0, -4:].tolist() == [-1, -1, -1, 8] and found.index[1, -1] == 11
 
 
-def test_the_mean_over_examples_is_taken_by_place(tiny_model):
+def test_the_mean_over_examples_is_taken_by_aligned_position(tiny_model):
     tokens = tokenize_pairs(tiny_model, [FIRST, SECOND], by_role=True)
-    places = align_pairs(tokens, "role")
+    alignment = align_pairs(tokens, "role")
     x = torch.arange(40, dtype=torch.float64).view(2, 10, 2) ** 2
     site = Site("resid_pre", 0)
-    mean = places.mean({site: x, Site("pattern", 0): x})
+    mean = alignment.mean({site: x, Site("pattern", 0): x})
     assert list(mean) == [site]
     assert torch.equal(mean[site][0, 2], (x[0, 2] + x[1, 6]) / 2)  # IO
     assert torch.equal(mean[site][1, 6], mean[site][0, 2])
@@ -321,11 +323,11 @@ def test_the_roles_of_a_task_name_words_of_every_template(task):
 def test_the_demo_finds_the_words_of_mixed_templates_in_one_graph(demo_model, task):
     pairs = make_pairs(task, 40, seed=2)
     tokens = tokenize_pairs(demo_model, pairs, by_role=True)
-    places = align_pairs(tokens, "role")
+    alignment = align_pairs(tokens, "role")
     names = [name for name, _ in pairs[0].roles]
     assert tokens.lengths is not None and len(set(tokens.lengths)) > 1
     for name in names:
-        at = places.index[:, places.names.index(name)]
+        at = alignment.index[:, alignment.names.index(name)]
         for pair, ids, pos in zip(pairs, tokens.clean, at.tolist(), strict=True):
             start, stop = word_span(pair.clean, name, dict(pair.roles)[name])
             text = demo_model.token_strings([int(ids[pos])])[0].strip()

@@ -170,10 +170,10 @@ def test_a_graph_of_features_and_directions_is_evaluated_and_survives_a_file(
         edge_threshold=0.0, max_nodes=10**6,
     )  # fmt: skip
     check_graph(graph)
-    tops = {n: d for n, d in graph.nodes(data=True) if d["kind"] == "probe"}
-    assert set(tops) == {"mlp_in.1/p0@4", "resid_post.0/p1@3"}
-    assert {d["label"]: d["target_weight"] for d in tops.values()} == {"mlp_out.1/f3@4": 1.0, "<b>": -0.5}
-    for node, attributes in tops.items():
+    probed = {n: d for n, d in graph.nodes(data=True) if d["kind"] == "probe"}
+    assert set(probed) == {"mlp_in.1/p0@4", "resid_post.0/p1@3"}
+    assert {d["label"]: d["target_weight"] for d in probed.values()} == {"mlp_out.1/f3@4": 1.0, "<b>": -0.5}
+    for node, attributes in probed.items():
         assert list(graph.successors(node)) == ["metric@5"] and graph.in_degree(node) > 3
         assert Node.parse(node).site.layer is not None
         assert_explained([attributes])
@@ -184,7 +184,7 @@ def test_a_graph_of_features_and_directions_is_evaluated_and_survives_a_file(
         again, tiny_model, tiny_dictionaries, baselines=(), n_dropped=3, n_patched=10**6, n_edges=10**6
     )
     assert_close(evaluation.metric_clean, graph.graph["metric"]["clean"])
-    assert {target for _, target in evaluation.edge_effects} >= set(tops) and evaluation.edges.pearson_r > 0.5
+    assert {target for _, target in evaluation.edge_effects} >= set(probed) and evaluation.edges.pearson_r > 0.5
     for node in ("embed@3", "mlp_out.0/error@3", "z.0/error@2"):
         assert abs(evaluation.effects[node]) > 1e-6
     if baseline == "corrupted":
@@ -209,9 +209,9 @@ def test_a_probe_behind_neurons_and_one_through_frozen_components_are_explained(
     settings = {"attention": "frozen", "mlp": "frozen", "baseline": "zero", "edge_threshold": 0.0, "max_nodes": 10**6}
     found = probes(tiny_model, ["mlp_post.1", "mlp_out.1", "attn_out.1"])
     graph = discover(tiny_pairs[:1], tiny_model, dictionaries, targets=found, **settings)
-    tops = [d for _, d in graph.nodes(data=True) if d["kind"] == "probe"]
-    assert len(tops) == 3 and all(abs(d["stream_input"]) > 1e-3 for d in tops)
-    assert_explained(tops)
+    probed = [d for _, d in graph.nodes(data=True) if d["kind"] == "probe"]
+    assert len(probed) == 3 and all(abs(d["stream_input"]) > 1e-3 for d in probed)
+    assert_explained(probed)
 
 
 def test_pruning_by_influence_keeps_every_target_and_what_it_brings_to_the_metric(
@@ -261,11 +261,11 @@ def test_memory_bounds_what_is_held_at_once_and_changes_no_number(tiny_model, ti
     dictionaries, held = dictionary_set(tiny_model, name), []
     of_paths = EdgeProducts.of_paths
 
-    def watched(inflow, paths):
-        blocks = of_paths(inflow, paths)
-        batch, readers = blocks[0].local.shape[:2]
-        summed = sum(2 * batch * readers * block.local.shape[-1] for block in blocks)
-        held.append((readers, 8 * (summed + sum(block.local.numel() for block in blocks))))
+    def watched(products, paths):
+        blocks = of_paths(products, paths)
+        batch, targets = blocks[0].local.shape[:2]
+        summed = sum(2 * batch * targets * block.local.shape[-1] for block in blocks)
+        held.append((targets, 8 * (summed + sum(block.local.numel() for block in blocks))))
         return blocks
 
     monkeypatch.setattr(EdgeProducts, "of_paths", watched)

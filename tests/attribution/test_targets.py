@@ -188,7 +188,7 @@ def test_without_any_difference_the_empty_graph_is_said(tiny_model, tiny_diction
 def test_what_no_edge_explains_is_nothing_where_every_node_is_a_candidate(
     tiny_model, tiny_dictionaries, tiny_pairs, settings
 ):
-    """Recomputed q and k edges are no part of what is read through linear paths."""
+    """q and k edges by ablation are no part of what is read along linear paths."""
     graph = discover(
         tiny_pairs[:1], tiny_model, tiny_dictionaries, baseline="zero", edge_threshold=0.0, max_nodes=10**6, **settings
     )
@@ -210,8 +210,8 @@ def test_the_preset_of_attribution_graphs_explains_everything_before_it_prunes(
     check_graph(graph)
     assert {"replacement", "completeness"} == set(graph.graph["scores"])
     assert all(0 < score < 1 for score in graph.graph["scores"].values())
-    inflow = next(line for line in graph.graph["reports"] if line.startswith("inputs"))
-    assert "carry 0.0% (median), 0.0% (90th percentile)" in inflow
+    report = next(line for line in graph.graph["reports"] if line.startswith("inputs"))
+    assert "carry 0.0% (median), 0.0% (90th percentile)" in report
     whole = discover(
         tiny_pairs[:1], tiny_model, transcoders, preset="attribution-graph", node_influence=None, edge_influence=None
     )

@@ -140,6 +140,38 @@ def test_intervene_says_what_changes(workplace, tiny_folder):
     assert "reduced by 0.0 %" in same.stdout
 
 
+def test_intervene_loads_as_it_is_told_and_names_the_seed_of_its_draws(workplace, tiny_folder, tmp_path):
+    arguments = [
+        "intervene",
+        workplace / "pairs.jsonl",
+        *model_options(tiny_folder, workplace),
+        "--length",
+        6,
+        "--quiet",
+    ]
+    single, double = (
+        run(*arguments, "--set", "mlp_out.1/f3*=2", "--dtype", dtype, "--lazy") for dtype in ("bfloat16", "float64")
+    )
+    assert single.exit_code == double.exit_code == 0, single.output + double.output
+    assert single.stdout != double.stdout and "6 tokens" in double.stdout and "seed" not in double.stdout
+    drawn = run(*arguments, "--set", "mlp_out.1=resample", "--seed", 7)
+    assert "seed       7" in drawn.stdout, drawn.output
+    few = run(*arguments, "--set", "mlp_out.1*=2", "--examples", 1, "--seed", 3)
+    assert "seed       3" in few.stdout and "more" not in few.stdout
+
+
+def test_intervene_needs_no_corrupted_prompts_but_for_runs_of_them(workplace, tiny_folder, tmp_path):
+    prompts = tmp_path / "single.jsonl"
+    prompts.write_text('{"clean": "a b c d e", "answers": [" g"], "wrong_answers": [" h"]}\n')
+    arguments = ["intervene", prompts, *model_options(tiny_folder, workplace), "--quiet"]
+    result = run(*arguments, "--set", "mlp_out.1=0")
+    assert result.exit_code == 0 and "reduced by" in result.stdout, result.output
+    for name in ("corrupted", "mean", "resample"):
+        refused = run(*arguments, "--set", f"mlp_out.1={name}")
+        assert refused.exit_code == 1 and len(refused.stderr.splitlines()) == 1
+        assert f"no run '{name}' to patch from, since the prompts have no corrupted ones" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

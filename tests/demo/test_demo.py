@@ -115,12 +115,12 @@ def test_features_and_error_sum_to_gradient_times_difference_on_the_trained_mode
 
 def test_keeping_every_node_of_the_trained_model_changes_nothing(trained):
     n_pos = trained.tokens.clean.shape[1]
-    kept = circuit_mask(trained.model, trained.dictionaries, [], n_pos, "keep")
-    for mask in kept.features.values():
-        mask[:] = True
-    kept.embeddings[:] = True
+    mask = circuit_mask(trained.model, trained.dictionaries, [], n_pos, "keep")
+    for each in mask.features.values():
+        each[:] = True
+    mask.embeddings[:] = True
     assert torch.equal(
-        run_with_nodes(trained.model, trained.dictionaries, trained.tokens.clean, trained.base, kept),
+        run_with_nodes(trained.model, trained.dictionaries, trained.tokens.clean, trained.base, mask),
         trained.clean.logits,
     )
 

@@ -25,6 +25,7 @@ CASES = [
     ("llama", "transcoders", {"method": "integrated", "steps": 3}),
     ("llama", "transcoders", {"targets": [" c", " d"], "mlp": "frozen"}),
     ("gemma2", "cross_layer", {}),
+    ("gpt2", "residual", {"errors_as_targets": True, "baseline": "zero"}),
 ]
 
 
@@ -79,12 +80,12 @@ def test_what_sums_read_of_all_sources_is_what_they_read_of_the_stream(loaded, m
     monkeypatch.setattr("circuitgraph.discovery.trace_edges", trace)
     found = dictionary_set(model, "transcoders")
     graph = discover([FIRST, SECOND], model, found, align="role", baseline="zero", **SUMMED)
-    stream, inflow = (
+    stream, total_input = (
         torch.tensor([each[i] for i in traced[0].stream_input], dtype=torch.float64)
         for each in (traced[0].stream_input, traced[0].total_input)
     )
     assert len(stream) > 25 and int((stream.abs() > 1e-2).sum()) > 25
-    assert_close(inflow, stream)
+    assert_close(total_input, stream)
     ids = {str(traced[0].table.nodes[i]): value for i, value in traced[0].stream_input.items()}
     shown = dict(graph.nodes(data="stream_input"))
     assert {key: shown[key] for key in ids if key in shown} == {key: v for key, v in ids.items() if key in shown}
@@ -113,12 +114,12 @@ def test_memory_and_the_order_of_tracing_change_no_sum(loaded, settings):
         assert_close(*([graph.edges[edge][key] for edge in one.edges(keys=True)] for graph in (other, one)))
 
 
-def test_few_readers_are_the_most_influential_sums(loaded):
+def test_few_traced_sums_are_the_most_influential(loaded):
     model = loaded("gpt2")
     graph_of = functools.partial(discover, [FIRST], model, dictionary_set(model, "transcoders"))
     graph = graph_of(max_traced=5, **SUMMED)
-    readers = {v for _, v in graph.edges() if graph.nodes[v]["kind"] == "feature"}
-    assert len(readers) == 5
+    traced = {v for _, v in graph.edges() if graph.nodes[v]["kind"] == "feature"}
+    assert len(traced) == 5
 
 
 def test_top_k_and_max_nodes_count_sums(loaded):

@@ -65,7 +65,7 @@ def attend(model, clean, layer, pos, dq=None, dk=None):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "mistral"])
-def test_recomputed_q_and_k_edges_are_what_is_lost_without_the_source(loaded, tiny_pairs, family):
+def test_q_and_k_edges_by_ablation_are_what_is_lost_without_the_source(loaded, tiny_pairs, family):
     model, layer = loaded(family), 1
     traced = trace(model, COVERED, tiny_pairs[:1])
     clean, site = traced.clean.values, Site("z", layer)
@@ -101,7 +101,7 @@ def test_recomputed_q_and_k_edges_are_what_is_lost_without_the_source(loaded, ti
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
-def test_for_small_differences_recomputing_approaches_the_derivative(loaded, tiny_pairs, family):
+def test_for_small_differences_ablation_approaches_the_derivative(loaded, tiny_pairs, family):
     traced = trace(loaded(family), COVERED, tiny_pairs[:1])
     small = [shrunk(table, 1e-4) for table in traced.tables]
 
@@ -109,17 +109,17 @@ def test_for_small_differences_recomputing_approaches_the_derivative(loaded, tin
         table = traced.edges(tables=tables, qk=qk).table
         return {(e.source, e.target, e.kind): e.local_weight for e in table if e.kind in ("q", "k")}
 
-    derivative, recomputed = weights(small, "derivative"), weights(small, "ablate")
+    derivative, ablated = weights(small, "derivative"), weights(small, "ablate")
     large = weights(traced.tables, "ablate")
     keys = sorted(derivative, key=str)
     assert len(keys) > 100
     expected = column(1e4 * derivative[key] for key in keys)
-    near = column(1e4 * recomputed.get(key, 0.0) for key in keys) - expected
+    near = column(1e4 * ablated.get(key, 0.0) for key in keys) - expected
     far = column(large.get(key, 0.0) for key in keys) - expected
     assert float(near.abs().max()) < 1e-3 * float(expected.abs().max()) < float(far.abs().max())
 
 
-def test_recomputing_through_frozen_components_is_refused(loaded, tiny_pairs):
+def test_ablation_with_frozen_components_is_refused(loaded, tiny_pairs):
     traced = trace(loaded("gpt2"), COVERED[:1], tiny_pairs[:1], attention="frozen")
     with pytest.raises(CircuitGraphError, match="qk 'ablate' passes no component that is 'frozen'"):
         traced.edges(qk="ablate")
@@ -230,11 +230,11 @@ def test_recomputing_finds_exactly_the_edges_of_a_program():
 
 def test_the_derivative_misses_keys_that_are_not_attended_to_and_recomputing_does_not():
     """Two keys that could have matched do not: their pattern is 0, and so is its derivative."""
-    recomputed, _ = programs_edges("a b c b a", "a a c a a", 2, qk="ablate")
+    ablated, _ = programs_edges("a b c b a", "a a c a a", 2, qk="ablate")
     derivative, _ = programs_edges("a b c b a", "a a c a a", 2)
     keys = ("embed", "z.0", "k")
-    assert by_component(recomputed)[keys] > 0.1 and keys not in by_component(derivative)
-    assert {e.source.pos for e in recomputed if e.kind == "k" and abs(e.weight) > 0.01} == {2, 4}
+    assert by_component(ablated)[keys] > 0.1 and keys not in by_component(derivative)
+    assert {e.source.pos for e in ablated if e.kind == "k" and abs(e.weight) > 0.01} == {2, 4}
     assert by_component(derivative)["mlp_post.0", "metric", "metric"] > 0.1
 
 

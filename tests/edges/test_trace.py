@@ -48,7 +48,7 @@ def column(values):
     return torch.tensor(list(values), dtype=torch.float64)
 
 
-# through -------------------------------------------------------------------------------------------------------------
+# linear maps -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def maps(loaded, tiny_pairs):
     @functools.cache
     def make(family):
         traced = trace(loaded(family), (), tiny_pairs[:1], attention="frozen", mlp="frozen")
-        found = {(site.kind, site.layer): through for site, through in traced.frozen.items()}
+        found = {(site.kind, site.layer): linear for site, linear in traced.frozen.items()}
         generator = torch.Generator().manual_seed(5)
         W_skip = torch.randn(16, 16, generator=generator, dtype=torch.float64)
         for kind, layer in (("mlp_in", 0), ("ln2_normalized", 1)):
@@ -76,11 +76,11 @@ def test_pulling_back_is_the_transpose_of_applying(maps, family):
     generator = torch.Generator().manual_seed(1)
     n_pos = traced.gradient.shape[1]
     x = torch.randn(1, n_pos, 16, generator=generator, dtype=torch.float64)
-    for through in found.values():
-        added = through.apply(x)
+    for linear in found.values():
+        added = linear.apply(x)
         for first, n in ((0, n_pos), (2, 3), (n_pos - 1, 1)):
             r = torch.randn(1, 2, 3, n, 16, generator=generator, dtype=torch.float64)
-            pulled, start = through.pull_back(r, first)
+            pulled, start = linear.pull_back(r, first)
             assert pulled.shape[:3] == r.shape[:3]
             read = torch.einsum("brhpd,bpd->rh", r, added[:, first : first + n])
             assert_close(torch.einsum("brhpd,bpd->rh", pulled, x[:, start : start + pulled.shape[3]]), read)
@@ -93,17 +93,17 @@ def test_pulling_back_is_the_gradient_of_the_frozen_component(maps, folder, fami
     frozen = FrozenBlocks(hf_model(folder(family)), traced.tokens)
     generator = torch.Generator().manual_seed(2)
     n_pos = traced.gradient.shape[1]
-    for (kind, layer), through in found.items():
+    for (kind, layer), linear in found.items():
         stream = frozen.seen["ln1" if kind == "attn_out" else "ln2", layer].clone().requires_grad_()
         if kind == "attn_out":
             out = frozen.attention(layer, stream, traced.clean.values[Site("pattern", layer)])[1]
         elif kind == "mlp_out":
             out = frozen.mlp(layer, stream)[1]
         else:
-            out = (frozen.norm(layer, "ln2")(stream, gain=kind == "mlp_in") @ through.W_skip)[0]
+            out = (frozen.norm(layer, "ln2")(stream, gain=kind == "mlp_in") @ linear.W_skip)[0]
         r = torch.randn(n_pos, 16, generator=generator, dtype=torch.float64)
         (gradient,) = torch.autograd.grad((out * r).sum(), stream)
-        pulled, start = through.pull_back(r[None, None, None], 0)
+        pulled, start = linear.pull_back(r[None, None, None], 0)
         assert start == 0
         assert_close(pulled[0, 0, 0], gradient[0], dtype=FAMILIES[family].precision)
 
@@ -129,7 +129,7 @@ def test_applying_attention_is_what_the_real_model_does_with_its_pattern_and_sca
     )
 
 
-# inflow --------------------------------------------------------------------------------------------------------------
+# total input --------------------------------------------------------------------------------------------------------------
 
 
 def whole_inputs():
@@ -154,7 +154,7 @@ def test_all_sources_together_are_what_each_target_reads_of_the_streams(loaded, 
 
 @each
 @pytest.mark.parametrize("name", ["transcoders", "heads"])
-def test_the_edges_of_a_target_sum_to_its_inflow(loaded, tiny_pairs, family, name):
+def test_the_edges_of_a_target_sum_to_its_total_input(loaded, tiny_pairs, family, name):
     kinds, attention, mlp = TREATMENTS[name]
     found = trace(loaded(family), kinds, tiny_pairs[:1], baseline="zero", attention=attention, mlp=mlp).edges()
     targets, weights = found.table.target.long(), found.table.local_weight
@@ -220,14 +220,17 @@ def test_what_a_skip_connection_passes_beyond_its_linear_map_is_no_node(loaded, 
 @pytest.mark.parametrize("name", ["transcoders", "heads"])
 def test_what_is_cut_is_missing(loaded, tiny_pairs, family, name):
     kinds, attention, mlp = TREATMENTS[name]
-    cut = {"attention": "dropped" if attention == "frozen" else attention, "mlp": "dropped" if mlp == "frozen" else mlp}
-    found = trace(loaded(family), kinds, tiny_pairs, baseline="zero", **cut).edges()
+    dropped = {
+        "attention": "dropped" if attention == "frozen" else attention,
+        "mlp": "dropped" if mlp == "frozen" else mlp,
+    }
+    found = trace(loaded(family), kinds, tiny_pairs, baseline="zero", **dropped).edges()
     gap = column(found.stream_input[i] - found.total_input[i] for i in found.stream_input).abs()
     assert float(gap.max()) > 1e-2
 
 
 @each
-def test_with_attention_passed_the_inflow_is_the_pre_activation_less_the_constants(loaded, tiny_pairs, family):
+def test_with_attention_passed_the_total_input_is_the_pre_activation_less_the_constants(loaded, tiny_pairs, family):
     """The biases of the encoder and of the norm in front of it; everything else has a node."""
     model = loaded(family)
     traced = trace(model, TRANSCODERS, tiny_pairs[:1], baseline="zero", attention="frozen")
@@ -307,7 +310,7 @@ def test_top_k_keeps_the_strongest_inputs_of_every_traced_target(covered):
 
 
 @pytest.mark.parametrize("budget", [4, 40])
-def test_max_readers_traces_that_many_features_the_most_influential_first(covered, budget):
+def test_max_traced_traces_that_many_features_the_most_influential_first(covered, budget):
     """Influence on the metric through what was traced before; fewer than that many have any at first."""
     whole, found = covered.edges(), covered.edges(max_traced=budget)
     n, expected, rounds = len(covered.nodes), set(), 0
@@ -325,7 +328,7 @@ def test_max_readers_traces_that_many_features_the_most_influential_first(covere
     assert_close(column(rows[key][0] for key in wanted), column(row[0] for row in wanted.values()))
 
 
-def test_max_readers_above_the_number_of_features_traces_all_that_reach_the_metric(covered):
+def test_max_traced_above_the_number_of_features_traces_all_that_reach_the_metric(covered):
     whole, found = covered.edges(), covered.edges(max_traced=10**6)
     assert as_rows(found.table) == as_rows(whole.table) and len(whole.table) > 1000
 

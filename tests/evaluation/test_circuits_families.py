@@ -8,13 +8,21 @@ import pytest
 import torch
 from support.cases import build_case
 from support.close import assert_close
-from support.dictionary_kinds import random_dictionary
+from support.dictionary_kinds import dictionary_set, random_dictionary
 from support.families import FAMILIES
 from support.naive_circuits import Naive
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import GraphError
-from circuitgraph.evaluation.circuits import ERRORS, circuit_mask, circuit_metrics, node_values
+from circuitgraph.evaluation.circuits import (
+    ERRORS,
+    circuit_mask,
+    circuit_metrics,
+    node_values,
+    run_circuits,
+    run_with_nodes,
+    stack_masks,
+)
 from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.nodes import Node, Site
 
@@ -117,6 +125,54 @@ def _effects(case, baseline_nodes, nodes, **settings):
     return patch_effects(
         case.model, case.dictionaries, tokens, clean, baseline_nodes, case.metric, case.tables, nodes, **settings
     )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_set_above_what_its_cross_layer_dictionary_reads_is_that_of_the_whole_run(loaded, tiny_pairs, known):
+    """The error behind the second layer is what a dictionary misses that reads in the first; the run starts above that
+    where the clean run has what is read."""
+    model = loaded("gpt2")
+    case = build_case(model, dictionary_set(model, "cross_layer"), tiny_pairs)
+    site, reads = Site("mlp_out", 1), Site("mlp_in", 0)
+    assert reads in {dictionary.reads for dictionary in case.dictionaries.writers(site)}
+    baseline_nodes, n_pos = node_values(model, case.dictionaries, case.base.values), case.tokens.clean.shape[1]
+    last = [node for node in nodes_of(case) if node.site == site and node.pos == n_pos - 1]  # others reach no logit
+    errors = [node for node in nodes_of(case) if node.site == site and node.kind == "error"]
+    sets = [errors, last[:3], [*errors[-1:], last[0]]]
+    clean = {each: value for each, value in case.clean.values.items() if known or each != reads}
+    starts, run = [], type(model).run
+
+    def spy(self, *arguments, start=None, **settings):
+        starts.append(start and start[0])
+        return run(self, *arguments, start=start, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model), "run", spy)
+        effects = patch_effects(
+            model, case.dictionaries, case.tokens.clean, clean, baseline_nodes, case.metric, case.tables, sets
+        )
+    assert starts == [None, 1 if known else None]
+    for chosen, effect in zip(sets, effects, strict=True):
+        others = circuit_mask(model, case.dictionaries, chosen, n_pos, complement=True)
+        whole = run_with_nodes(model, case.dictionaries, case.tokens.clean, case.base, others)
+        assert_close(effect, case.clean.metric - case.metric(whole))
+        assert float(effect.abs().max()) > 1e-3
+
+
+def test_all_nodes_kept_beside_another_circuit_is_the_model_bit_for_bit(family):
+    case, _, _ = family
+    n_pos = case.tokens.clean.shape[1]
+    every, none = (
+        circuit_mask(case.model, case.dictionaries, [], n_pos, errors, complement=complement)
+        for errors, complement in (("keep", True), ("remove", False))
+    )
+    baseline_nodes = node_values(case.model, case.dictionaries, case.base.values)
+    clean = case.clean.values
+    for settings in ({}, {"clean": clean}):
+        masks = stack_masks([none, every])
+        logits, _ = run_circuits(case.model, case.dictionaries, case.tokens.clean, baseline_nodes, masks, **settings)
+        plain, _ = case.model.run(case.tokens.clean.repeat(2, 1))
+        assert torch.equal(logits[1], plain[len(plain) // 2 :]) and not torch.equal(logits[0], logits[1])
 
 
 def test_sets_that_cannot_be_patched_are_refused(family):

@@ -70,7 +70,7 @@ def test_a_graph_is_written_the_same_twice(name, tmp_path):
 
 
 def test_the_table_is_in_the_readme_and_every_promise_is_of_a_known_aspect():
-    assert format_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert format_table() in (ROOT / "circuitgraph" / "formats" / "README.md").read_text(encoding="utf-8")
     for item in FORMATS.values():
         assert set(item.keeps) <= set(ASPECTS) and bool(item.keeps) == bool(item.read and item.write)
 

@@ -60,7 +60,7 @@ CASES = {
     "strongest input": ({"top_k": 1}, {"embed@1", "z.0/f7@2", "mlp_out.0/f3@2", "metric@2"}, 3),
     "strongest nodes": ({"max_nodes": 3}, {"z.0/f7@2", "mlp_out.0/f3@2", "metric@2"}, 3),
     "a node without a way": ({"max_nodes": 2}, {"mlp_out.0/f3@2", "metric@2"}, 1),
-    "everything": ({"node_threshold": 9.0}, {"metric@2"}, 0),
+    "everything": ({"node_threshold": 1.0}, {"metric@2"}, 0),
 }
 
 
@@ -83,7 +83,7 @@ def test_every_step_says_what_it_removed(graph):
         "node_threshold 0.05: removed 1 nodes and 1 edges",
         "edge_threshold 0.06: removed 1 edges",
     ]
-    assert prune(graph, node_threshold=9.0).graph["reports"][-1].startswith("nothing is left")
+    assert prune(graph, node_threshold=1.0).graph["reports"][-1].startswith("nothing is left")
 
 
 def test_evidence_of_a_larger_circuit_is_not_that_of_a_smaller(graph):
@@ -95,11 +95,23 @@ def test_evidence_of_a_larger_circuit_is_not_that_of_a_smaller(graph):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"node_threshold": -1}, {"edge_threshold": float("nan")}, {"top_k": 0}, {"max_nodes": 1}]
+    "settings",
+    [
+        {"node_threshold": -1},
+        {"edge_threshold": float("nan")},
+        {"top_k": 0},
+        {"max_nodes": 1},
+    ],
 )
 def test_nonsense_is_refused(graph, settings):
     with pytest.raises(CircuitGraphError, match=rf"{next(iter(settings))} is .*; expected"):
         prune(graph, **settings)
+
+
+@pytest.mark.parametrize(("name", "value"), [("node_threshold", 5), ("edge_threshold", 1.5), ("edge_threshold", 1e300)])
+def test_a_percentage_in_place_of_a_fraction_is_refused(graph, name, value):
+    with pytest.raises(CircuitGraphError, match=rf"^{name} is .*, and no .* is that strong: .* so 5 % is 0.05$"):
+        prune(graph, **{name: value})
 
 
 @pytest.fixture
@@ -116,18 +128,18 @@ def test_without_a_corrupted_prompt_thresholds_are_shares_of_the_clean_metric(si
     assert metric_scale(single) == 8.0
     assert set(prune(single, node_threshold=0.12)) == set(ATTRIBUTIONS) - {"embed@2"}
     assert set(prune(single, node_threshold=0.126)) == set(ATTRIBUTIONS) - {"embed@1", "embed@2"}
-    assert set(prune(single, node_threshold=5.0)) == {"metric@2"}
+    assert set(prune(single, node_threshold=1.0)) == {"metric@2"}
     assert prune(single, edge_threshold=0.126).number_of_edges() == 3
 
 
 def test_a_metric_that_does_not_change_has_no_shares_and_pruning_says_so(graph):
     graph.graph["metric"] = graph.graph["metric"] | {"corrupted": 8.0}
     assert metric_scale(graph) == 0.0
-    pruned = prune(graph, node_threshold=0.5, edge_threshold=1e300, top_k=1)
+    pruned = prune(graph, node_threshold=0.5, edge_threshold=1.0, top_k=1)
     assert pruned.number_of_edges() == 3
     assert [line for line in pruned.graph["reports"] if "undefined" in line] == [
         "node_threshold 0.5 removed nothing: the metric is the same clean and corrupted, so shares of it are undefined",
-        "edge_threshold 1e+300 removed nothing: the metric is the same clean and corrupted, so shares of it are undefined",
+        "edge_threshold 1 removed nothing: the metric is the same clean and corrupted, so shares of it are undefined",
     ]
 
 

@@ -1,15 +1,11 @@
-"""What every kernel test shares: Triton's interpreter where there is no GPU, new memory full of NaN, one thread."""
+"""What every kernel test shares: new memory full of NaN, and one thread."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined, so before they are imported
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,10 @@ import shutil
 import pytest
 import torch
 from support.close import assert_close
+from support.families import save_family
 
+from circuitgraph.doors import as_model
+from circuitgraph.embedded import MODEL
 from circuitgraph.errors import ModelError
 from circuitgraph.models.layout import _BRIDGE_HOOKS, site_of_hook
 from circuitgraph.models.load import load_model
@@ -20,6 +23,10 @@ TOKENS = torch.tensor([[1, 3, 4, 5, 6], [1, 7, 4, 3, 3]])
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(ModelError, match="does not exist; give a folder written by save_pretrained"):
         load_model(tmp_path / "none")
+
+
+def test_demo_is_the_name_of_the_embedded_model():
+    assert load_model("demo").name == load_model(MODEL).name == "mini_english"
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
@@ -59,6 +66,119 @@ def test_parameters_are_frozen(tiny_model):
 def test_an_already_loaded_model_is_accepted(tiny_model):
     again = load_model(tiny_model.library)
     assert again.library is tiny_model.library and again.n_layers == 2
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_a_model_of_transformers_is_the_same_as_its_folder(tmp_path, family):
+    from transformers import AutoModelForCausalLM
+
+    folder = save_family(tmp_path / family, family)
+    given = AutoModelForCausalLM.from_pretrained(folder)
+    model, expected = load_model(given), load_model(folder)
+    assert model.name == expected.name == family and model.dtype == torch.float32 and model.differences == {}
+    assert model.tokens("a b") == expected.tokens("a b")
+    sites = [Site("z", 0), Site("pattern", 1), Site("mlp_out", 1)]
+    (logits, values), (wanted, expectation) = (each.run(TOKENS, record=sites) for each in (model, expected))
+    assert_close(logits, wanted)
+    for site in sites:
+        assert_close(values[site], expectation[site])
+    assert not any(parameter.requires_grad for parameter in given.parameters())
+    assert_close(as_model(given).run(TOKENS)[0], wanted)  # a second time, as it comes
+
+
+def _without_tokenizer(folder):
+    for path in folder.glob("*token*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path, family):
+    """transformers gives an empty one for GPT-2, in which every prompt is nothing."""
+    folder = save_family(tmp_path / family, family)
+    _without_tokenizer(folder)
+    with pytest.raises(ModelError, match="tokenizer"):
+        load_model(folder)
+
+
+def test_the_tokenizer_of_a_model_of_transformers_is_found_or_given(tiny_folder, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    made = GPT2LMHeadModel(GPT2Config(vocab_size=12, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(
+        ModelError, match=r"GPT2LMHeadModel does not say where its tokenizer is; give load_model\(model, tok"
+    ):
+        load_model(made)
+    model = load_model(made, tokenizer=tokenizer)
+    assert model.name == "GPT2LMHeadModel" and model.tokens("a b") == [1, 3, 4]
+    folder = save_family(tmp_path / "moved", "llama")
+    _without_tokenizer(folder)
+    moved = AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(ModelError, match="no tokenizer in '.*moved', or it does not load; give load_model") as caught:
+        load_model(moved)
+    assert "\n" not in str(caught.value)
+    assert load_model(moved, tokenizer=tokenizer).name == "moved"
+    with pytest.raises(ModelError, match="tiny has a tokenizer of its own; give one only with a model of transformers"):
+        load_model(tiny_folder, tokenizer=tokenizer)
+    with pytest.raises(ModelError, match="moved is loaded already; its device and dtype are its own"):
+        load_model(moved, dtype=torch.float64)
+
+
+def test_a_model_of_transformers_that_is_run_in_another_way_is_refused(tiny_folder):
+    """Here its attention computes something that the library does not know of."""
+    from transformers import AutoModelForCausalLM
+
+    given = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    attention = given.transformer.h[1].attn
+    forward = attention.forward
+    attention.forward = lambda *arguments, **settings: (
+        tuple(2 * x for x in forward(*arguments, **settings)[:1]) + (None,)
+    )
+    with pytest.raises(ModelError, match="tiny: TransformerLens computes logits that differ from the model's own by"):
+        load_model(given)
+
+
+@pytest.fixture
+def hooked_sae_transformer(tiny_folder):
+    """A random HookedSAETransformer with the tokenizer of the tiny model."""
+    from sae_lens import HookedSAETransformer
+    from transformer_lens import HookedTransformerConfig
+    from transformers import AutoTokenizer
+
+    sizes = {"n_layers": 2, "d_model": 16, "n_ctx": 16, "d_head": 8, "n_heads": 2, "d_vocab": 12, "d_mlp": 32}
+    config = HookedTransformerConfig(act_fn="gelu", model_name="hooked", seed=0, **sizes)
+    model = HookedSAETransformer(config)
+    model.set_tokenizer(AutoTokenizer.from_pretrained(tiny_folder))
+    return model
+
+
+def test_a_hooked_sae_transformer_is_accepted_and_shows_the_input_of_its_mlps(hooked_sae_transformer):
+    with torch.no_grad():
+        expected, cache = hooked_sae_transformer.run_with_cache(TOKENS)
+    model = as_model(hooked_sae_transformer)
+    assert model.name == "hooked" and model.differences == {}
+    logits, values = model.run(TOKENS, record=[Site("mlp_in", 1), Site("z", 0)])
+    assert_close(logits, expected)
+    assert_close(values[Site("mlp_in", 1)], cache["blocks.1.mlp.hook_in"])
+    assert_close(values[Site("z", 0)], cache["blocks.0.attn.hook_z"].flatten(2))
+
+
+def test_a_hooked_sae_transformer_with_saes_attached_is_refused(hooked_sae_transformer):
+    from sae_lens import StandardSAE, StandardSAEConfig
+
+    config = StandardSAEConfig(d_in=16, d_sae=24)
+    config.metadata.hook_name = "blocks.0.hook_resid_post"
+    hooked_sae_transformer.add_sae(StandardSAE(config))
+    with pytest.raises(
+        ModelError, match=r"hooked has SAEs attached \(blocks.0.hook_resid_post\), so its logits are not"
+    ):
+        load_model(hooked_sae_transformer)
+    hooked_sae_transformer.reset_saes()
+    assert load_model(hooked_sae_transformer).n_layers == 2
+
+
+def test_a_model_prints_as_one_line(tiny_model):
+    assert repr(tiny_model) == "Model tiny: 2 layers, 2 heads, d_model 16, float64 on cpu"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -8,20 +8,20 @@ from circuitgraph.prompts import PromptPair
 FIRST = PromptPair("a f b g c d g e", "a f b g c d f e", (" c",), (" d",), {"IO": 1, "S1": 3, "S2": 6})
 SECOND = PromptPair("d d c h b f e h a", "d d c h b f e f a", (" b",), (" d",), {"S1": 3, "IO": 5, "S2": 7})
 # The positions of their tokens, counted by hand; the first is <bos>.
-PLACES = (
+ALIGNED = (
     ["start", "start+1", "IO", "IO+1", "S1", "S1+1", "S1+2", "S2", "END"],
     ["start", "start+1", "start+2", "start+3", "S1", "S1+1", "IO", "IO+1", "S2", "END"],
 )
 EVERYTHING = {"edge_threshold": 0.0, "max_nodes": 100_000}
 
 
-def counted(model, places):
-    """The places as counted by hand, for a model that prepends no <bos>."""
+def counted(model, aligned):
+    """The aligned positions as counted by hand, for a model that prepends no <bos>."""
     if len(model.tokens("a")) == 2:
-        return places
+        return aligned
     shifted = {"start+1": "start", "start+2": "start+1", "start+3": "start+2"}
-    return [shifted.get(place, place) for place in places[1:]]
+    return [shifted.get(name, name) for name in aligned[1:]]
 
 
-def places_of(graph):
+def aligned_names(graph):
     return graph.graph["provenance"]["alignment"]["positions"]

@@ -1,7 +1,8 @@
-"""What edges are compared with: blocks written out with Hugging Face's own modules, and the real model with parts frozen.
+"""What edges are compared with: blocks written out with Hugging Face's own modules, and the real model with parts
+frozen.
 
-In comes a plain Hugging Face model or a case of the laws; out come attention and MLPs as functions of the stream with norm
-scales frozen, and what reaches every place when one source at a time is taken out. Knows no edges.
+`FrozenBlocks` gives attention and MLPs as functions of the stream, with norm scales frozen, and what reaches every site
+when one source at a time is taken out.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class FrozenBlocks:
         return FrozenNorm(self.part(layer, name), self.seen[name, layer])
 
     def attention(self, layer, stream, pattern=None):
-        """(z [pos, heads * d_head], attn_out [pos, d_model]); pattern [1, heads, pos, pos]: given instead of computed."""
+        """(z [pos, heads * d_head], attn_out [pos, d_model]); pattern [1, heads, pos, pos]: given instead of
+        computed."""
         attn, given = self.part(layer, "attn"), self.given[layer]
         q, k, v = self._projected(attn, self.norm(layer, "ln1")(stream), layer)
         if given.get("position_embeddings") is not None:

@@ -9,7 +9,7 @@ from support.close import assert_close
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, PromptError
 from circuitgraph.interventions.attention import compare_attention
-from circuitgraph.interventions.generate import generate
+from circuitgraph.interventions.generation import generate
 from circuitgraph.interventions.run import run_with_interventions
 from circuitgraph.nodes import Site
 
@@ -25,6 +25,8 @@ def test_without_interventions_it_writes_the_likeliest_tokens(tiny_model, tiny_d
         tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], 1)
     assert torch.equal(written.tokens, tokens)
     assert repr(written) == "\n".join(["4 tokens after each of 2 prompts", *map(repr, written.texts)])
+    lines = repr(written).splitlines()
+    assert lines[0] == "4 tokens after each of 2 prompts" and lines[1:] == [repr(text) for text in written.texts]
     assert written.texts[1] == "".join(tiny_model.token_strings(tokens[1, 6:].tolist())) != ""
 
 
@@ -108,6 +110,10 @@ def test_attention_is_compared_by_position_so_that_repeated_tokens_stay_distinct
         assert_close(patterns[0], run.activations[site][:, :, [5, 3]].mean(0))
     assert_close(found.clean.sum(-1), torch.ones(1, 2, 2, dtype=torch.float64))
     assert float(found.change.abs().max()) > 1e-3
+    first, strongest, *_ = repr(found).splitlines()
+    assert first == "attention of 1 layers, 2 heads, queries [5, 3]; it changes most at"
+    most = max(rows, key=lambda row: abs(row["intervened"] - row["clean"]))
+    assert strongest.startswith(f"layer 1 head {most['head']}, ") and f"-> {most['intervened']:.3f}" in strongest
     assert compare_attention(prompts, tiny_model, Dictionaries(), []).change.abs().max() == 0
     with pytest.raises(CircuitGraphError, match="there is no query position 6; expected 0-5"):
         compare_attention(prompts, tiny_model, Dictionaries(), [], queries=[6])

@@ -22,8 +22,8 @@ from circuitgraph.interventions.run import prepare
 class Generation:
     """What was written after each prompt.
 
-    tokens are ids [batch, prompt + new], texts what is new in them, and logits [batch, new, vocab] what each new token was
-    chosen from.
+    tokens are ids [batch, prompt + new], texts what is new in them, and logits [batch, new, vocab] what each new token
+    was chosen from.
     """
 
     tokens: Tensor
@@ -49,8 +49,8 @@ def generate(
 ) -> Generation:
     """What the model writes after the prompts.
 
-    An intervention at fixed positions (@5, @2:7) stays there; one without positions or with an open end (@4:) goes on over
-    the tokens that are written. A patch reaches no further than the prompt, where the other run has values.
+    An intervention at fixed positions (@5, @2:7) stays there; one without positions or with an open end (@4:) goes on
+    over the tokens that are written. A patch reaches no further than the prompt, where the other run has values.
 
     Args:
         prompts: A text, a list of texts, or token ids [batch, pos]; all of one length.
@@ -76,7 +76,8 @@ def generate(
     n_prompt = tokens.shape[1]
     if n_prompt + max_new_tokens > loaded.n_ctx + 1:
         raise PromptError(
-            f"{n_prompt} tokens and {max_new_tokens} new ones, but {loaded.name} reads at most {loaded.n_ctx}; write fewer"
+            f"{n_prompt} tokens and {max_new_tokens} new ones, but {loaded.name} reads at most {loaded.n_ctx}; write"
+            " fewer"
         )
     _, engine = prepare(tokens, loaded, found, [interventions], references=references or {})
     engine = replace(engine, sets=[[_within_prompt(one, n_prompt) for one in engine.sets[0]]])
