@@ -294,7 +294,9 @@ def test_a_plain_graph_shows_itself_in_ipython_and_no_other_does(shell) -> None:
 
 def test_outside_ipython_nothing_is_registered_or_imported() -> None:
     program = "import sys; from circuitgraph.render.notebook import show_in_ipython; show_in_ipython(); assert 'IPython' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": os.pathsep.join(sys.path)})
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_view_is_named_in_one_line() -> None:
