@@ -90,15 +90,15 @@ def test_a_model_by_place_computes_what_it_computes_of_each_prompt_alone(loaded)
     logits, recorded = there.run(ids.clean.repeat(3, 1), record=[site])
     alone, seen = model.run(tokens.clean[:1, : tokens.lengths[0]], record=[site])
     for copy in (0, 2, 4):
-        assert_close(logits[copy, -1], alone[0, -1], dtype=torch.float32)
+        assert_close(logits[copy, -1], alone[0, -1], dtype=FAMILIES["llama"].precision, n_terms=100)
         at = [alignment.names.index(name) for name in counted(model, ALIGNED[0])]
-        assert_close(recorded[site][copy, at], seen[site][0], dtype=torch.float32)
+        assert_close(recorded[site][copy, at], seen[site][0], dtype=FAMILIES["llama"].precision, n_terms=100)
     change = torch.randn(3 * 2, n, 16, dtype=torch.float64)
     edited, _ = there.run(ids.clean.repeat(3, 1), replace={Site("embed"): lambda x, recorded: x + change})
     by_hand, _ = model.run(
         tokens.clean[:1, : tokens.lengths[0]], replace={Site("embed"): lambda x, recorded: x + change[4:5, at]}
     )
-    assert_close(edited[4, -1], by_hand[0, -1], dtype=torch.float32)
+    assert_close(edited[4, -1], by_hand[0, -1], dtype=FAMILIES["llama"].precision, n_terms=100)
     assert float((edited[4, -1] - logits[4, -1]).abs().max()) > 0.1
 
 

@@ -50,7 +50,7 @@ def test_faithfulness_and_completeness_are_those_of_the_naive_runs(trained):
     circuit = _nodes(graph)
     full = float(naive.case.clean.metric.mean())
     empty = naive.metric(lambda node: False)
-    assert_close([naive.metric(lambda node: True), evaluation.metric_empty], [full, empty], dtype=torch.float32)
+    assert_close([naive.metric(lambda node: True), evaluation.metric_empty], [full, empty])
     assert full - empty > 1
     by_errors = {row.errors: row for row in evaluation.conditions if row.baseline == "corrupted"}
     keeps = {
@@ -251,6 +251,7 @@ def test_with_frozen_attention_q_and_k_edges_are_neither_measured_nor_compared(
             [number for _, number, _ in found.edges.worst],
             [predicted[frozen][pair] for pair in pairs],
             dtype=torch.float32,
+            n_terms=1,
         )
     # frozen patterns leave the value paths, and these are linear
     effects = [found.edge_effects[pair] for pair in both]

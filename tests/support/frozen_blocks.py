@@ -15,7 +15,7 @@ import torch
 from circuitgraph.attribution.treatment import node_sites
 from circuitgraph.nodes import Site
 from support.close import assert_close
-from support.families import hf_blocks
+from support.families import FAMILIES, hf_blocks
 
 _GPT2 = {"ln1": "ln_1", "ln2": "ln_2", "attn": "attn", "o": "c_proj", "down": "c_proj"}
 _NEOX = {
@@ -227,7 +227,7 @@ def run_without(case, nodes):
         stream["attention", layer], stream["mlp", layer] = arrived, arrived if model.parallel else middle
         end = Site("resid_post", layer)
         arrived = middle + reached(Site("mlp_out", layer))
-        assert_close(read[end], arrived, dtype=torch.float32)
+        assert_close(read[end], arrived, dtype=FAMILIES[model.name].precision)
         if end in written:
             arrived = reached(end)
     stream["metric", model.n_layers] = arrived
