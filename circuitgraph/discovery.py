@@ -1,7 +1,7 @@
 """The whole way from prompts to a circuit graph. READ THIS FIRST.
 
-1  attribute          run the model, differentiate the metric, attribute it to every node    attribution/attribute.py
-2  strongest_nodes    the nodes with the largest attribution become candidates               attribution/strongest.py
+1  run_attribution    run the model, differentiate the metric, attribute it to every node    attribution/attribute.py
+2  choose_candidates  the nodes with the largest attribution become candidates               edges/candidates.py
 3  trace_edges        from the metric down, what each target reads of which candidate        edges/trace.py
 4  prune_edges        keep the nodes and edges that carry the influence, if asked            edges/influence.py
 5  graph_of_edges     a networkx graph of what is left, with where it came from              graphs/build.py

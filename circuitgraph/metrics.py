@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuitgraph.errors import MetricError, did_you_mean
 from circuitgraph.nodes import Site
+from circuitgraph.settings import METRICS
 
 MetricFunction = Callable[[Tensor], Tensor]
 
@@ -82,7 +83,6 @@ _NAMED = {
     "logit": (_logit, False),
     "log_probability": (_log_probability, False),
 }
-METRIC_NAMES = tuple(_NAMED)
 
 
 def build_metric(
@@ -106,8 +106,8 @@ def build_metric(
         return Metric(getattr(metric, "__name__", type(metric).__name__), metric)
     if metric not in _NAMED:
         raise MetricError(
-            f"metric {metric!r} is unknown; expected one of {', '.join(METRIC_NAMES)}, or a function"
-            f" from logits [batch, pos, vocab] to [batch].{did_you_mean(metric, METRIC_NAMES)}"
+            f"metric {metric!r} is unknown; expected one of {', '.join(METRICS)}, or a function"
+            f" from logits [batch, pos, vocab] to [batch].{did_you_mean(metric, METRICS)}"
         )
     function, needs_wrong = _NAMED[metric]
     for i, (right, wrong) in enumerate(zip(answers, wrong_answers, strict=True)):

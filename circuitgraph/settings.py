@@ -1,4 +1,4 @@
-"""Settings: one frozen dataclass per act. Defaults, ranges and help texts stand here and nowhere else.
+"""Settings: one frozen dataclass per act, with the defaults, ranges and help texts of what users choose.
 
 The command line makes its options from these classes, functions check their keywords with them, presets are instances, and
 a graph's provenance keeps them. This module imports nothing heavy.
@@ -140,12 +140,14 @@ class Discovery(Edges, Nodes):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.qk == "ablate" and "frozen" in (self.attention, self.mlp):
-            raise CircuitGraphError("qk 'ablate' passes no component that is 'frozen'; take 'derivative' or 'node'")
+            raise CircuitGraphError(
+                "qk 'ablate' does not pass frozen attention or MLPs; take qk 'derivative', or 'node'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute(Settings):
-    """How things are computed. Nothing here changes a result beyond rounding, or is part of a graph's provenance."""
+    """How things are computed. Nothing here changes a result beyond rounding. A graph's provenance keeps the backend that ran."""
 
     backend: str = option("auto", "Backend of the attribution kernel.", choices=BACKENDS)
     memory: float = option(1.0, "GiB that input directions and what they read may take at once.", above=0)

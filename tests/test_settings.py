@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import pytest
 
 import circuitgraph as cg
+from circuitgraph import settings
+from circuitgraph.cli import options as command_line
 from circuitgraph.errors import CircuitGraphError, MetricError, PromptError
+from circuitgraph.models.model import DTYPES
 from circuitgraph.presets import PRESETS, find_preset
 from circuitgraph.settings import Compute, Demo, Discovery, Edges, Evaluating, Nodes, Pruning, as_record, resolve
 
@@ -24,7 +28,7 @@ WRONG = [
     (Discovery, {"edge_threshold": float("nan")}, "edge_threshold is nan; .* as a fraction of the metric's difference"),
     (Discovery, {"errors_as_targets": "yes"}, "errors_as_targets is 'yes'; expected True or False"),
     (Discovery, {"steps": "3"}, "steps is '3'; expected a whole number >= 1"),
-    (Discovery, {"qk": "ablate", "mlp": "frozen"}, "qk 'ablate' passes no component that is 'frozen'"),
+    (Discovery, {"qk": "ablate", "mlp": "frozen"}, "qk 'ablate' does not pass frozen attention or MLPs"),
     (Discovery, {"max_node": 3}, "'max_node' is no setting; .* Did you mean 'max_nodes'"),
     (Pruning, {"node_threshold": -1}, "node_threshold is -1; expected a number >= 0"),
     (Compute, {"memory": 0}, "memory is 0; expected a number above 0"),
@@ -64,10 +68,10 @@ def test_every_field_says_what_it_is_for():
         assert all(len(each.metadata["help"]) > 10 for each in dataclasses.fields(kind))
 
 
-@pytest.mark.parametrize("settings", [{"max_nodes": 5}, "leap", Discovery], ids=["dict", "text", "class"])
-def test_settings_of_another_type_are_refused_and_never_ignored(settings):
+@pytest.mark.parametrize("given", [{"max_nodes": 5}, "leap", Discovery], ids=["dict", "text", "class"])
+def test_settings_of_another_type_are_refused_and_never_ignored(given):
     with pytest.raises(CircuitGraphError, match=r"settings is of type .*; expected Discovery\(\.\.\.\), or its fields"):
-        cg.discover("a b", "demo", "demo", settings=settings)
+        cg.discover("a b", "demo", "demo", settings=given)
 
 
 def test_a_preset_and_settings_at_once_are_refused():
@@ -80,3 +84,14 @@ def test_prompts_are_looked_at_before_a_model_is_loaded(monkeypatch):
     for function in (cg.discover, cg.attribute):
         with pytest.raises(PromptError, match="there are no prompts"):
             function([], "demo", "demo")
+
+
+def test_the_words_of_the_settings_are_those_of_the_engine():
+    from circuitgraph import metrics
+    from circuitgraph.attribution.runs import BaselineKind
+    from circuitgraph_kernels.sae_attribution import BACKENDS as KERNELS
+
+    assert set(settings.METRICS) == set(metrics._NAMED)
+    assert set(settings.BACKENDS) == {"auto", *KERNELS}
+    assert {*settings.BASELINES, "resample"} == set(get_args(BaselineKind))
+    assert list(command_line.DTYPES) == list(DTYPES)

@@ -188,7 +188,7 @@ def attribute(
         backend: "auto", "torch", "triton" or "reference": what the attribution kernel runs on.
         progress: Told (stage, steps done, steps in all).
         **changes: Fields of `settings.Nodes` over `settings`: metric, targets, baseline, method, steps, rule, attention,
-            mlp, align, length, examples, seed.
+            mlp, errors_as_targets, align, length, examples, seed.
 
     Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit, before the model runs.
     """
@@ -257,7 +257,7 @@ def run_attribution(
     stream_gradient = alignment.gather({end: stream_gradient})[end]
     slopes = alignment.gather(mlp_slopes(clean, [*dictionaries.reads, *reads]))
     frozen = frozen_components(model, dictionaries, clean, treatment, alignment)
-    # from here on, aligned positions stand where positions were
+    # from here on, everything is by aligned position
     clean, base, gradients = alignment.of_run(model, clean), alignment.of_baseline(base), alignment.gather(gradients)
 
     progress("attributing every feature", 0, 1)

@@ -1,4 +1,4 @@
-"""Gradients of the metric at sites: the only backward passes of the package.
+"""Gradients of the metric at sites: by one backward pass for all of them.
 
 Each is shaped like the activations at its site. Parameters take no part, since the model is frozen. Since decode is
 affine, a gradient at a site serves every feature and error written there.
@@ -7,7 +7,6 @@ affine, a gradient at a site serves every feature and error written there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,9 +20,7 @@ from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import TokenizedPairs
 from circuitgraph.models.variants import variants_at_once
 from circuitgraph.nodes import Site
-
-Rule = Literal["gauss-legendre", "midpoint", "left", "right"]
-RULES: tuple[Rule, ...] = ("gauss-legendre", "midpoint", "left", "right")
+from circuitgraph.settings import RULES
 
 
 def metric_gradients(clean: CleanRun, sites: Iterable[Site]) -> dict[Site, Tensor]:

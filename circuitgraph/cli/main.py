@@ -25,7 +25,8 @@ from circuitgraph.cli.options import (
     required_model_options,
 )
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.settings import Compute, Demo, DictionaryChecks, Discovery, Pruning
+from circuitgraph.presets import PRESETS, find_preset
+from circuitgraph.settings import Compute, Demo, DictionaryChecks, Discovery, Pruning, resolve
 
 
 class _Lines(click.Group):
@@ -88,9 +89,7 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="File to write (.json, .html, ...)."
 )
-@click.option(
-    "--preset", help="Settings of the field's graphs: leap, attribution-graph, sparse-feature-circuit, mixed."
-)
+@click.option("--preset", help=f"Settings of the field's graphs: {', '.join(PRESETS)}.")
 @required_model_options
 @loading_options
 @device_option
@@ -99,8 +98,7 @@ def demo(out: Path, device: str | None, quiet: bool, debug: bool, **settings: An
     default=["metric"],
     show_default=True,
     multiple=True,
-    help="What to explain: metric, logits (the likeliest next tokens), token texts, features such as mlp_out.3/f17@5, or"
-    " directions as SITE@POS=FILE.npy; may be repeated.",
+    help=Discovery.__dataclass_fields__["targets"].metadata["help"],
 )
 @click.option(
     "--target-weights", multiple=True, type=float, help="One weight per target, in their order; may be repeated."
@@ -127,8 +125,6 @@ def discover(
 ) -> None:
     """Build the circuit graph of the prompt pairs in PROMPTS (JSON lines, or auto-circuit's JSON)."""
     from circuitgraph.formats import check_save, save
-    from circuitgraph.presets import find_preset
-    from circuitgraph.settings import resolve
 
     check_save(output)
     given = [name for name in settings if ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT]
@@ -255,14 +251,17 @@ def check(
     """Check dictionaries on the clean prompts in PROMPTS: splice, L0, explained variance, loss recovered, errors."""
     import json
 
-    from circuitgraph.evaluation.dictionary_check import check_dictionaries, check_text
     from circuitgraph.files import check_writable, write_atomically
 
+    checks = resolve(DictionaryChecks, None, settings)  # before anything heavy is imported
     if json_file is not None:
         check_writable(json_file)
+
+    from circuitgraph.evaluation.dictionary_check import check_dictionaries, check_text
+
     with progress_bar(quiet) as progress:
         loaded, found, pairs = load_all(prompts, model, dictionaries, progress, device=device, dtype=dtype, lazy=lazy)
-        result = check_dictionaries(pairs, loaded, found, progress=progress, **settings)
+        result = check_dictionaries(pairs, loaded, found, settings=checks, progress=progress)
         if json_file is not None:
             write_atomically(json_file, json.dumps(result.record(), indent=2, allow_nan=False) + "\n")
     click.echo(check_text(result), nl=False)

@@ -74,7 +74,7 @@ def required_model_options(command: Any) -> Any:
 
 def loading_options(command: Any) -> Any:
     """--dtype and --lazy: how the model and the dictionaries are loaded."""
-    names = click.Choice(["float32", "bfloat16", "float16", "float64"])
+    names = click.Choice(DTYPES)
     command = click.option(
         "--dtype", default="float32", show_default=True, type=names, help="What the model computes in."
     )(command)

@@ -84,9 +84,11 @@ def trace_edges(
     "ablate" with frozen components or without recorded attention scores.
     """
     if settings.qk == "ablate" and run.frozen:
-        raise CircuitGraphError("qk 'ablate' passes no component that is 'frozen'; take 'derivative' or 'node'")
+        raise CircuitGraphError("qk 'ablate' does not pass frozen attention or MLPs; take qk 'derivative', or 'node'")
     if settings.qk == "ablate" and not any(site.kind == "attn_scores" for site in run.clean.attached):
-        raise CircuitGraphError("qk 'ablate' needs the attention scores; record them with sites_of(..., scores=True)")
+        raise CircuitGraphError(
+            "qk 'ablate' needs the attention scores; record them with run_attribution(..., scores=True)"
+        )
     memory = (compute or Compute()).memory * (1 << 30)
     tracer = Tracer(run, tables, settings, int(memory))
     tracer.trace_objective()

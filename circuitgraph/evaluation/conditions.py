@@ -29,7 +29,7 @@ from circuitgraph.models.model import Model
 from circuitgraph.nodes import Site
 from circuitgraph_kernels import compute_dtype
 
-BASELINES: tuple[str, ...] = get_args(BaselineKind)
+EVALUATION_BASELINES: tuple[str, ...] = get_args(BaselineKind)
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # the sizes of MIB's circuits, as shares of all
 ORDERS = ("absolute", "signed", "random")
 
@@ -127,7 +127,7 @@ def choose_baselines(
     *,
     corrupted: bool,
     own: str | None = None,
-    known: Sequence[str] = BASELINES,
+    known: Sequence[str] = EVALUATION_BASELINES,
 ) -> list[str]:
     """The names of the baselines to measure, each once, the graph's own first.
 
@@ -144,9 +144,9 @@ def choose_baselines(
         given = [name for name in known if name == "zero" or (corrupted and (n_pairs > 1 or name == "corrupted"))]
     names = list(dict.fromkeys([*([own] if own else []), *given])) or ["corrupted" if corrupted else "zero"]
     for name in names:
-        if name not in BASELINES:
+        if name not in EVALUATION_BASELINES:
             raise CircuitGraphError(
-                f"baseline {name!r} is unknown; expected one of {', '.join(BASELINES)}.{did_you_mean(name, BASELINES)}"
+                f"baseline {name!r} is unknown; expected one of {', '.join(EVALUATION_BASELINES)}.{did_you_mean(name, EVALUATION_BASELINES)}"
             )
         check_baseline(name, n_pairs, has_corrupted=corrupted)
     return names

@@ -102,9 +102,9 @@ def check_dictionaries(
 
     First the splice: with x_hat + (x - x_hat) at every dictionary's site the logits must be the model's up to
     rounding. Loss is the mean next-token cross entropy. Loss recovered ablates to zero, not to the mean, as in the
-    closing-quotation study, which however did so at the one position before the answer and counted the answer's loss
-    alone; here every position is replaced and every next token of the prompt counts. Where the error node carries the
-    effect is told from the attributions of the metric between clean and baseline.
+    closing-quotation study. That study replaced x at the position before the answer only and counted the answer's loss;
+    here every position is replaced and every next token of the prompt counts. Where the error node carries the effect is
+    told from the attributions of the metric between clean and baseline.
 
     Args:
         prompts: A text, a `PromptPair`, a list of these, or a prompt file.
@@ -118,9 +118,10 @@ def check_dictionaries(
     Raises DictionaryError if the splice is not the model, and a CircuitGraphError for whatever does not fit.
     """
     checks = resolve(DictionaryChecks, settings, changes)
+    given = as_pairs(prompts)
     loaded = as_model(model)
     found = as_dictionaries(dictionaries, loaded)
-    pairs = choose_pairs(as_pairs(prompts), loaded, checks)
+    pairs = choose_pairs(given, loaded, checks)
     if len(loaded.tokens(pairs[0].clean)) < 2:
         raise PromptError("the prompts have 1 token; the next-token loss needs at least 2")
     nodes = Nodes(metric=checks.metric, baseline=checks.baseline)

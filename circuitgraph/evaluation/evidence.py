@@ -19,7 +19,7 @@ from circuitgraph.doors import DictionariesLike, ModelLike, PairsLike, as_dictio
 from circuitgraph.evaluation.agreement import Agreement, compare
 from circuitgraph.evaluation.circuits import ERRORS, node_values
 from circuitgraph.evaluation.conditions import (
-    BASELINES,
+    EVALUATION_BASELINES,
     ORDERS,
     Condition,
     Curve,
@@ -185,7 +185,7 @@ def _runner(
         len(pairs),
         corrupted=all(pair.corrupted is not None for pair in pairs),
         own=own_settings["baseline"],
-        known=[name for name in BASELINES if name != "resample" or own_settings.get("align") != "role"],
+        known=[name for name in EVALUATION_BASELINES if name != "resample" or own_settings.get("align") != "role"],
     )
     return node_circuits(graph, loaded, known, pairs, metric, seed=settings.seed, progress=progress), names
 

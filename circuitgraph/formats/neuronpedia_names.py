@@ -15,7 +15,6 @@ from circuitgraph.formats.values import take_string, take_whole
 from circuitgraph.nodes import Node, Site
 
 ATTENTION_SITES = ("z", "attn_out")
-MLP_SITES = ("mlp_out", "mlp_post")
 MAX_LAYER = 4096
 _PROBES = 1 << 24  # above every token's id: numbers of targets that are no logit
 _TYPES = {"feature": ("lorsa", "cross layer transcoder"), "error": ("lorsa error", "mlp reconstruction error")}

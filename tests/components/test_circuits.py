@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import networkx as nx
 import pytest
@@ -37,7 +36,6 @@ from circuitgraph.nodes import Site
 from circuitgraph.render import render_html
 from circuitgraph.studies.programs import build_model, gate
 
-STRONGEST = Path(__file__).parent / "strongest_edges_ioi.txt"
 OTHER = torch.tensor([[1, 4, 4, 7, 6, 9, 10], [1, 9, 4, 5, 3, 8, 11]])
 
 
@@ -245,18 +243,6 @@ def test_edges_are_chosen_and_pruned_as_one_would_by_hand(absolute, selection):
         sizes.append(int(found.sum()))
     assert sizes[0] == 0 < sizes[2] < 8 < sizes[4] < 30 or sizes[-1] == 42
     assert sorted(order.tolist()) == all_edges(shape).flatten().nonzero()[:, 0].tolist()
-
-
-def test_on_a_real_graph_as_many_edges_are_left_as_in_eap_ig():
-    """The 1,200 strongest edges of MIB's EAP-IG graph of GPT-2 on IOI, in their order; the counts are those of EAP-IG."""
-    strongest = [int(index) for index in STRONGEST.read_text().split()]
-    shape = ComponentShape(12, 12, False)
-    scores = torch.zeros(shape.n_writers * shape.n_readers)
-    scores[strongest] = torch.arange(len(strongest), 0, -1.0)
-    assert int(all_edges(shape).sum()) == 32_491 and all_edges(shape).flatten()[strongest].all()
-    for selection, expected in (("top-n", [21, 66, 179, 937]), ("greedy", [22, 80, 190, 967])):
-        order = edge_order(shape, scores.view(shape.n_writers, shape.n_readers), absolute=True, selection=selection)
-        assert [int(first_edges(shape, order, n).sum()) for n in (32, 100, 200, 1000)] == expected
 
 
 # evaluation ----------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_for_small_differences_ablation_approaches_the_derivative(loaded, tiny_p
 
 def test_ablation_with_frozen_components_is_refused(loaded, tiny_pairs):
     traced = trace(loaded("gpt2"), COVERED[:1], tiny_pairs[:1], attention="frozen")
-    with pytest.raises(CircuitGraphError, match="qk 'ablate' passes no component that is 'frozen'"):
+    with pytest.raises(CircuitGraphError, match="qk 'ablate' does not pass frozen attention or MLPs"):
         traced.edges(qk="ablate")
     skipping = trace(loaded("gpt2"), (*COVERED[:1], ("mlp_in.0", "mlp_out.0", "relu", {"skip": True})), tiny_pairs[:1])
     with pytest.raises(CircuitGraphError, match="skips, and qk 'ablate' passes no skip connections"):
