@@ -245,5 +245,5 @@ def test_scores_that_were_not_recorded_are_asked_for(tiny_model, tiny_dictionari
         case.clean.attached_metric,
         {s: x for s, x in case.clean.attached.items() if s.kind != "attn_scores"},
     )
-    with pytest.raises(CircuitGraphError, match=r"needs the attention scores; record them with sites_of"):
+    with pytest.raises(CircuitGraphError, match=r"needs the attention scores; record them with run_attribution"):
         case.edges(qk="ablate")
