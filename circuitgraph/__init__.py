@@ -5,8 +5,8 @@
     circuit = attach_evidence(circuit, evaluate(circuit, "gpt2", "gpt2-small/z"))
     save(circuit, "circuit.html")
 
-A graph is a networkx.MultiDiGraph; `circuitgraph.graphs.schema` describes its attributes. Names are imported when they are
-first used, so that `import circuitgraph` costs nothing.
+A graph is a networkx.MultiDiGraph; `circuitgraph.graphs.schema` describes its attributes. Names are imported when they
+are first used, so that `import circuitgraph` costs nothing.
 """
 
 from __future__ import annotations

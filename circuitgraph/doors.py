@@ -31,7 +31,8 @@ def as_model(model: ModelLike) -> Model:
 
     Args:
         model: A `Model`; a name, a local folder or "demo"; a TransformerBridge, HookedTransformer or
-            HookedSAETransformer; or a causal language model of transformers, whose tokenizer is found by `name_or_path`.
+            HookedSAETransformer; or a causal language model of transformers, whose tokenizer is found by
+            `name_or_path`.
 
     Raises ModelError for anything else, and for a model that cannot be loaded.
     """

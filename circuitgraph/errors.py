@@ -9,7 +9,7 @@
     └── RenderError        a picture that cannot be drawn
 
 A message says what is wrong with its value, what was expected, and what to do; it fits one line of a
-terminal log. This module knows nothing of the rest of the package.
+terminal log.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Writing a file so that a reader sees the old one or the new one, never half of it.
 
-In come a path and the whole content, at once or in pieces; out comes the file, or one line that says why not. This module knows
-the errors and nothing else of the package.
+Raises one clear error if the file cannot be written.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from circuitgraph.errors import CircuitGraphError
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes | str | Iterable[bytes]) -> None:
-    """The file at `path` holds `data` (text as UTF-8, newlines untouched; or pieces, one after the other), written beside
-    it and renamed.
+    """The file at `path` holds `data`, written beside it and renamed.
 
-    A link is followed; a device such as /dev/stdout is written to directly. CircuitGraphError when the path
-    cannot be written: the file that was there before is then unchanged, as it is when a piece cannot be made.
+    Text is written as UTF-8, newlines untouched, and pieces one after the other. A link is followed; a device
+    such as /dev/stdout is written to directly. CircuitGraphError when the path cannot be written: the file that was
+    there before is then unchanged, as it is when a piece cannot be made.
     """
     whole = data.encode("utf-8") if isinstance(data, str) else data
     content = (whole,) if isinstance(whole, bytes) else whole

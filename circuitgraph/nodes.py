@@ -8,10 +8,9 @@ the metric that reads it), at one position. The text form of a node is unique an
     embed@2  pos_embed@2 token and positional embedding
     mlp_out.3/bias@5     the constant that site adds at position 5
     logit/t262@14        the logit of token 262 above the mean logit, at position 14
-    resid_post.2/p0@14   what the first target of the graph reads there: a direction, a feature's encoder, a logit difference
+    resid_post.2/p0@14   what the first target of the graph reads there: a direction, a feature's encoder, a logit
+                         difference
     metric@14            the metric, at the position whose logits it reads
-
-This module holds the only index arithmetic on nodes and knows neither models nor graphs.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ NODE_KINDS: tuple[NodeKind, ...] = (
 )
 EDGE_KINDS: tuple[EdgeKind, ...] = ("ov", "q", "k", "mlp", "residual", "metric")
 
-# Order inside one layer of a serial block: what stands later may read what stands earlier.
+# Order inside one layer of a serial block: a site may read the sites before it.
 LAYER_SITES = (
     "resid_pre",
     "ln1_scale",
@@ -128,7 +127,7 @@ class Site:
 
     @property
     def behind_neurons(self) -> bool:
-        """Whether what stands there depends on the stream by way of an MLP's neurons."""
+        """Whether the value here depends on the MLP's neurons."""
         return self.kind in ("mlp_post", "mlp_out")
 
     @property
@@ -138,7 +137,7 @@ class Site:
 
     @property
     def output(self) -> Site:
-        """Where what is written here is added to the residual stream: z at attn_out, neurons at mlp_out, the rest here."""
+        """Where what is written here joins the residual stream: z at attn_out, neurons at mlp_out, the rest here."""
         return Site({"z": "attn_out", "mlp_post": "mlp_out"}.get(self.kind, self.kind), self.layer)
 
     @classmethod

@@ -1,8 +1,6 @@
 """Pairs of prompts: reading, writing, and the checks that need no tokenizer.
 
-In comes a file (JSON lines of our own or of feature-circuits, or auto-circuit's JSON); out come `PromptPair`
-values. This module does not know tokens: lengths and answers are checked where a tokenizer is at hand
-(`tokens.tokenize_pairs`).
+Reads JSON lines (ours, feature-circuits') and auto-circuit's JSON. Tokens are checked in models/tokens.py.
 """
 
 from __future__ import annotations
@@ -97,7 +95,7 @@ def word_span(text: str, name: str, word: Word) -> tuple[int, int]:
 
 
 def _word_in(other: str, text: str, name: str, word: Word) -> Word:
-    """The role's word of one prompt in the other one: the same number; characters count from the start of their word."""
+    """The role's word of one prompt in the other: the same number; characters count from the start of their word."""
     if isinstance(word, int):
         return word
     number = len(re.findall(r"\S+", text[: word[0] + 1])) - 1
@@ -122,18 +120,25 @@ def _check_role(name: object, word: object) -> None:
         isinstance(word, tuple) and len(word) != 2
     ):
         raise PromptError(
-            f"role {name!r} is {word!r}; expected the number of a word, or its first character and the one after its last"
+            f"role {name!r} is {word!r}; expected the number of a word, or its first character and the one after"
+            " its last"
         )
 
 
 def read_pairs(path: str | Path) -> list[PromptPair]:
     """The pairs of a prompt file, in order.
 
-    One JSON object per line, ours:        {"clean": ..., "corrupted": ..., "answers": [...], "wrong_answers": [...]}
-                                           and "roles": {"IO": 1, "S1": [14, 18], ...} where words have names;
-                                           {"clean": ...} alone for baseline zero and targets that need no answer
-                        feature-circuits': {"clean_prefix": ..., "patch_prefix": ..., "clean_answer": ..., "patch_answer": ...}
-    or one JSON object, auto-circuit's:    {"prompts": [{"clean": ..., "corrupt": ..., "answers": [...], "wrong_answers": [...]}]}
+    One JSON object per line, ours:
+        {"clean": ..., "corrupted": ..., "answers": [...], "wrong_answers": [...]}
+        and "roles": {"IO": 1, "S1": [14, 18], ...} where words have names;
+        {"clean": ...} alone for baseline zero and targets that need no answer
+    or feature-circuits':
+        {"clean_prefix": ..., "patch_prefix": ..., "clean_answer": ..., "patch_answer": ...}
+    or one JSON object, auto-circuit's:
+        {"prompts": [{"clean": ..., "corrupt": ..., "answers": [...], "wrong_answers": [...]}]}
+
+    Args:
+        path: The file, of UTF-8 text.
 
     Raises PromptError for a missing or empty file, with the line's number for a malformed line.
     """

@@ -1,4 +1,4 @@
-"""What a graph explains of its metric, and what 100 % of it is: every share and every relative threshold rests on these."""
+"""What a graph explains of its metric, and what 100 % of it is: all shares and relative thresholds rest on these."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def metric_change(clean: float, corrupted: float | None) -> float:
 
 
 def unit_of_shares(clean: float, corrupted: float | None) -> float:
-    """|clean - corrupted|, or |clean| where there is no corrupted prompt; 0.0 where that is nothing but a rounding error."""
+    """|clean - corrupted|, or |clean| where there is no corrupted prompt; 0.0 where that is only a rounding error."""
     change = abs(metric_change(clean, corrupted))
     return change if change > _ROUNDING * abs(clean) else 0.0
 

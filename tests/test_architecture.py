@@ -97,7 +97,7 @@ def test_kernels_is_a_source_root_and_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def test_the_top_level_is_what_the_owner_fixed():
+def test_the_top_level_is_fixed():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     # an unpacked source distribution is no git checkout
     paths = tracked.stdout.splitlines() if tracked.returncode == 0 else [path.name for path in ROOT.iterdir()]

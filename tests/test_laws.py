@@ -162,12 +162,12 @@ def test_support_is_the_union_of_the_two_active_sets(case):
 # 7 -------------------------------------------------------------------------------------------------------------------
 
 
-def _inflow(edges, kinds):
-    inflow: dict[Node, float] = {}
+def _total_input(edges, kinds):
+    total_input: dict[Node, float] = {}
     for edge in edges:
         if edge.kind in kinds:
-            inflow[edge.target] = inflow.get(edge.target, 0.0) + edge.local_weight
-    return inflow
+            total_input[edge.target] = total_input.get(edge.target, 0.0) + edge.local_weight
+    return total_input
 
 
 def _pre_activation(case, node):
@@ -177,15 +177,15 @@ def _pre_activation(case, node):
     return x @ dictionary.input_directions(torch.tensor([node.feature]))[0]
 
 
-def test_with_baseline_zero_the_inflow_is_the_pre_activation(zero_case):
+def test_with_baseline_zero_the_total_input_is_the_pre_activation(zero_case):
     case = zero_case
     edges = case.edges()
     for kinds, site_kind in ((("mlp",), "mlp_out"), (("ov",), "z")):
-        inflow = {node: value for node, value in _inflow(edges, kinds).items() if node.site.kind == site_kind}
-        assert len(inflow) > 20
-        expected = [float(_pre_activation(case, node) - _constant(case, node)) for node in inflow]
+        total_input = {node: value for node, value in _total_input(edges, kinds).items() if node.site.kind == site_kind}
+        assert len(total_input) > 20
+        expected = [float(_pre_activation(case, node) - _constant(case, node)) for node in total_input]
         assert_close(
-            torch.tensor(list(inflow.values()), dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
+            torch.tensor(list(total_input.values()), dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
         )
 
 
@@ -202,12 +202,15 @@ def _constant(case, node):
     return values.flatten() @ encoder
 
 
-def test_with_a_corrupted_baseline_the_inflow_is_the_linearised_change(single_case):
-    """Norm scales and attention frozen at the clean run: mlp inflow = change of (the centred stream / clean scale) . e."""
+def test_with_a_corrupted_baseline_the_total_input_is_the_linearised_change(single_case):
+    """Norm scales and attention frozen at the clean run.
+
+    The total mlp input is then the change of (the centred stream / clean scale) . e.
+    """
     case = single_case
-    inflow = _inflow(case.edges(), ("mlp",))
+    total_input = _total_input(case.edges(), ("mlp",))
     expected = []
-    for node in inflow:
+    for node in total_input:
         dictionary, layer = case.dictionaries[node.site], node.site.layer
         change = torch.zeros(16, dtype=torch.float64)
         for runs, sign in ((case.clean.values, 1), (case.base.values, -1)):
@@ -218,8 +221,10 @@ def test_with_a_corrupted_baseline_the_inflow_is_the_linearised_change(single_ca
             change = change * case.model.library.blocks[layer].ln2.weight
         change = change / case.clean.values[Site("ln2_scale", layer)][0, node.pos]
         expected.append(float(change @ dictionary.input_directions(torch.tensor([node.feature]))[0]))
-    assert len(inflow) > 20
-    assert_close(torch.tensor(list(inflow.values()), dtype=torch.float64), torch.tensor(expected, dtype=torch.float64))
+    assert len(total_input) > 20
+    assert_close(
+        torch.tensor(list(total_input.values()), dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
+    )
 
 
 # 8 -------------------------------------------------------------------------------------------------------------------

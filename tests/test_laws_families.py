@@ -1,7 +1,7 @@
 """The laws of attribution for every family of models and every kind of dictionary.
 
-The numbers of test_laws: 3 sums, 7 inflow, 8 the whole gradient of a component, 9 perturbation, 10 splicing, 11 whole
-circuits. Compared numbers are asserted to be non-zero, and how many there are.
+The numbers of test_laws: 3 sums, 7 total input, 8 the whole gradient of a component, 9 perturbation, 10 splicing, 11
+whole circuits. Compared numbers are asserted to be non-zero, and how many there are.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def test_about_a_third_of_the_features_are_active(cases, family):
 
 @each
 @with_each_set
-def test_with_baseline_zero_the_inflow_is_what_is_read_less_the_constants(single, edges, blocks, family, name):
+def test_with_baseline_zero_the_total_input_is_what_is_read_less_the_constants(single, edges, blocks, family, name):
     """Constants: what a norm, the values or the output of attention add; a norm's bias behind a skip is a node's."""
     case, frozen = single(family, name, "zero"), blocks(family)
     targets, _, weights = edges(family, name, "zero")

@@ -113,7 +113,7 @@ class Attributions:
         return [(self.node(i), float(mean[i])) for i in order]
 
     def above(self, threshold: float, *, signed: bool = False) -> Attributions:
-        """The nodes whose |mean attribution| (signed: mean attribution) is larger than the threshold, in forward order."""
+        """The nodes whose |mean attribution| (signed: mean attribution) is above the threshold, in forward order."""
         mean = self.mean
         return self.take((mean if signed else mean.abs()) > threshold)
 
@@ -128,7 +128,9 @@ class Attributions:
         return self.take(self.kind == NODE_KINDS.index(kind))
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per node: node, kind, site, layer, pos, feature, attribution, activation, baseline_activation (means).
+        """One row per node, with means over the examples.
+
+        Columns: node, kind, site, layer, pos, feature, attribution, activation, baseline_activation.
 
         Raises CircuitGraphError where pandas is not installed.
         """
@@ -143,7 +145,10 @@ class Attributions:
         return pandas.DataFrame(columns)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into one safetensors file; sites and facts are JSON in its header. `load_attributions` reads it."""
+        """Write everything into one safetensors file, which `load_attributions` reads.
+
+        Sites and facts are JSON in its header.
+        """
         from safetensors.torch import save
 
         check_writable(path)
@@ -158,7 +163,13 @@ class Attributions:
 
 
 def load_attributions(path: str | os.PathLike[str]) -> Attributions:
-    """What `Attributions.save` wrote. GraphError, in one line, for any other file."""
+    """What `Attributions.save` wrote.
+
+    Args:
+        path: The safetensors file.
+
+    Raises GraphError, in one line, for any other file.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():

@@ -53,8 +53,8 @@ def find_objective(
     objective = given_targets(model, dictionaries, specs, n_pos)
     if objective.reads and not one_form:
         raise CircuitGraphError(
-            f"target {objective.targets[0].name!r} stands at one position of every prompt, and these prompts have the same role"
-            " at different ones; build one graph per form of prompt (--length)"
+            f"target {objective.targets[0].name!r} stands at one position, and these prompts differ in form;"
+            " build one graph per form of prompt (--length)"
         )
     return objective
 
@@ -231,13 +231,13 @@ def _probe(model: Model, probe: Probe, n_pos: int) -> SiteTarget:
     vector = torch.as_tensor(probe.vector).detach()  # a weight of a trained model may ask for gradients
     if site.layer is None or site.kind not in DICTIONARY_SITES or not model.has(site):
         raise MetricError(
-            f"target {name!r}: a probe cannot read {site}; expected one of {', '.join(DICTIONARY_SITES)} with a layer below"
-            f" {model.n_layers}"
+            f"target {name!r}: a probe cannot read {site}; expected one of {', '.join(DICTIONARY_SITES)}"
+            f" with a layer below {model.n_layers}"
         )
     if vector.shape != (model.width(site),) or not bool(torch.isfinite(vector).all()) or not bool(vector.any()):
         raise MetricError(
-            f"target {name!r}: the vector has shape {tuple(vector.shape)}; expected {model.width(site)} finite numbers, not"
-            " all 0"
+            f"target {name!r}: the vector has shape {tuple(vector.shape)}; expected {model.width(site)} finite"
+            " numbers, not all 0"
         )
     vector = vector.to(model.device, model.layout.dtype)
     return _site_target(model, name, site, _position(probe.pos, n_pos, name), vector)
@@ -264,7 +264,7 @@ def _site_target(
         return SiteTarget(name, site, pos, vector, site, dictionary=dictionary, feature=feature)
     if norm.gain is not None and bool((norm.gain == 0).any()):
         raise CircuitGraphError(
-            f"target {name!r}: the norm in front of the MLP of layer {site.layer} has a gain of 0, so what stands before the"
-            " gain cannot be measured; expected a model without"
+            f"target {name!r}: the norm in front of the MLP of layer {site.layer} has a gain of 0, so what stands"
+            " before the gain cannot be measured; expected a model without"
         )
     return SiteTarget(name, site, pos, vector, behind, norm.gain, norm.bias, dictionary, feature)

@@ -86,8 +86,8 @@ def _component(shape: ComponentShape, key: str) -> Node:
     inside = node.kind == "feature" and node.site.block < shape.n_layers and (node.feature or 0) < size
     if not inside and node.kind not in ("embedding", "metric"):
         raise GraphError(
-            f"node {key!r} is no head or MLP of {shape.n_layers} layers with {shape.n_heads} heads; give the graph as it"
-            " was read from its EAP-IG or MIB file"
+            f"node {key!r} is no head or MLP of {shape.n_layers} layers with {shape.n_heads} heads; give the graph"
+            " as it was read from its EAP-IG or MIB file"
         )
     return node
 

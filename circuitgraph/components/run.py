@@ -223,7 +223,7 @@ class _Pass:
 
 
 def _forward(model: Model, clean: ComponentRun, other: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of each circuit [circuits, batch, pos, vocab], and of what each component writes `other` minus this run."""
+    """Logits of each circuit [circuits, batch, pos, vocab], and what each component writes, `other` minus this run."""
     state, n = _Pass(model, clean, other, kept), len(kept)
     shape = state.shape
     for layer in range(model.n_layers):

@@ -1,7 +1,7 @@
 """Loading dictionaries: which format each source is in, and all of them as one `Dictionaries`.
 
-READ THIS FIRST to find how a format is read: `_load` and `_load_folder` choose the reader by what is there. Either
-every source loads and fits the model, or the first that does not raises an error.
+READ THIS FIRST to find how a format is read: `_load`, `_load_file` and `_load_folder` choose the reader by what is
+there. Either every source loads and fits the model, or the first that does not raises an error.
 """
 
 from __future__ import annotations

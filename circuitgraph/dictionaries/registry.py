@@ -1,8 +1,8 @@
 """What can be loaded by name: the releases of sae-lens' registry, and our named sets of them (`gpt2-small/z`).
 
 The registry comes with the sae-lens package, so nothing is downloaded. It does not state hooks and widths: they are
-read from the names of releases and dictionaries, and "?" stands where a name tells nothing. `sets.json` holds the named
-sets, and how many layers each model has, which the registry does not say either.
+read from the names of releases and dictionaries, and "?" means unknown. `sets.json` holds the named sets, and how many
+layers each model has, which the registry does not say either.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A *target* is a node whose inputs are traced. The work is done in five steps:
 
-    1  targets            First the metric, or the nodes of the objective that stand for it.
+    1  targets            First the metric, or the targets that replace it.
     2  input directions   What a target reads is, for each kind of path, one vector r per position of the stream
                           (`paths.input_paths`). All that is not on the path, and norm scales, are frozen at the
                           clean run.
@@ -18,7 +18,7 @@ A *target* is a node whose inputs are traced. The work is done in five steps:
 
 The input direction of the metric is dm/d(resid_post of the last layer). Paths pass linear skip connections, and
 attention and MLPs that are frozen. They end at a dictionary of the residual stream, whose own nodes carry on. A feature
-of a cross-layer transcoder writes at several sites; what stands below the target is summed.
+of a cross-layer transcoder writes at several sites; everything it writes below the target is summed.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Tracer:
         self.collector.add("metric", ids, metric_ids, weight.mean(0), weight.mean(0), weight.abs().mean(0), None)
 
     def trace_downwards(self, progress: Progress) -> None:
-        """Trace every source of an edge that stays, the last layer first: what it keeps stands below it."""
+        """Trace every source of a kept edge, last layer first, since its own sources are lower."""
         for done, index in enumerate(self.traceable):
             progress("tracing edges", done, len(self.traceable))
             self.trace(index, self.kept[index].nonzero().flatten())

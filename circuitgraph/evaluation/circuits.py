@@ -84,7 +84,7 @@ def node_values(
         values: Activations by site [batch, pos, d]; None for baseline zero: no features, errors and embeddings, and
             biases that are left alone.
         treatment: How components without a dictionary are treated; those that are frozen or dropped are no nodes and
-            run on what they get.
+            are computed from their input.
     """
     sites = node_sites(model, dictionaries, treatment)
     if values is None:
@@ -189,7 +189,7 @@ def run_circuits(
     observe: Sequence[Site] = (),
     clean: Mapping[Site, Tensor] | None = None,
 ) -> tuple[Tensor, dict[Site, Tensor]]:
-    """`run_with_nodes` of n circuits in one forward pass.
+    """Run n circuits in one forward pass.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""Edges, measured: what the source's write, taken away where the target reads, does to the target.
+"""Measured effects of edges: how the target changes when the source's write is removed from what it reads.
 
 Everything between source and target keeps its clean value, except what edges pass: skip connections of transcoders and
 frozen components. These and the target's own block compute anew, so that norms, attention patterns and neurons answer

@@ -51,7 +51,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # torch raises whatever its unpickler meets; nothing of the file has been executed
         raise GraphError(
-            f"it holds more than tensors and plain values ({type(error).__name__}), so nothing of it was loaded; {CONVERT}"
+            f"it holds more than tensors and plain values ({type(error).__name__}), so nothing of it was loaded;"
+            f" {CONVERT}"
         ) from None
     return take_object(dict(data) if isinstance(data, Mapping) else data, "the file")
 
@@ -77,8 +78,8 @@ def _parts(data: dict[str, Any]) -> Parts:
     size = n_features + n_layers * n_pos + n_pos + n_logits
     if tuple(matrix.shape) != (size, size):
         raise GraphError(
-            f"adjacency_matrix has shape {tuple(matrix.shape)}; {n_features} features, {n_layers} layers, {n_pos} positions"
-            f" and {n_logits} logits make ({size}, {size})"
+            f"adjacency_matrix has shape {tuple(matrix.shape)}; {n_features} features, {n_layers} layers, {n_pos}"
+            f" positions and {n_logits} logits make ({size}, {size})"
         )
     if active.shape[1] != 3 or len(activations) not in (len(active), n_features):
         raise GraphError(

@@ -64,7 +64,10 @@ def value_from_cyjs(value: Any) -> nx.MultiDiGraph:
 def _pieces(flat: FlatGraph, graph: nx.MultiDiGraph) -> Iterator[str]:
     drawn = looks(graph)
     head = {"name": "circuit", "circuitgraph": flat.facts}
-    yield f'{{\n"format_version": "1.0",\n"generated_by": "circuitgraph",\n"data": {dumps(head, "graph")},\n"elements": {{\n"nodes": ['
+    yield (
+        '{\n"format_version": "1.0",\n"generated_by": "circuitgraph",\n'
+        f'"data": {dumps(head, "graph")},\n"elements": {{\n"nodes": ['
+    )
     for i, (key, row) in enumerate(flat.nodes):
         look = drawn[key]
         data = row | {"id": key, "name": look.caption}

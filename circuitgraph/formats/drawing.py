@@ -1,4 +1,4 @@
-"""Where each node stands and how it looks, for the formats whose programs draw what they open.
+"""Positions and looks of nodes for formats whose programs draw files.
 
 Positions, sizes, colours and captions are those of circuitgraph's own pictures.
 """

@@ -72,8 +72,9 @@ def _shape(look: Look) -> str:
     size = 2 * look.radius
     return (
         '<data key="drawn"><y:ShapeNode>'
-        f'<y:Geometry x="{look.x - look.radius:.1f}" y="{look.y - look.radius:.1f}" width="{size:.1f}" height="{size:.1f}"/>'
-        f'<y:Fill color="{look.fill}"/><y:NodeLabel modelName="sides" modelPosition="s">{xml(look.caption)}</y:NodeLabel>'
+        f'<y:Geometry x="{look.x - look.radius:.1f}" y="{look.y - look.radius:.1f}"'
+        f' width="{size:.1f}" height="{size:.1f}"/><y:Fill color="{look.fill}"/>'
+        f'<y:NodeLabel modelName="sides" modelPosition="s">{xml(look.caption)}</y:NodeLabel>'
         f'<y:Shape type="{_SHAPES.get(look.shape, "ellipse")}"/></y:ShapeNode></data>'
     )
 

@@ -40,8 +40,8 @@ SCHEMA = Path(__file__).with_name("native.schema.json")
 MAX_LINE = 16 << 20
 CHUNK = 500  # lines that are encoded or decoded at once
 _NOT_OURS = (
-    'this is no circuitgraph file: expected a JSON object with "format": "circuitgraph"; for a file of another program say'
-    " its format"
+    'this is no circuitgraph file: expected a JSON object with "format": "circuitgraph"; for a file of another'
+    " program say its format"
 )
 _HEAD = ("format", "version", "counts", "graph")
 

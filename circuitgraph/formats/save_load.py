@@ -24,8 +24,12 @@ def save(graph: nx.MultiDiGraph, path: str | Path, format: str | None = None, **
 
     Whatever was at `path` before is unchanged if anything fails.
 
-    Args: format: its name, where the suffix does not tell it, as for a Neuronpedia file called .json. options: what
-        only some formats take: compare, names and links of .html, slug and scan of neuronpedia, circuits of mib.
+    Args:
+        graph: The circuit graph.
+        path: The file that is written; a folder for mib.
+        format: Its name, where the suffix does not tell it, as for a Neuronpedia file called .json.
+        **options: What only some formats take: compare, names and links of .html, slug and scan of neuronpedia,
+            circuits of mib.
 
     Raises GraphError for an unknown format, an option that it does not take and a graph that it cannot hold, and
     CircuitGraphError where nothing can be written.
@@ -55,7 +59,8 @@ def load(path: str | Path, format: str | None = None) -> nx.MultiDiGraph:
     """The graph in a file of any readable format, told by the suffix, and by the content for .json.
 
     Args:
-        format: its name, where neither suffix nor content tells it.
+        path: The file, or the folder of a mib circuit.
+        format: Its name, where neither suffix nor content tells it.
 
     Raises GraphError, with the file's name, for what is no graph.
     """

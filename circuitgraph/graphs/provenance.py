@@ -66,7 +66,7 @@ def _tokens(run: Attribution, *, sums: bool) -> dict[str, list[str] | None]:
 
 
 def _names_on_neuronpedia(dictionaries: Dictionaries) -> dict[str, Any]:
-    """{"neuronpedia": {model, sources by site}} of the dictionaries that have pages there under the first one's model."""
+    """{"neuronpedia": {model, sources by site}} of the dictionaries with pages there under the first one's model."""
     named = {site: found.neuronpedia.partition("/") for site, found in dictionaries.items() if found.neuronpedia}
     models = [model for model, _, _ in named.values()][:1]
     sources = {str(site): source for site, (model, _, source) in named.items() if model in models}

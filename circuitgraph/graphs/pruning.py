@@ -47,8 +47,8 @@ def prune(graph: nx.MultiDiGraph, *, settings: Pruning | None = None, **changes:
         value = getattr(chosen, f"{kind}_threshold")
         if value > 1 and values and least[f"{kind}_threshold"] > max(values):
             raise CircuitGraphError(
-                f"{kind}_threshold is {value:g}, and no {kind} is that strong: it is a fraction of the metric's difference,"
-                " so 5 % is 0.05"
+                f"{kind}_threshold is {value:g}, and no {kind} is that strong: it is a fraction of the metric's"
+                " difference, so 5 % is 0.05"
             )
     weak = [node for node, value in attribution.items() if value < least["node_threshold"]]
     _remove_nodes(result, weak, f"node_threshold {node_threshold:g}")

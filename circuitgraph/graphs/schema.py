@@ -13,7 +13,8 @@ Node attributes
     token                 the text of a logit's token
     target, target_weight what a logit or probe stands for, in words, and d metric / d target
     stream_input, unexplained   what a target reads of clean minus baseline through its (linear) paths, measured on the
-                          streams, and the part of it that none of its edges explains; targets whose inputs were traced only
+                          streams, and the part of it that none of its edges explains; only of targets whose inputs
+                          were traced
     effect                measured contribution, once it was measured
     label, note           the user's words
 Edge attributes
@@ -27,8 +28,8 @@ Graph attributes
     tokens, logits, metric, n_layers, n_examples, provenance, reports, evidence; scores where influence was computed
     metric {name, clean, corrupted}   means over the examples; corrupted is None where there is no corrupted prompt
     tokens {clean, corrupted}   of the first pair, corrupted None as there; of aligned pairs what they share at an
-                          aligned position, or its name, and provenance.alignment {positions, index [example][aligned position]:
-                          position or -1}; of sums one position
+                          aligned position, or its name, and provenance.alignment {positions, index [example][aligned
+                          position]: position or -1}; of sums one position
     groups [{label, nodes}], pins [node]    what the user put together; provenance.neuronpedia {model, sources}
 """
 
@@ -69,6 +70,9 @@ def check_graph(graph: nx.MultiDiGraph) -> None:
 
     The graph attributes have the right types; each node's key parses and matches its attributes; kinds are known,
     numbers finite, edges run forward through the model, and there is one metric.
+
+    Args:
+        graph: The graph to check.
     """
     _check_facts(graph.graph)
     depth: dict[str, int] = {}

@@ -11,7 +11,12 @@ from circuitgraph.text import table_text
 
 
 def summary_text(graph: nx.MultiDiGraph, *, top: int = 10) -> str:
-    """The summary that `circuitgraph show` prints."""
+    """The summary that `circuitgraph show` prints.
+
+    Args:
+        graph: The circuit graph.
+        top: How many nodes and how many edges are listed, the strongest first.
+    """
     facts = graph.graph
     metric = facts["metric"]
     lines = [f"prompt     {' '.join(facts['tokens']['clean'])!r}"]

@@ -38,6 +38,9 @@ def tensors(graph: nx.MultiDiGraph) -> GraphTensors:
 
     The matrix has the convention of circuit-tracer: a row is a target, a column a source, so that adjacency @ x passes
     x forward.
+
+    Args:
+        graph: The circuit graph; it is not changed.
     """
     import torch
 

@@ -1,8 +1,8 @@
 """Where TransformerLens keeps hooks and weights: in TransformerBridge, and in an already loaded HookedTransformer.
 
 It gives the hook point of every kind of Site, and weights in one layout whatever the library and the family. No other
-module knows TransformerLens' names. Whether the formulas that these weights belong to are the model's is checked in
-`load`.
+module of the engine uses TransformerLens' names. Whether the formulas that these weights belong to are the model's is
+checked in `load`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Loading a model: a name, a folder, or an object of TransformerLens or transformers.
 
-A model is loaded with what of its blocks does not follow the formulas that edges rest on, and refused where attribution
+Blocks that do not follow the formulas are noted; edges through them are refused. A model is refused where attribution
 itself would be wrong.
 """
 
@@ -54,9 +54,9 @@ def load_model(
     """The model, frozen and in eval mode.
 
     Args:
-        model: A name on the Hugging Face hub, or "demo"; a folder with a checkpoint and its tokenizer; a TransformerBridge,
-            HookedTransformer or HookedSAETransformer; or a causal language model of transformers, which is wrapped and
-            frozen, not copied.
+        model: A name on the Hugging Face hub, or "demo"; a folder with a checkpoint and its tokenizer; a
+            TransformerBridge, HookedTransformer or HookedSAETransformer; or a causal language model of transformers,
+            which is wrapped and frozen, not copied.
         device: Where a name or folder is loaded to; None for TransformerLens' choice.
         dtype: What a name or folder is computed in: float32 (the default), bfloat16, float16 or float64.
         tokenizer: That of a model of transformers; None to find it by the model's `name_or_path`.

@@ -248,7 +248,8 @@ class Model:
             record: Sites whose activations are returned, each as it is before its own replacement, heads of q, k, v and
                 z side by side.
             replace: Site -> a function of (its value, everything recorded so far) that returns the value to go on with.
-            start: (layer, stream that enters it [batch, pos, d_model]): the blocks below do not run; n_layers skips all.
+            start: (layer, stream that enters it [batch, pos, d_model]): the blocks below do not run; n_layers skips
+                all.
             differentiable: Keep the autograd graph from the embeddings on; recorded tensors are part of it.
 
         Returns the logits [batch, pos, vocab] and the recorded activations. Raises ModelError for a site that the model

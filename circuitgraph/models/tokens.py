@@ -1,7 +1,6 @@
 """Prompt pairs as token ids, checked so that clean and corrupted can be compared position by position.
 
-In come pairs and a model whose tokenizer reads them; out come tensors of ids, and where the words stand that pairs name.
-This module runs no model.
+Turns prompt pairs into token ids and finds the tokens of named words. This module runs no model.
 """
 
 from __future__ import annotations
@@ -35,8 +34,10 @@ class TokenizedPairs:
     roles: tuple[Mapping[str, tuple[int, int]], ...] = ()
 
     def at_end(self, logits: Tensor) -> Tensor:
-        """logits [batch, pos, vocab], or of n copies of the batch, with every example's last position at -1, as metrics read
-        them; the positions that a shorter example lacks in front repeat its first."""
+        """logits [batch, pos, vocab], or of n copies of the batch, with every example's last position at -1.
+
+        So metrics read them. The positions that a shorter example lacks in front repeat its first.
+        """
         if self.lengths is None:
             return logits
         lengths = torch.tensor(self.lengths, device=logits.device).repeat(len(logits) // len(self.lengths))
@@ -48,8 +49,8 @@ class TokenizedPairs:
 def tokenize_pairs(model: Model, pairs: Sequence[PromptPair], *, by_role: bool = False) -> TokenizedPairs:
     """Token ids of the pairs, checked: clean and corrupted align position by position, answers are single tokens.
 
-    All pairs must have one length, since nodes are aligned by position. by_role: with the positions of named words; pairs of
-    different lengths are padded at their end. Raises PromptError with the pair's number.
+    All pairs must have one length, since nodes are aligned by position. by_role: with the positions of named words;
+    pairs of different lengths are padded at their end. Raises PromptError with the pair's number.
     """
     if not pairs:
         raise PromptError("there are no prompt pairs; expected at least one")
@@ -75,9 +76,9 @@ def tokenize_pairs(model: Model, pairs: Sequence[PromptPair], *, by_role: bool =
     elif len(set(lengths)) > 1:
         other = next(i for i, length in enumerate(lengths) if length != lengths[0])
         raise PromptError(
-            f"pair 1 has {lengths[0]} tokens, pair {other + 1} has {lengths[other]}. Nodes are aligned by position, so all pairs"
-            " of one graph must have the same length: build one graph per length (--length), or align by named words"
-            " (--align role)"
+            f"pair 1 has {lengths[0]} tokens, pair {other + 1} has {lengths[other]}. Nodes are aligned by position, so"
+            " all pairs of one graph must have the same length: build one graph per length (--length), or align by"
+            " named words (--align role)"
         )
     clean, corrupted, answers, wrong = zip(*rows, strict=True)
     differ = tuple(lengths) if len(set(lengths)) > 1 else None
@@ -122,7 +123,7 @@ def _role_positions(model: Model, pair: PromptPair) -> dict[str, tuple[int, int]
 
 
 def pairs_of_length(model: Model, pairs: Sequence[PromptPair], length: int) -> list[PromptPair]:
-    """The pairs whose clean prompt has `length` tokens, BOS included. PromptError, with the lengths there are, if none."""
+    """The pairs whose clean prompt has `length` tokens, BOS included; PromptError, with all lengths, if none has."""
     lengths = [len(model.tokens(pair.clean)) for pair in pairs]
     if length not in lengths:
         raise PromptError(f"no pair has {length} tokens; the lengths are {', '.join(map(str, sorted(set(lengths))))}")
@@ -160,8 +161,8 @@ def _answer(model: Model, prompt: str, prompt_ids: list[int], text: str) -> int:
     ids = model.continuation(text)
     if len(ids) != 1:
         raise PromptError(
-            f"answer {text!r} is {len(ids)} tokens ({'|'.join(model.token_strings(ids))}); expected one. Use an answer that the"
-            " tokenizer keeps whole (often with a leading space)"
+            f"answer {text!r} is {len(ids)} tokens ({'|'.join(model.token_strings(ids))}); expected one. Use an answer"
+            " that the tokenizer keeps whole (often with a leading space)"
         )
     if ids[0] == model.unknown_token:
         raise PromptError(f"answer {text!r} is not in the model's vocabulary")

@@ -13,7 +13,7 @@ from circuitgraph.nodes import Site
 
 
 def entry_depth(model: Model, site: Site) -> int:
-    """The depth below which writers reach what reads at the site: all that stands before its attention or MLP.
+    """Writers below this depth reach the site: everything before its attention or MLP.
 
     A site of the stream itself reads what stands there.
     """

@@ -34,7 +34,8 @@ SHAPES = {
 
 
 GLYPHS = {
-    "triangle": "▲", "circle": "●", "rounded": "■", "diamond": "◆", "square": "■", "house": "⌂", "hexagon": "⬢", "star": "★", "wedge": "▼", "pill": "▬",
+    "triangle": "▲", "circle": "●", "rounded": "■", "diamond": "◆", "square": "■", "house": "⌂",
+    "hexagon": "⬢", "star": "★", "wedge": "▼", "pill": "▬",
 }  # fmt: skip
 
 
@@ -43,6 +44,9 @@ def render_dot(graph: nx.MultiDiGraph) -> str:
 
     `neato -n2` (pygraphviz: prog="nop2") draws it as laid out; `dot` ignores the positions and makes its own. Nodes
     are named n0, n1, ... since a colon in a name would be read as a port; our names stand in `id` and `tooltip`.
+
+    Args:
+        graph: The circuit graph; all its edges are drawn.
     """
     layout = lay_out(graph)
     edges = labels.ranked_edges(graph)

@@ -159,8 +159,8 @@ def write_plot(figure: Any, path: str | Path) -> Path:
             content = figure.to_image(format=path.suffix[1:])
         except Exception as error:  # Kaleido drives a browser and raises whatever that raises
             raise RenderError(
-                f"cannot write {path}: a still picture needs Kaleido and a Chromium ({type(error).__name__}); pip install"
-                " kaleido, or write .html"
+                f"cannot write {path}: a still picture needs Kaleido and a Chromium ({type(error).__name__}); pip"
+                " install kaleido, or write .html"
             ) from None
     else:
         raise RenderError(f"cannot tell the format of {str(path)!r}; expected .html, .json, {', '.join(STILL)}")

@@ -25,8 +25,12 @@ MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monos
 def render_svg(graph: nx.MultiDiGraph) -> str:
     """The graph as SVG text on a white ground, byte-identical for equal graphs.
 
-    At most `labels.MAX_DRAWN_EDGES` edges are drawn, the strongest; the title says how many. RenderError when a
-    number of the graph is not finite.
+    At most `labels.MAX_DRAWN_EDGES` edges are drawn, the strongest; the title says how many.
+
+    Args:
+        graph: The circuit graph.
+
+    Raises RenderError when a number of the graph is not finite.
     """
     layout = lay_out(graph)
     width = max(GUTTER + layout.width + MARGIN, 720.0)

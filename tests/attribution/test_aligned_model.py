@@ -185,7 +185,9 @@ def test_what_cannot_be_measured_is_refused_in_one_line(loaded):
     summed = discover([FIRST], model, found, positions="sum", edge_threshold=0.02)
     with pytest.raises(GraphError, match="the graph's nodes are sums over all positions, which are not measured"):
         evaluate(summed, model, found)
-    with pytest.raises(CircuitGraphError, match="target 'mlp_out.0/f1@3' stands at one position of every prompt"):
+    with pytest.raises(
+        CircuitGraphError, match="target 'mlp_out.0/f1@3' stands at one position, and these prompts differ in form"
+    ):
         discover([FIRST, SECOND], model, found, align="role", targets=["mlp_out.0/f1@3"])
     with pytest.raises(
         CircuitGraphError, match=r"align 'roles' is unknown; expected one of position, role. Did you mean"

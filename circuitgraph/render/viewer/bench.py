@@ -1,6 +1,6 @@
-"""What opening and refiltering a large graph costs, beside cytoscape.js and vis-network, in CPU time of the whole browser.
+"""What opening and refiltering a large graph costs, beside cytoscape.js and vis-network, in CPU time of the browser.
 
-Out comes a table on stdout. It needs Playwright, Chromium and `npm ci` in this folder; nothing of it is used by the viewer:
+Prints a table. It needs Playwright, Chromium and `npm ci` in this folder; nothing of it is used by the viewer:
 
     python circuitgraph/render/viewer/bench.py [--nodes 2000] [--edges 50000] [--repeat 3] [--ours]
 
@@ -81,10 +81,12 @@ def single(value: float) -> float:
 def cytoscape_page(data: str) -> str:
     """A page that draws the first edges with cytoscape.js, at the positions of our layout."""
     return _page("cytoscape/dist/cytoscape.min.js", data, """
-      const edge = (e) => ({data: {id: "e" + e, source: "n" + data.source[e], target: "n" + data.target[e], w: data.width[e], c: data.colour[e], d: data.dash[e]}});
+      const edge = (e) => ({data: {id: "e" + e, source: "n" + data.source[e], target: "n" + data.target[e],
+        w: data.width[e], c: data.colour[e], d: data.dash[e]}});
       const cy = cytoscape({container: document.getElementById("box"), layout: {name: "preset"}, style: [
         {selector: "node", style: {width: 10, height: 10}},
-        {selector: "edge", style: {width: "data(w)", "line-color": "data(c)", "line-style": "data(d)", "curve-style": "haystack"}}],
+        {selector: "edge", style: {width: "data(w)", "line-color": "data(c)", "line-style": "data(d)",
+          "curve-style": "haystack"}}],
         elements: data.x.map((x, i) => ({data: {id: "n" + i}, position: {x, y: data.y[i]}}))});
       window.show = (n) => cy.batch(() => { cy.edges().remove(); cy.add([...Array(n).keys()].map(edge)); });
     """)  # fmt: skip
@@ -95,8 +97,11 @@ def vis_page(data: str) -> str:
     return _page("vis-network/standalone/umd/vis-network.min.js", data, """
       const edges = new vis.DataSet();
       const nodes = data.x.map((x, i) => ({id: i, x, y: data.y[i], size: 5, shape: "dot"}));
-      new vis.Network(document.getElementById("box"), {nodes: new vis.DataSet(nodes), edges}, {physics: false, edges: {smooth: false}, interaction: {hideEdgesOnDrag: true}});
-      window.show = (n) => { edges.clear(); edges.add([...Array(n).keys()].map((e) => ({id: e, from: data.source[e], to: data.target[e], width: data.width[e], color: data.colour[e], dashes: data.dash[e] !== "solid"}))); };
+      new vis.Network(document.getElementById("box"), {nodes: new vis.DataSet(nodes), edges},
+        {physics: false, edges: {smooth: false}, interaction: {hideEdgesOnDrag: true}});
+      window.show = (n) => { edges.clear(); edges.add([...Array(n).keys()].map((e) => ({
+        id: e, from: data.source[e], to: data.target[e], width: data.width[e], color: data.colour[e],
+        dashes: data.dash[e] !== "solid"}))); };
     """)  # fmt: skip
 
 
@@ -104,7 +109,8 @@ def _page(library: str, data: str, script: str) -> str:
     code = (HERE / "node_modules" / library).read_text(encoding="utf-8").replace("</script", "<\\/script")
     return (
         '<!DOCTYPE html><meta charset="utf-8"><div id="box" style="width:1000px;height:700px"></div>'
-        f"<script>{code}</script><script>const data = {data};{script} show({SHOWN}); document.documentElement.dataset.ready = '';</script>"
+        f"<script>{code}</script><script>const data = {data};{script} show({SHOWN});"
+        " document.documentElement.dataset.ready = '';</script>"
     )
 
 
@@ -182,7 +188,10 @@ def main() -> None:
     options = parser.parse_args()
     graph = random_graph(options.nodes, options.edges)
     limits = (SHOWN, min(20_000, options.edges), options.edges)
-    slide = "(() => {{ const count = document.getElementById('count'); count.value = {}; count.dispatchEvent(new Event('change')); }})()"
+    slide = (
+        "(() => {{ const count = document.getElementById('count'); count.value = {};"
+        " count.dispatchEvent(new Event('change')); }})()"
+    )
     strongest = "#%7B%22mode%22%3A%22strongest%22%7D"
     ours = render_html(graph)
     rows: list[tuple[str, str, str, list[str]]] = [
@@ -196,8 +205,9 @@ def main() -> None:
     chromium = shutil.which("chromium")
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        print(f"{options.nodes} nodes, {options.edges} edges; Chromium {browser.version} headless, no GPU; {platform.machine()}, "
-              f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; CPU ms, median of {options.repeat}", flush=True)  # fmt: skip
+        print(f"{options.nodes} nodes, {options.edges} edges; Chromium {browser.version} headless, no GPU; "
+              f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
+              f"CPU ms, median of {options.repeat}", flush=True)  # fmt: skip
         print(f"{'page':20}{'file MB':>9}{'open':>8}{'step 1':>8}{'step 2':>8}{'step 3':>8}")
         for name, text, address, steps in rows:
             path = Path(folder) / "page.html"
