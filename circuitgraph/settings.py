@@ -1,7 +1,7 @@
 """Settings: one frozen dataclass per act, with the defaults, ranges and help texts of what users choose.
 
-The command line makes its options from these classes, functions check their keywords with them, presets are instances, and
-a graph's provenance keeps them. This module imports nothing heavy.
+The command line makes its options from these classes, functions check their keywords with them, presets are instances,
+and a graph's provenance keeps them. This module imports nothing heavy.
 
     Discovery(max_nodes=500)                    a value; a wrong one raises a CircuitGraphError at once
     resolve(Discovery, None, {"top_k": 5})      keywords over the defaults, or over a given value
@@ -147,7 +147,7 @@ class Discovery(Edges, Nodes):
 
 @dataclass(frozen=True, kw_only=True)
 class Compute(Settings):
-    """How things are computed. Nothing here changes a result beyond rounding. A graph's provenance keeps the backend that ran."""
+    """How things are computed. It changes results by rounding only; a graph keeps the backend that ran."""
 
     backend: str = option("auto", "Backend of the attribution kernel.", choices=BACKENDS)
     memory: float = option(1.0, "GiB that input directions and what they read may take at once.", above=0)

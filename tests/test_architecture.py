@@ -85,6 +85,7 @@ def test_every_module_has_its_place_in_the_flow():
 def test_files_are_small_and_say_what_they_are(path):
     text = (ROOT / path).read_text(encoding="utf-8")
     assert text.count("\n") <= 400, f"{path} holds more than one idea"
+    assert max(map(len, text.split("\n"))) <= 120, f"{path} has lines of more than 120 characters"
     assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
     printing = path.name in ("bench.py", "compile.py") or path.name.startswith("train")
     assert "print(" not in text or printing, f"{path} prints"

@@ -53,9 +53,9 @@ from circuitgraph_kernels import backend_name
 class Attribution:
     """The attribution of every node, and all that it was computed from.
 
-    `nodes` are the results as columns; `top`, `above`, `by_site`, `to_pandas` and `save` are theirs. The other fields are for
-    what goes on from here (edges, measurements): activations, gradients and tables are by aligned position where the
-    alignment is not trivial.
+    `nodes` are the results as columns; `top`, `above`, `by_site`, `to_pandas` and `save` are theirs. The other
+    fields are for what goes on from here: activations, gradients and tables are by aligned position
+    where the alignment is not trivial.
 
         objective        the targets that are explained in place of the metric; None for the metric
         clean, corrupted the two runs; corrupted is None where there are no corrupted prompts
@@ -187,8 +187,8 @@ def attribute(
         settings: The defaults, or all settings at once.
         backend: "auto", "torch", "triton" or "reference": what the attribution kernel runs on.
         progress: Told (stage, steps done, steps in all).
-        **changes: Fields of `settings.Nodes` over `settings`: metric, targets, baseline, method, steps, rule, attention,
-            mlp, errors_as_targets, align, length, examples, seed.
+        **changes: Fields of `settings.Nodes` over `settings`: metric, targets, baseline, method, steps, rule,
+            attention, mlp, errors_as_targets, align, length, examples, seed.
 
     Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit, before the model runs.
     """
@@ -220,7 +220,7 @@ def run_attribution(
         pairs: The pairs, all of which are used.
         settings: As of `attribute`.
         objective: What is explained, where that is known; else it is found by settings.targets.
-        known_positions: Names of aligned positions that are numbered first, as in a graph that these runs are compared with.
+        known_positions: Names of aligned positions that are numbered first, as in a graph to compare with.
         scores: Record the attention scores too, which edges by ablation need.
         backend: As of `attribute`.
         progress: As of `attribute`.

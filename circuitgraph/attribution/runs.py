@@ -24,8 +24,11 @@ BaselineKind = Literal["corrupted", "zero", "mean", "resample"]
 
 @dataclass(frozen=True, eq=False)
 class CleanRun:
-    """The clean run: `attached` are the recorded tensors and `attached_metric` [batch] the metric in the autograd graph;
-    `values` and `metric` are the same detached."""
+    """The clean run.
+
+    `attached` are the recorded tensors and `attached_metric` [batch] the metric in the autograd graph; `values` and
+    `metric` are the same detached.
+    """
 
     logits: Tensor
     attached_metric: Tensor
@@ -73,7 +76,12 @@ def sites_of(
 ) -> list[Site]:
     """Every site whose activations the nodes and edges of these dictionaries need, in forward order.
 
-    reads: further sites from which edges are traced; neurons: also the neurons of every MLP, to linearise it; scores: also the attention scores, for what the mask hides.
+    Args:
+        model: The model.
+        dictionaries: Its dictionaries.
+        reads: Further sites from which edges are traced.
+        neurons: Also the neurons of every MLP, to linearise it.
+        scores: Also the attention scores, for what the mask hides.
     """
     sites = {Site("embed")}
     if model.has(Site("pos_embed")):
@@ -109,10 +117,10 @@ def sites_of(
 def run_clean(
     model: Model, pairs: TokenizedPairs, sites: Iterable[Site], metric: Metric | Callable[[Tensor], Metric]
 ) -> CleanRun:
-    """The clean run with its autograd graph. Its logits end with each example's last position (`TokenizedPairs.at_end`).
+    """The clean run with its autograd graph. Its logits end with each example's last position.
 
-    Where the metric reads a site itself, the attached tensor is what goes on from there: a gradient at it is that of what
-    lies behind, without the reading.
+    For a site that the metric itself reads, `attached` holds the tensor after that read, so a gradient there leaves the
+    read out.
 
     Args:
         model: The model.

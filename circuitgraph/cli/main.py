@@ -1,7 +1,7 @@
 """The command line: parse, call one function, write, say where.
 
-Result paths and figures go to stdout, everything else to stderr; an error is one line and exit code 1. Only click is imported
-until a command runs, so that --help is quick. Options, defaults and help texts come from `settings`.
+Result paths and figures go to stdout, everything else to stderr; an error is one line and exit code 1. Only click is
+imported until a command runs, so that --help is quick. Options, defaults and help texts come from `settings`.
 """
 
 from __future__ import annotations

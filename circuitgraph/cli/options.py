@@ -1,4 +1,4 @@
-"""What the commands share: options made from settings, loading, progress. Only click is imported until a command runs."""
+"""What the commands share: options made from settings, loading, progress. Only click is imported at first."""
 
 from __future__ import annotations
 

@@ -146,7 +146,8 @@ def choose_baselines(
     for name in names:
         if name not in EVALUATION_BASELINES:
             raise CircuitGraphError(
-                f"baseline {name!r} is unknown; expected one of {', '.join(EVALUATION_BASELINES)}.{did_you_mean(name, EVALUATION_BASELINES)}"
+                f"baseline {name!r} is unknown; expected one of {', '.join(EVALUATION_BASELINES)}."
+                f"{did_you_mean(name, EVALUATION_BASELINES)}"
             )
         check_baseline(name, n_pairs, has_corrupted=corrupted)
     return names

@@ -103,8 +103,8 @@ def check_dictionaries(
     First the splice: with x_hat + (x - x_hat) at every dictionary's site the logits must be the model's up to
     rounding. Loss is the mean next-token cross entropy. Loss recovered ablates to zero, not to the mean, as in the
     closing-quotation study. That study replaced x at the position before the answer only and counted the answer's loss;
-    here every position is replaced and every next token of the prompt counts. Where the error node carries the effect is
-    told from the attributions of the metric between clean and baseline.
+    here every position is replaced and every next token of the prompt counts. Where the error node carries the effect
+    is told from the attributions of the metric between clean and baseline.
 
     Args:
         prompts: A text, a `PromptPair`, a list of these, or a prompt file.
@@ -191,7 +191,8 @@ def check_splice(model: Model, dictionaries: Dictionaries, tokens: Tensor, logit
         worst = max(alone, key=lambda site: alone[site])
         raise DictionaryError(
             f"dictionaries spliced in with their errors change the logits of {model.name} by {found:.2g}, where"
-            f" rounding allows {tolerance:.2g}; most by {dictionaries[worst].name} at {worst} ({alone[worst]:.2g} alone)."
+            f" rounding allows {tolerance:.2g}; most by {dictionaries[worst].name} at {worst}"
+            f" ({alone[worst]:.2g} alone)."
             " Its reconstruction is not finite or too large for this precision"
         )
     return found, tolerance

@@ -55,7 +55,7 @@ def evaluate(
     progress: Progress = no_progress,
     **changes: Any,
 ) -> Evaluation:
-    """Run the circuit of the graph, patch its nodes one by one, measure its edges, and compare with what the graph says.
+    """Run the circuit of the graph, patch its nodes, measure its edges, and compare with what the graph says.
 
     Args:
         graph: A graph that `discover` built, or a part of one.

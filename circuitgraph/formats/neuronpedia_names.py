@@ -76,7 +76,8 @@ def node_of(fields: dict[str, Any], where: str, coded: bool) -> Node | None:
         return Node("embedding", Site("embed"), pos)
     if kind not in _SITES:
         raise GraphError(
-            f"{where}: feature_type {kind[:60]!r} is unknown; expected one of {', '.join((*_SITES, 'embedding', 'logit'))}"
+            f"{where}: feature_type {kind[:60]!r} is unknown; expected one of"
+            f" {', '.join((*_SITES, 'embedding', 'logit'))}"
         )
     ours, site = _SITES[kind]
     layer = layer_of(fields.get("layer"), where)

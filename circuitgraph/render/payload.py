@@ -81,7 +81,8 @@ def _strongest(graph: nx.MultiDiGraph, max_nodes: int, max_edges: int) -> tuple[
             key=lambda n: (not labels.is_top(graph.nodes[n]), -abs(graph.nodes[n].get("attribution") or 0.0), n),
         )
         left_out.append(
-            f"{len(graph) - max_nodes:,} of {len(graph):,} nodes are not in this page: it holds the {max_nodes:,} with the"
+            f"{len(graph) - max_nodes:,} of {len(graph):,} nodes are not in this page: it holds the {max_nodes:,}"
+            " with the"
             " largest |attribution|, to stay quick"
         )
         graph = graph.subgraph(ranked[:max_nodes])
@@ -89,7 +90,8 @@ def _strongest(graph: nx.MultiDiGraph, max_nodes: int, max_edges: int) -> tuple[
         count = graph.number_of_edges()
         kept = graph.edge_subgraph([edge[:3] for edge in labels.ranked_edges(graph)[:max_edges]])
         left_out.append(
-            f"{count - max_edges:,} of {count:,} edges are not in this page: it holds the {max_edges:,} with the largest"
+            f"{count - max_edges:,} of {count:,} edges are not in this page: it holds the {max_edges:,} with the"
+            " largest"
             " |weight|, to stay quick"
         )
         smaller = nx.MultiDiGraph(**graph.graph)
