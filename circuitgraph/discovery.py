@@ -22,7 +22,7 @@ from circuitgraph.errors import CircuitGraphError
 from circuitgraph.graphs.build import graph_of_edges
 from circuitgraph.presets import find_preset
 from circuitgraph.progress import Progress, no_progress
-from circuitgraph.settings import Compute, Discovery, resolve
+from circuitgraph.settings import Compute, Discovery, refuse_metric_beside_targets, resolve
 
 
 def discover(
@@ -57,6 +57,7 @@ def discover(
         raise CircuitGraphError(f"preset {preset!r} and settings are both given; give one of them to start from")
     start = settings if preset is None else find_preset(preset)
     chosen = resolve(Discovery, start, changes)
+    refuse_metric_beside_targets(chosen, changes)
     compute = Compute(backend=backend, memory=memory)
     given = as_pairs(prompts)
     loaded = as_model(model)

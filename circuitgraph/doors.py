@@ -7,6 +7,7 @@ Every public function calls these first, so that a name, a folder or an object o
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +15,7 @@ from typing import Any, TypeAlias
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.dictionaries.dictionary import check_fit
 from circuitgraph.dictionaries.load import DictionarySources, load_dictionaries
-from circuitgraph.errors import PromptError
+from circuitgraph.errors import CircuitGraphError, PromptError
 from circuitgraph.models.load import load_model
 from circuitgraph.models.model import Model
 from circuitgraph.models.tokens import pairs_of_length
@@ -62,7 +63,7 @@ def as_pairs(prompts: PairsLike) -> list[PromptPair]:
 
     Args:
         prompts: One `PromptPair` or a list of them; a text or a list of texts, which have no corrupted prompt; or the
-            path of a prompt file, as a Path or as a text that ends in .json or .jsonl and names a file that exists.
+            path of a prompt file, as a Path or as a text that ends in .json or .jsonl and is one word or names a file.
 
     Raises PromptError for anything else, an empty list, or a file that cannot be read.
     """
@@ -72,7 +73,8 @@ def as_pairs(prompts: PairsLike) -> list[PromptPair]:
         return read_pairs(prompts)
     if isinstance(prompts, str):
         path = Path(prompts)
-        is_file = path.suffix in (".json", ".jsonl") and len(prompts) < 4096 and path.is_file()
+        named = path.suffix in (".json", ".jsonl") and len(prompts) < 4096
+        is_file = named and (not re.search(r"\s", prompts) or path.is_file())
         return read_pairs(path) if is_file else [PromptPair(prompts)]
     if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
         raise PromptError(
@@ -86,6 +88,25 @@ def as_pairs(prompts: PairsLike) -> list[PromptPair]:
     if not pairs:
         raise PromptError("there are no prompts; expected at least one")
     return pairs
+
+
+def as_words(words: str | Iterable[str] | None, what: str) -> tuple[str, ...]:
+    """The words as a tuple: one text is one word, None is none.
+
+    Args:
+        words: A text, or texts.
+        what: What they are, for the message.
+
+    Raises CircuitGraphError for anything that is not text.
+    """
+    given = () if words is None else (words,) if isinstance(words, str) else words
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
+        raise CircuitGraphError(f"{what} is {words!r}; expected a word or a list of words")
+    found = tuple(given)
+    for word in found:
+        if not isinstance(word, str):
+            raise CircuitGraphError(f"{what} holds {word!r}; expected words")
+    return found
 
 
 def choose_pairs(pairs: Sequence[PromptPair], model: Model, which: Prompts) -> list[PromptPair]:

@@ -46,6 +46,18 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise CircuitGraphError(f"cannot write {os.fspath(path)}: folder {folder} is not writable; choose another -o")
 
 
+def check_folder(path: str | os.PathLike[str], option: str = "-o") -> None:
+    """CircuitGraphError if no folder can be made at `path`: asked before a long computation, not after it.
+
+    Args:
+        path: The folder; it may be there already.
+        option: The option to choose another by, for the message.
+    """
+    there = next(parent for parent in [Path(path), *Path(os.path.realpath(path)).parents] if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise CircuitGraphError(f"cannot make folder {os.fspath(path)} in {there}; choose another {option}")
+
+
 def _write_beside_and_rename(target: Path, content: Iterable[bytes]) -> None:
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.part")
     try:

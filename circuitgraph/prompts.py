@@ -211,10 +211,14 @@ _SPELLINGS = (
 )
 
 
+_CORRUPTED = frozenset(spelling[1] for spelling in _SPELLINGS)  # null stands for no corrupted prompt
+
+
 def pair_of(record: Any) -> PromptPair:
     """The pair that a JSON object of any of the spellings holds; PromptError for what is missing or no string."""
     if not isinstance(record, dict):
         raise PromptError(f"expected a JSON object, found {type(record).__name__}")
+    record = {key: value for key, value in record.items() if value is not None or key not in _CORRUPTED}
     for clean, corrupted, answers, wrong in _SPELLINGS:
         if clean in record and corrupted in record and answers in record:
             return PromptPair(

@@ -61,7 +61,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            _check(each, getattr(self, each.name))
+            value = getattr(self, each.name)
+            _check(each, value)
+            if type_of(each) in (int, float) and value is not None:  # numpy's numbers become Python's
+                object.__setattr__(self, each.name, type_of(each)(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +250,7 @@ def resolve(kind: type[S], given: Settings | None, changes: Mapping[str, Any]) -
 
     Raises CircuitGraphError for a keyword that is no setting, with the nearest one that is.
     """
-    if given is not None and not isinstance(given, Settings):
+    if given is not None and not isinstance(given, kind):
         raise CircuitGraphError(
             f"settings is of type {type(given).__name__}; expected {kind.__name__}(...), or its fields as keywords"
         )
@@ -259,6 +262,15 @@ def resolve(kind: type[S], given: Settings | None, changes: Mapping[str, Any]) -
             )
     base = {} if given is None else {name: getattr(given, name) for name in known if hasattr(given, name)}
     return kind(**{**base, **changes})
+
+
+def refuse_metric_beside_targets(chosen: Nodes, changes: Mapping[str, Any]) -> None:
+    """MetricError where a metric was asked for that would go unused, since targets are explained in its place."""
+    if "metric" in changes and not (isinstance(chosen.targets, str) and chosen.targets == "metric"):
+        raise MetricError(
+            f"metric {chosen.metric!r} and targets {chosen.targets!r} are both given; targets are explained in place"
+            " of a metric, so give one of them"
+        )
 
 
 def as_record(settings: Settings, *, of: type[Settings] | None = None) -> dict[str, Any]:

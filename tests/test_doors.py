@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import networkx as nx
+import numpy
 import pytest
+import torch
 from support.sae_lens_files import save
 
 import circuitgraph as cg
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.doors import as_dictionaries, as_model, as_pairs, choose_pairs
 from circuitgraph.embedded import circuit_dictionaries
-from circuitgraph.errors import CircuitGraphError, DictionaryError, ModelError, PromptError
+from circuitgraph.errors import CircuitGraphError, DictionaryError, GraphError, MetricError, ModelError, PromptError
 from circuitgraph.nodes import Site
 from circuitgraph.prompts import PromptPair
 from circuitgraph.settings import Prompts
@@ -33,9 +36,10 @@ def test_a_prompt_file_is_named_by_a_path_or_a_text(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"clean": "a b", "corrupted": "a c", "answers": " d"}) + "\n")
     assert as_pairs(path) == as_pairs(str(path)) == [PromptPair("a b", "a c", (" d",))]
-    assert as_pairs("no such file.jsonl") == [PromptPair("no such file.jsonl")]  # a text that names no file is a prompt
-    with pytest.raises(PromptError, match="does not exist"):
-        as_pairs(tmp_path / "none.jsonl")
+    assert as_pairs("Read my file.json") == [PromptPair("Read my file.json")]  # several words that name no file
+    for missing in (tmp_path / "none.jsonl", "none.jsonl", str(tmp_path / "none.json")):
+        with pytest.raises(PromptError, match="does not exist"):
+            as_pairs(missing)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +114,114 @@ def test_the_choice_of_pairs_is_in_the_provenance_from_every_door(tiny_model, ti
     assert graph.graph["n_examples"] == 1
     plain = cg.discover(tiny_pairs, tiny_model, tiny_dictionaries)
     assert not {"length", "examples", "seed"} & set(plain.graph["provenance"]["settings"])
+
+
+# graphs and the rest -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def circuit(tiny_model, tiny_dictionaries, tiny_pairs):
+    return cg.prune(cg.discover(tiny_pairs, tiny_model, tiny_dictionaries), max_nodes=10)
+
+
+TAKE_A_GRAPH = [
+    cg.prune,
+    cg.summary_text,
+    cg.tensors,
+    cg.render_html,
+    cg.render_svg,
+    cg.render_dot,
+    cg.check_graph,
+    cg.show,
+]
+
+
+@pytest.mark.parametrize("function", TAKE_A_GRAPH, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("graph", ["c.json", None, 3, nx.Graph()], ids=["text", "none", "int", "plain"])
+def test_what_is_no_graph_is_refused(function, graph):
+    with pytest.raises(GraphError, match="the graph is of type .*circuitgraph.load reads a file"):
+        function(graph)
+
+
+@pytest.mark.parametrize("function", [cg.prune, cg.summary_text, cg.tensors, cg.check_graph])
+def test_a_graph_without_a_metric_is_refused_where_one_is_needed(function):
+    with pytest.raises(GraphError, match=r"the graph has no metric|graph\.metric must hold"):
+        function(nx.MultiDiGraph())
+
+
+def test_evaluation_takes_the_graphs_own_dictionaries_and_nothing_else(circuit, tiny_model, tiny_dictionaries):
+    few = Dictionaries(d for d in tiny_dictionaries.values() if d.writes.layer == 1)
+    graph = cg.discover(PAIR, tiny_model, few, max_nodes=10)
+    for function in (cg.evaluate, cg.measure):
+        with pytest.raises(
+            GraphError, match=r"built with dictionaries at z\.1, mlp_out\.1, and those given are at z\.0, "
+        ):
+            function(graph, tiny_model, tiny_dictionaries)
+        with pytest.raises(GraphError, match="the graph is of type str"):
+            function("c.json", tiny_model, tiny_dictionaries)
+        with pytest.raises(CircuitGraphError, match="expected norms or attention"):
+            function(circuit, tiny_model, tiny_dictionaries, freeze="norm")
+    with pytest.raises(
+        GraphError, match="of metric 'logit_difference', and effects in metric 'logit' cannot stand beside"
+    ):
+        cg.measure(circuit, tiny_model, tiny_dictionaries, metric="logit")
+
+
+def test_words_may_be_one_text_or_be_given_once_only(circuit, tiny_model, tiny_dictionaries):
+    few = {"n_patched": 2, "n_edges": 3, "n_dropped": 0, "curves": False}
+    one, other = (
+        cg.evaluate(circuit, tiny_model, tiny_dictionaries, freeze=freeze, baselines=baselines, **few)
+        for freeze, baselines in (("norms", "zero"), (iter(["norms"]), iter(["zero"])))
+    )
+    assert one.settings["freeze"] == other.settings["freeze"] == ["norms"] and repr(one) == repr(other)
+    for wrong in (5, [None], b"norms"):
+        with pytest.raises(CircuitGraphError, match="freeze (is|holds) .*; expected"):
+            cg.evaluate(circuit, tiny_model, tiny_dictionaries, freeze=wrong)
+
+
+def test_a_metric_that_targets_would_hide_is_refused(tiny_model, tiny_dictionaries):
+    for function in (cg.discover, cg.attribute):
+        with pytest.raises(MetricError, match="metric 'logit' and targets 'logits' are both given"):
+            function(PAIR, tiny_model, tiny_dictionaries, targets="logits", metric="logit")
+
+
+def test_numbers_of_numpy_become_pythons(tmp_path, tiny_model, tiny_dictionaries):
+    graph = cg.discover(
+        PAIR, tiny_model, tiny_dictionaries, max_nodes=numpy.int64(20), edge_threshold=numpy.float32(0.5)
+    )
+    settings = graph.graph["provenance"]["settings"]
+    assert type(settings["max_nodes"]) is int and type(settings["edge_threshold"]) is float
+    cg.save(graph, tmp_path / "a.neuronpedia.json")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[10**6, 2]], "token id 1000000 is not in tiny; expected 0-11"),
+        ([[-1, 2]], "token id -1 is not in tiny"),
+        ([[True, False]], "expected whole numbers"),
+        ([[]], "expected whole numbers"),
+        ([[1] * 600], "600 tokens, but tiny reads at most 16"),
+    ],
+    ids=["large", "negative", "bool", "none", "long"],
+)
+def test_token_ids_that_the_model_does_not_have_are_refused(tiny_model, tiny_dictionaries, ids, message):
+    ids = torch.tensor(ids) if ids[0] else torch.zeros(1, 0, dtype=torch.long)
+    with pytest.raises(PromptError, match=message):
+        cg.run_with_interventions(ids, tiny_model, tiny_dictionaries, [])
+
+
+@pytest.mark.parametrize(
+    "change", ["mlp_out.0/f3@1=1e39", "mlp_out.0/f3@1*=-1e39", "resid_post.0@1+=1e40*mlp_out.0/f3"]
+)
+def test_numbers_beyond_the_precision_are_refused(change):
+    with pytest.raises(CircuitGraphError, match=r"is -?1e\+(39|40); expected a number of at most 3.4e\+38 in size"):
+        cg.run_with_interventions("The capital of France is", "demo", "demo", change)
+
+
+def test_activations_are_cached_at_sites_by_name(tiny_model, tiny_dictionaries):
+    run = cg.run_with_interventions("a b c", tiny_model, tiny_dictionaries, [], cache=["mlp_out.0"])
+    assert run.activations[Site("mlp_out", 0)].shape == (1, 4, 16)
 
 
 # models and dictionaries -----------------------------------------------------------------------------------------------

@@ -155,3 +155,10 @@ def test_tokens_begin_with_bos_once(tiny_model):
     tokens = tokenize_pairs(tiny_model, [PromptPair("a b", "a c", (" d", " e"), (" f",))])
     assert tokens.clean.tolist() == [[1, 3, 4]] and tokens.corrupted.tolist() == [[1, 3, 5]]
     assert tokens.answers == ((6, 7),) and tokens.wrong_answers == ((8,),)
+
+
+@pytest.mark.parametrize("key", ["corrupted", "corrupt"])
+def test_null_in_a_file_stands_for_no_corrupted_prompt(tmp_path, key):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"clean": "a b", key: None, "answers": [" c"]}) + "\n")
+    assert read_pairs(path) == [PromptPair("a b", None, " c")]

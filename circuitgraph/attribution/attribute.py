@@ -44,7 +44,7 @@ from circuitgraph.nodes import Node, Site
 from circuitgraph.paths.linear_maps import LinearMap
 from circuitgraph.progress import Progress, no_progress
 from circuitgraph.prompts import PromptPair, record_of
-from circuitgraph.settings import Compute, Nodes, as_record, resolve
+from circuitgraph.settings import Compute, Nodes, as_record, refuse_metric_beside_targets, resolve
 from circuitgraph.shares import full_share
 from circuitgraph_kernels import backend_name
 
@@ -193,6 +193,7 @@ def attribute(
     Raises a CircuitGraphError for prompts, metrics or dictionaries that do not fit, before the model runs.
     """
     nodes = resolve(Nodes, settings, changes)
+    refuse_metric_beside_targets(nodes, changes)
     given = as_pairs(prompts)
     loaded = as_model(model)
     found = as_dictionaries(dictionaries, loaded)

@@ -6,6 +6,7 @@ imported until a command runs, so that --help is quick. Options, defaults and he
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,15 @@ from circuitgraph.cli.options import (
 )
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.presets import PRESETS, find_preset
-from circuitgraph.settings import Compute, Demo, DictionaryChecks, Discovery, Pruning, resolve
+from circuitgraph.settings import (
+    Compute,
+    Demo,
+    DictionaryChecks,
+    Discovery,
+    Pruning,
+    refuse_metric_beside_targets,
+    resolve,
+)
 
 
 class _Lines(click.Group):
@@ -131,8 +140,11 @@ def discover(
     compute = {name: settings.pop(name) for name in ("backend", "memory")}
     resolve(Compute, None, compute)
     start = None if preset is None else find_preset(preset)
-    changes = {name: value for name, value in settings.items() if start is None or name in given}
-    resolve(Discovery, start, changes)  # before anything heavy is imported
+    changes = {name: settings[name] for name in given if name in settings}
+    chosen = resolve(Discovery, start, changes)  # before anything heavy is imported
+    if target_weights or ctx.get_parameter_source("targets") != click.core.ParameterSource.DEFAULT:
+        chosen = dataclasses.replace(chosen, targets=targets)
+    refuse_metric_beside_targets(chosen, changes)
 
     from circuitgraph.attribution.objective import read_targets
     from circuitgraph.discovery import discover as find_graph

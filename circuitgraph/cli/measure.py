@@ -82,11 +82,13 @@ def evaluate(
     from circuitgraph.errors import PromptError
     from circuitgraph.evaluation.evidence import evaluate as evaluate_features
     from circuitgraph.evaluation.report import evaluation_text
-    from circuitgraph.files import check_writable, write_atomically
+    from circuitgraph.files import check_folder, check_writable, write_atomically
     from circuitgraph.formats import load
     from circuitgraph.render.plots import component_plots, evaluation_plots, write_plots
 
     check_writable(output)
+    if plots is not None:
+        check_folder(plots, "--plots")
     circuit = load(graph)
     components = "components" in circuit.graph
     if components and prompts is None:

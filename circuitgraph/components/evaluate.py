@@ -42,6 +42,7 @@ from circuitgraph.evaluation.conditions import (
     total_effect,
 )
 from circuitgraph.evaluation.report import Evidence, conditions_table, curves_lines, prompts_text
+from circuitgraph.graphs.schema import require_graph
 from circuitgraph.models.model import Model
 from circuitgraph.progress import Progress, no_progress
 from circuitgraph.prompts import pairs_to_text
@@ -95,6 +96,7 @@ def evaluate_components(
     Raises GraphError for a graph that is not of components, or not of this model's, and a CircuitGraphError for
     settings, baselines or prompts that do not fit, before the model runs.
     """
+    require_graph(graph)
     chosen = resolve(ComponentEvaluating, settings, changes)
     scores, given = component_scores(graph), as_pairs(prompts)
     model = as_model(model)

@@ -15,7 +15,17 @@ import networkx as nx
 import torch
 
 from circuitgraph.attribution.strongest import rank_nodes
-from circuitgraph.doors import DictionariesLike, ModelLike, PairsLike, as_dictionaries, as_model, as_pairs, choose_pairs
+from circuitgraph.doors import (
+    DictionariesLike,
+    ModelLike,
+    PairsLike,
+    as_dictionaries,
+    as_model,
+    as_pairs,
+    as_words,
+    choose_pairs,
+)
+from circuitgraph.errors import GraphError
 from circuitgraph.evaluation.agreement import Agreement, compare
 from circuitgraph.evaluation.circuits import ERRORS, node_values
 from circuitgraph.evaluation.conditions import (
@@ -35,6 +45,7 @@ from circuitgraph.evaluation.node_circuits import NodeCircuit, NodeCircuits, bui
 from circuitgraph.evaluation.noise import NoisePoint, noise_curve
 from circuitgraph.evaluation.patching import patch_effects
 from circuitgraph.evaluation.report import Evaluation, Evidence
+from circuitgraph.graphs.schema import require_graph
 from circuitgraph.metrics import MetricFunction
 from circuitgraph.nodes import EDGE_KINDS, Node
 from circuitgraph.progress import Progress, no_progress
@@ -75,8 +86,11 @@ def evaluate(
     Raises GraphError for a graph without provenance or with nodes that the model and dictionaries do not have, and a
     CircuitGraphError for settings, baselines or prompts that do not fit, before the model runs.
     """
+    require_graph(graph)
     chosen = resolve(Evaluating, settings, changes)
+    freeze = as_words(freeze, "freeze")
     check_freeze(freeze)
+    baselines = None if baselines is None else as_words(baselines, "baselines")
     runner, names = _runner(graph, model, dictionaries, prompts, metric, baselines, chosen, progress)
     pairs = list(runner.attribution.pairs)
     nodes = circuit_nodes(graph, runner.attribution.dictionaries)
@@ -130,6 +144,13 @@ def measure(
     Raises as `evaluate` does.
     """
     chosen = resolve(Measuring, settings, changes)
+    require_graph(graph)
+    own, given = graph.graph["metric"]["name"], getattr(metric, "__name__", metric)
+    if metric is not None and given != own:
+        raise GraphError(
+            f"the graph's numbers are of metric {own!r}, and effects in metric {given!r} cannot stand beside them; use"
+            " evaluate for another metric"
+        )
     evaluation = evaluate(
         graph,
         model,
@@ -154,6 +175,7 @@ def attach_evidence(graph: nx.MultiDiGraph, evaluation: Evidence) -> nx.MultiDiG
         evaluation: An `Evaluation` or a `ComponentEvaluation`. Its summary becomes the graph's `evidence`, each
             measured effect the `effect` of its node, or of the edges of all kinds between two nodes together.
     """
+    require_graph(graph)
     result = graph.copy()
     result.graph["evidence"] = evaluation.summary()
     nx.set_node_attributes(result, evaluation.effects, "effect")

@@ -167,4 +167,10 @@ def circuit_nodes(graph: nx.MultiDiGraph, dictionaries: Dictionaries) -> list[No
                 f"node {str(node)!r} is in no given dictionary (sites: {known}); give the dictionaries the graph was"
                 " built with"
             )
+    built_with = graph.graph.get("provenance", {}).get("dictionaries")
+    if isinstance(built_with, Mapping) and set(built_with) != set(map(str, dictionaries)):
+        raise GraphError(
+            f"the graph was built with dictionaries at {', '.join(built_with) or 'no site'}, and those given are at"
+            f" {', '.join(map(str, dictionaries)) or 'no site'}; give the same"
+        )
     return nodes

@@ -15,6 +15,7 @@ from circuitgraph.formats.kinds import FORMATS, Format
 from circuitgraph.formats.native import read_graph, value_to_graph
 from circuitgraph.formats.neuronpedia_read import value_from_neuronpedia
 from circuitgraph.formats.untrusted import open_bytes, parse_json, read_text, reading
+from circuitgraph.graphs.schema import require_graph
 
 _SUFFIXES = {suffix: item for item in FORMATS.values() for suffix in item.suffixes}
 
@@ -34,6 +35,7 @@ def save(graph: nx.MultiDiGraph, path: str | Path, format: str | None = None, **
     Raises GraphError for an unknown format, an option that it does not take and a graph that it cannot hold, and
     CircuitGraphError where nothing can be written.
     """
+    require_graph(graph, with_metric=False)
     check_save(path, format=format, **options)
     chosen = _chosen(path, format, "write")
     assert chosen.write is not None

@@ -45,9 +45,16 @@ def table_paths(path: str | Path) -> dict[str, Path]:
     return {part: path.with_name(name) for part, name in names.items()}
 
 
+def _csv_paths(path: str | Path) -> dict[str, Path]:
+    paths = table_paths(path)
+    if "graph" not in paths:
+        raise GraphError(f"{path}: the files of CSV tables are named after NAME.csv; give a name that ends in .csv")
+    return paths
+
+
 def write_csv(graph: nx.MultiDiGraph, path: str | Path) -> None:
     """Write NAME.nodes.csv, NAME.edges.csv and NAME.graph.json."""
-    flat, paths = to_flat(graph, RESERVED), table_paths(path)
+    flat, paths = to_flat(graph, RESERVED), _csv_paths(path)
     for file in paths.values():
         check_writable(file)
     write_atomically(paths["nodes"], _csv(("id",), flat.node_columns, [((key,), row) for key, row in flat.nodes]))
@@ -59,7 +66,7 @@ def write_csv(graph: nx.MultiDiGraph, path: str | Path) -> None:
 
 def read_csv(path: str | Path) -> nx.MultiDiGraph:
     """The graph of the three files that `write_csv` wrote."""
-    paths = table_paths(path)
+    paths = _csv_paths(path)
     with reading(paths["graph"]):
         value = take_object(parse_json(read_text(paths["graph"])), "the file")
         facts = take_string(value.get("graph"), "graph")

@@ -11,7 +11,7 @@ from typing import Any
 import networkx as nx
 
 from circuitgraph.errors import CircuitGraphError
-from circuitgraph.graphs.schema import metric_node, metric_scale
+from circuitgraph.graphs.schema import metric_node, metric_scale, require_graph
 from circuitgraph.nodes import Node
 from circuitgraph.settings import Pruning, resolve
 
@@ -33,6 +33,7 @@ def prune(graph: nx.MultiDiGraph, *, settings: Pruning | None = None, **changes:
 
     Raises CircuitGraphError for a negative threshold, one above 1 that nothing reaches, or a count that is too small.
     """
+    require_graph(graph)
     chosen = resolve(Pruning, settings, changes)
     node_threshold, edge_threshold = chosen.node_threshold, chosen.edge_threshold
     top_k, max_nodes = chosen.top_k, chosen.max_nodes

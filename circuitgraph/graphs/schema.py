@@ -36,6 +36,7 @@ Graph attributes
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import networkx as nx
@@ -65,6 +66,22 @@ def metric_scale(graph: nx.MultiDiGraph) -> float:
     return unit_of_shares(metric["clean"], metric["corrupted"])
 
 
+def require_graph(graph: object, *, with_metric: bool = True) -> None:
+    """GraphError unless this is a networkx.MultiDiGraph: what every function that takes a graph asks first.
+
+    Args:
+        graph: What was handed in.
+        with_metric: Whether it must have a metric; pictures and files need none.
+    """
+    if not isinstance(graph, nx.MultiDiGraph):
+        raise GraphError(
+            f"the graph is of type {type(graph).__name__}; expected a networkx.MultiDiGraph of circuitgraph"
+            " (circuitgraph.load reads a file)"
+        )
+    if with_metric and not isinstance(graph.graph.get("metric"), Mapping):
+        raise GraphError("the graph has no metric; expected one that circuitgraph built or read")
+
+
 def check_graph(graph: nx.MultiDiGraph) -> None:
     """GraphError unless the graph keeps the schema.
 
@@ -74,6 +91,7 @@ def check_graph(graph: nx.MultiDiGraph) -> None:
     Args:
         graph: The graph to check.
     """
+    require_graph(graph, with_metric=False)
     _check_facts(graph.graph)
     depth: dict[str, int] = {}
     for key, attributes in graph.nodes(data=True):

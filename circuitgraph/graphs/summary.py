@@ -6,6 +6,7 @@ from collections import Counter
 
 import networkx as nx
 
+from circuitgraph.graphs.schema import require_graph
 from circuitgraph.nodes import EDGE_KINDS, NODE_KINDS, Node
 from circuitgraph.text import table_text
 
@@ -17,6 +18,7 @@ def summary_text(graph: nx.MultiDiGraph, *, top: int = 10) -> str:
         graph: The circuit graph.
         top: How many nodes and how many edges are listed, the strongest first.
     """
+    require_graph(graph)
     facts = graph.graph
     metric = facts["metric"]
     lines = [f"prompt     {' '.join(facts['tokens']['clean'])!r}"]

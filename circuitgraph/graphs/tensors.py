@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 
+from circuitgraph.graphs.schema import require_graph
 from circuitgraph.nodes import Node
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def tensors(graph: nx.MultiDiGraph) -> GraphTensors:
     Args:
         graph: The circuit graph; it is not changed.
     """
+    require_graph(graph)
     import torch
 
     nodes = sorted(map(Node.parse, graph), key=lambda node: node.order)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 from collections.abc import Collection
+
+import torch
 
 from circuitgraph.dictionaries.collection import Dictionaries
 from circuitgraph.errors import CircuitGraphError, did_you_mean
@@ -55,6 +58,7 @@ def check_interventions(
         try:
             _check_target(model, dictionaries, one.target)
             _check_span(one.target.span, n_pos)
+            _check_size(model, one)
             _check_kind(model, dictionaries, one, references)
             _check_frozen(dictionaries, one, frozen)
         except CircuitGraphError as error:
@@ -62,6 +66,15 @@ def check_interventions(
     for one, other in itertools.combinations(checked, 2):
         _check_conflict(dictionaries, one, other)
     return checked
+
+
+def _check_size(model: Model, one: Intervention) -> None:
+    """CircuitGraphError for a number that is no number, or beyond what the model computes in."""
+    largest = torch.finfo(model.layout.dtype).max
+    for name in ("value", "factor", "amount", "keep"):
+        number = getattr(one, name, 0.0)
+        if not isinstance(number, numbers.Real) or not abs(float(number)) <= largest:
+            raise CircuitGraphError(f"{name} is {number!r}; expected a number of at most {largest:.3g} in size")
 
 
 def _check_target(model: Model, dictionaries: Dictionaries, target: SitePart) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from circuitgraph.attribution.runs import resample_rows
@@ -34,6 +35,19 @@ def prompt_tokens(model: Model, prompts: Prompts) -> tuple[Tensor, Tensor | None
     if isinstance(prompts, Tensor):
         if prompts.ndim != 2 or not len(prompts) or prompts.is_floating_point():
             raise PromptError(f"the token ids have shape {tuple(prompts.shape)}; expected whole numbers [batch, pos]")
+        if prompts.dtype == torch.bool or not prompts.shape[1]:
+            raise PromptError(
+                f"the token ids are {prompts.dtype} {list(prompts.shape)}; expected whole numbers, at least one"
+            )
+        if prompts.shape[1] > model.n_ctx:
+            raise PromptError(
+                f"{prompts.shape[1]} tokens, but {model.name} reads at most {model.n_ctx}; shorten the prompt"
+            )
+        low, high = int(prompts.min()), int(prompts.max())
+        if low < 0 or high >= model.n_vocab:
+            raise PromptError(
+                f"token id {low if low < 0 else high} is not in {model.name}; expected 0-{model.n_vocab - 1}"
+            )
         return prompts.to(model.device), None
     pairs = as_pairs(prompts)
     lengths = sorted({len(model.tokens(pair.clean)) for pair in pairs})

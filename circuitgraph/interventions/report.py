@@ -25,7 +25,7 @@ def report_interventions(
     settings: Intervening | None = None,
     **changes: Any,
 ) -> str:
-    """The metric without and with the interventions, its reduction in percent, and the likeliest tokens that follow.
+    """The metric without and with the interventions, its change, and the likeliest tokens that follow.
 
     Args:
         prompts: A text, a `PromptPair`, a list of these, or a prompt file.
@@ -47,7 +47,6 @@ def report_interventions(
     metric = build_metric(chosen.metric, tokens.answers, tokens.wrong_answers)
     before, after = run_intervention_sets(pairs, loaded, found, [(), given], freeze=freeze, seed=chosen.seed)
     means = [float(metric(run.logits).mean()) for run in (before, after)]
-    reduction = f"{100 * (means[0] - means[1]) / means[0]:.1f} %" if means[0] else "undefined"
     more = f" and {len(pairs) - 1} more" if len(pairs) > 1 else ""
     drawn = chosen.examples is not None or any("resample" in str(one) for one in given)
     lines = [
@@ -55,12 +54,19 @@ def report_interventions(
         *(f"set        {one}" for one in given),
         *([f"frozen     {', '.join(freeze)}"] if freeze else []),
         *([f"seed       {chosen.seed}"] if drawn else []),
-        f"{metric.name} {means[0]:.4f} -> {means[1]:.4f}, reduced by {reduction}",
+        f"{metric.name} {means[0]:.4f} -> {means[1]:.4f}, {_change(*means)}",
         "",
     ]
     columns = [_likeliest(loaded, run, chosen.top_k) for run in (before, after)]
     lines += table_text(["as it is", "intervened"], list(zip(*columns, strict=True)))
     return "\n".join(lines) + "\n"
+
+
+def _change(before: float, after: float) -> str:
+    """How the metric changed; in percent where it fell from a positive value and did not change its sign."""
+    if before > 0 and 0 <= after <= before:
+        return f"reduced by {100 * (before - after) / before:.1f} %"
+    return f"changed by {after - before:+.4f}"
 
 
 def _likeliest(model: Model, run: IntervenedRun, n: int) -> list[str]:

@@ -41,7 +41,7 @@ def run_with_interventions(
     *,
     references: Mapping[str, Prompts] | None = None,
     freeze: Sequence[str | Site] = (),
-    cache: Sequence[Site] = (),
+    cache: Sequence[str | Site] = (),
     seed: int = 0,
 ) -> IntervenedRun:
     """What the model does with the prompts under interventions.
@@ -78,7 +78,7 @@ def run_intervention_sets(
     *,
     references: Mapping[str, Prompts] | None = None,
     freeze: Sequence[str | Site] = (),
-    cache: Sequence[Site] = (),
+    cache: Sequence[str | Site] = (),
     seed: int = 0,
     batch_rows: int = BATCH_ROWS,
     progress: Progress = no_progress,
@@ -113,7 +113,7 @@ def prepare(
     *,
     references: Mapping[str, Prompts],
     freeze: Sequence[str | Site] = (),
-    cache: Sequence[Site] = (),
+    cache: Sequence[str | Site] = (),
     seed: int = 0,
 ) -> tuple[Tensor, InterventionEngine]:
     """The prompts' token ids [batch, pos] and what runs them, as of `run_intervention_sets`.
@@ -127,10 +127,11 @@ def prepare(
     checked = [
         check_interventions(model, dictionaries, given, n_pos=n_pos, references=others, frozen=frozen) for given in sets
     ]
-    for site in cache:
+    cached = [Site.parse(site) if isinstance(site, str) else site for site in cache]
+    for site in cached:
         if not model.has(site):
             raise CircuitGraphError(f"{model.name} has no site {site} to keep; it has {model.n_layers} layers")
-    engine = InterventionEngine(model, dictionaries, checked, {}, frozen, tuple(cache))
+    engine = InterventionEngine(model, dictionaries, checked, {}, frozen, tuple(cached))
     used = {one.reference for given in checked for one in given if isinstance(one, Patch)} - {ZERO}
     values = others.run(model, dictionaries, used, engine.sites_read | engine.sites_written)
     return tokens, replace(engine, references=values)

@@ -83,6 +83,11 @@ class Model:
         return bool(self.library.cfg.parallel_attn_mlp)
 
     @property
+    def n_vocab(self) -> int:
+        """How many token ids it knows."""
+        return int(self.library.cfg.d_vocab)
+
+    @property
     def causal(self) -> bool:
         """Whether a position sees none after it."""
         return str(getattr(self.library.cfg, "attention_dir", "causal")) == "causal"

@@ -16,6 +16,7 @@ import networkx as nx
 
 from circuitgraph.errors import RenderError
 from circuitgraph.files import write_atomically
+from circuitgraph.graphs.schema import require_graph
 from circuitgraph.render import labels
 from circuitgraph.render.labels import LIGHT
 from circuitgraph.render.layout import Layout, Point, curve, lay_out, place_captions
@@ -48,6 +49,7 @@ def render_dot(graph: nx.MultiDiGraph) -> str:
     Args:
         graph: The circuit graph; all its edges are drawn.
     """
+    require_graph(graph, with_metric=False)
     layout = lay_out(graph)
     edges = labels.ranked_edges(graph)
     names = {node: f"n{number}" for number, node in enumerate(sorted(graph))}

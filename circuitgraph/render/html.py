@@ -18,6 +18,7 @@ from typing import Any
 import networkx as nx
 
 from circuitgraph.errors import RenderError
+from circuitgraph.graphs.schema import require_graph
 from circuitgraph.render import labels
 from circuitgraph.render.labels import DARK, LIGHT
 from circuitgraph.render.payload import MAX_EDGES, MAX_NODES, payload
@@ -46,6 +47,7 @@ def render_html(
         links: site -> id of its dictionary on Neuronpedia (`gpt2-small/5-att-kk`), for links to feature pages.
         max_nodes, max_edges: the most that the page holds, the strongest; it says what it leaves out.
     """
+    require_graph(graph, with_metric=False)
     data = payload(graph, compare, names=names, links=links, max_nodes=max_nodes, max_edges=max_edges)
     script, style = _asset("bundle/viewer.js"), f"{_colours()}\n{_asset('bundle/viewer.css')}"
     text = to_json(data)

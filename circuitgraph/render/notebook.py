@@ -11,6 +11,7 @@ from typing import Any
 import networkx as nx
 
 from circuitgraph.errors import CircuitGraphError
+from circuitgraph.graphs.schema import require_graph
 from circuitgraph.render.html import render_html
 from circuitgraph.render.svg import render_svg
 
@@ -53,6 +54,7 @@ def show(
         height: of the frame, in px.
         max_edges: so many edges, the strongest, travel into the notebook; the page says what it leaves out.
     """
+    require_graph(graph, with_metric=False)
     summary = f"circuit graph: {graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges"
     return NotebookView(render_html(graph, compare, max_edges=max_edges), render_svg(graph), summary, height)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import networkx as nx
 
+from circuitgraph.graphs.schema import require_graph
 from circuitgraph.render import labels
 from circuitgraph.render.labels import LIGHT
 from circuitgraph.render.layout import Column, Layout, curve, lay_out, place_captions
@@ -32,6 +33,7 @@ def render_svg(graph: nx.MultiDiGraph) -> str:
 
     Raises RenderError when a number of the graph is not finite.
     """
+    require_graph(graph, with_metric=False)
     layout = lay_out(graph)
     width = max(GUTTER + layout.width + MARGIN, 720.0)
     head, top = _head(graph, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -134,7 +135,10 @@ def test_intervene_says_what_changes(workplace, tiny_folder):
     result = run(*arguments, "--set", "mlp_out.1=corrupted", "--set", "z.0/h1@2:=0", "--freeze", "norms", "--top-k", 3)
     assert result.exit_code == 0, result.output
     assert "set        mlp_out.1=corrupted" in result.stdout and "frozen     norms" in result.stdout
-    assert "logit_difference " in result.stdout and "reduced by" in result.stdout
+    before, after, change = map(
+        float, re.search(r"logit_difference (\S+) -> (\S+), changed by (\S+)", result.stdout).groups()
+    )
+    assert abs(change) > 0.01 and change == pytest.approx(after - before, abs=2e-4)
     assert len(result.stdout.split("intervened\n")[1].splitlines()) == 3
     same = run(*arguments, "--set", "mlp_out.1*=1")
     assert "reduced by 0.0 %" in same.stdout
@@ -165,7 +169,7 @@ def test_intervene_needs_no_corrupted_prompts_but_for_runs_of_them(workplace, ti
     prompts.write_text('{"clean": "a b c d e", "answers": [" g"], "wrong_answers": [" h"]}\n')
     arguments = ["intervene", prompts, *model_options(tiny_folder, workplace), "--quiet"]
     result = run(*arguments, "--set", "mlp_out.1=0")
-    assert result.exit_code == 0 and "reduced by" in result.stdout, result.output
+    assert result.exit_code == 0 and "changed by +3.2040" in result.stdout, result.output
     for name in ("corrupted", "mean", "resample"):
         refused = run(*arguments, "--set", f"mlp_out.1={name}")
         assert refused.exit_code == 1 and len(refused.stderr.splitlines()) == 1

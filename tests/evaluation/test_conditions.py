@@ -7,7 +7,7 @@ import torch
 
 from circuitgraph.errors import CircuitGraphError
 from circuitgraph.evaluation.conditions import (
-    BASELINES,
+    EVALUATION_BASELINES,
     FRACTIONS,
     Curve,
     Interval,
@@ -121,7 +121,7 @@ def test_the_graphs_own_baseline_comes_first_and_each_baseline_once():
     def chosen(given, n_pairs, corrupted=True, **settings):
         return choose_baselines(given, n_pairs, corrupted=corrupted, **settings)
 
-    assert chosen(None, 2) == ["corrupted", "zero", "mean", "resample"] == list(BASELINES)
+    assert chosen(None, 2) == ["corrupted", "zero", "mean", "resample"] == list(EVALUATION_BASELINES)
     assert chosen(None, 1) == ["corrupted", "zero"] and chosen(None, 2, own="mean")[0] == "mean"
     assert chosen(["zero", "corrupted", "zero"], 2, own="corrupted") == ["corrupted", "zero"]
     assert chosen([], 2, own="zero") == ["zero"] and chosen([], 2) == ["corrupted"]
