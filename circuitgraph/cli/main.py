@@ -142,14 +142,15 @@ def discover(
     start = None if preset is None else find_preset(preset)
     changes = {name: settings[name] for name in given if name in settings}
     chosen = resolve(Discovery, start, changes)  # before anything heavy is imported
-    if target_weights or ctx.get_parameter_source("targets") != click.core.ParameterSource.DEFAULT:
-        chosen = dataclasses.replace(chosen, targets=targets)
+    named = bool(target_weights) or ctx.get_parameter_source("targets") != click.core.ParameterSource.DEFAULT
+    if named:
+        chosen = dataclasses.replace(chosen, targets="metric" if targets == ("metric",) else targets)
     refuse_metric_beside_targets(chosen, changes)
 
     from circuitgraph.attribution.objective import read_targets
     from circuitgraph.discovery import discover as find_graph
 
-    if ctx.get_parameter_source("targets") != click.core.ParameterSource.DEFAULT or target_weights:
+    if named:
         changes["targets"] = read_targets(targets, target_weights)
     with progress_bar(quiet) as progress:
         loaded, found, pairs = load_all(prompts, model, dictionaries, progress, device=device, dtype=dtype, lazy=lazy)

@@ -104,6 +104,16 @@ def test_discover_explains_features_tokens_and_directions(workplace, tiny_folder
         assert result.exit_code == 1 and message in result.stderr and result.stderr.count("\n") == 1
 
 
+def test_the_target_metric_goes_with_a_metric_and_a_named_target_does_not(workplace, tiny_folder, tmp_path):
+    out = tmp_path / "graph.json"
+    loading = ["discover", workplace / "pairs.jsonl", *model_options(tiny_folder, workplace), "--length", 6, "-o", out]
+    given = ["--metric", "logit", "--edge-threshold", 0]
+    refused = run(*loading, "--targets", "logits", *given)
+    assert refused.exit_code == 1 and "are both given" in refused.stderr and not out.exists()
+    assert run(*loading, "--targets", "metric", *given).exit_code == 0
+    assert load(out).graph["provenance"]["settings"]["metric"] == "logit"
+
+
 def test_prune_render_and_show_go_on_from_the_file(workplace, tmp_path):
     circuit = tmp_path / "circuit.json"
     assert run("prune", workplace / "graph.json", "-o", circuit, "--max-nodes", 20).stdout == f"{circuit}\n"
